@@ -1,0 +1,1 @@
+//! Message boundaries in a byte stream.

@@ -1,0 +1,21 @@
+//! The data plane of libvnf.
+//!
+//! From the bottom up:
+//!
+//! * [`packet`] — pooled buffers and checked views of protocol headers. Bytes in, values out; no I/O.
+//! * [`framing`] — where one message of a byte stream ends. Pure.
+//! * [`port`] — where frames enter and leave: memif, and an in-memory pair for tests.
+//! * [`stack`] — one host's ARP/NDP, ICMP and UDP on a port. Sans-I/O: frames and the time come in as arguments.
+//! * [`load`] — the load generator and responder behind `vnf load`.
+//! * `py` — the Python module `libvnf._native` (feature `python`): the only place that knows Python.
+//!
+//! Everything but `py` builds and tests without Python.
+
+pub mod framing;
+pub mod load;
+pub mod packet;
+pub mod port;
+pub mod stack;
+
+#[cfg(feature = "python")]
+mod py;

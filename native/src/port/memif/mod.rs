@@ -1,0 +1,1 @@
+//! memif: Ethernet frames through shared memory. Both roles, against a peer that may do anything.

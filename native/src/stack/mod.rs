@@ -1,0 +1,91 @@
+//! One host on a port: ARP, NDP, IPv4, IPv6, ICMP and UDP. Sans-I/O; the time is an argument.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
+
+use crate::packet::{Pool, Slot};
+use crate::port::{Port, Sent};
+
+/// An address and the length of its network prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cidr {
+    pub address: IpAddr,
+    pub prefix: u8,
+}
+
+/// What a host is told once.
+#[derive(Clone, Debug)]
+pub struct HostConfig {
+    pub mac: [u8; 6],
+    /// The host's own addresses: answered for in ARP/NDP, and the sources of what it sends.
+    pub addresses: Vec<Cidr>,
+    /// Shared addresses: datagrams to them are accepted, and replies leave from them; neither answered for in ARP/NDP
+    /// nor the source of a new flow.
+    pub virtual_addresses: Vec<IpAddr>,
+    /// At most one per address family: where packets for other networks go.
+    pub gateways: Vec<IpAddr>,
+    /// The largest IP packet; longer datagrams are fragmented.
+    pub mtu: usize,
+}
+
+/// A flow's place in the host's slab, as `open` and `adopt` return it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlowId(pub u32);
+
+/// To whom a datagram is addressed; the numbers are the owner's, as given to `open`, `adopt` and `listen`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum To {
+    Flow(u32),
+    Listener(u32),
+}
+
+/// A UDP datagram for the owner. `payload` is the slot of the frame, narrowed.
+#[derive(Debug)]
+pub struct Datagram {
+    pub to: To,
+    pub payload: Slot,
+    pub source: SocketAddr,
+    pub destination: SocketAddr,
+    /// The link address it came from; `adopt` remembers it, so that a reply needs no ARP.
+    pub source_mac: [u8; 6],
+}
+
+/// Why a flow cannot be reached (ICMP, or no answer to ARP/NDP).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unreachable {
+    Port,
+    Host,
+    Network,
+    Other,
+}
+
+/// What a frame meant to the owner.
+#[derive(Debug)]
+pub enum Input {
+    /// Answered, remembered, or dropped and counted.
+    Consumed,
+    Datagram(Datagram),
+    /// Tell the flow with this owner number.
+    Unreachable {
+        to: u32,
+        reason: Unreachable,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BindError {
+    /// Another listener has this address and port.
+    InUse,
+    /// Not one of the host's addresses.
+    NotLocal,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenError {
+    /// No address of that family, or no gateway for that network.
+    NoRoute,
+    /// Every ephemeral port towards that remote address and port is taken.
+    PortsExhausted,
+    /// The 5-tuple exists already.
+    InUse,
+}
