@@ -74,8 +74,9 @@ docs: setup ## The documentation, into docs/_build
 	@echo "    docs/_build/index.html"
 
 wheel: setup ## A wheel in dist/, proved in an empty environment without a compiler
+	@rm -rf dist
 	@tools/step wheel "maturin build" $(VENV)/bin/maturin build --release --locked --out dist --interpreter $(PY)
-	@tests/wheel.sh
+	@$(PY) -m pytest -m wheel tests/integration/test_wheel.py
 
 bench: setup packages-bench ## Every benchmark, into benchmarks/results (BENCH_ARGS=--quick)
 	@mkdir -p benchmarks/results

@@ -1,6 +1,6 @@
 """Programs that the integration tests talk to: started, watched and ended here, never by name and never by waiting a
-while. A wait is always for something (a line, an exit, a counter) and has a deadline that only a defect reaches. Waiting
-blocks: a test whose own event loop must turn meanwhile waits by ``await asyncio.to_thread(child.wait_for, …)``.
+while. A wait is always for something (a line, an exit, a counter), with a deadline that only a defect reaches. Waiting
+blocks: a test whose own event loop must turn meanwhile says ``await asyncio.to_thread(child.wait_for, …)``.
 """
 
 import contextlib
