@@ -21,7 +21,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 .PHONY: help setup demo test lint bench fuzz soak docs wheel pin clean
-.PHONY: packages-base packages-test packages-lint packages-bench
+.PHONY: packages-base packages-test packages-lint packages-bench lint-python lint-rust lint-scripts
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -57,16 +57,22 @@ test: setup packages-test ## cargo test, then pytest: unit, model, integration, 
 	@grep -E '^test result' .make/cargo-test.log
 	@$(PY) -m pytest $(PYTEST_ARGS)
 
-lint: setup packages-lint ## ruff, mypy, stubtest, clippy, rustfmt, shellcheck
+lint: lint-python lint-rust lint-scripts ## ruff, mypy, stubtest, clippy, rustfmt, shellcheck
+
+lint-python: setup
 	@tools/step ruff "ruff check" $(VENV)/bin/ruff check
 	@tools/step ruff-format "ruff format" $(VENV)/bin/ruff format --check
 	@tools/step mypy "mypy --strict" $(VENV)/bin/mypy
-	@tools/step stubtest "stubtest: _native.pyi tells the truth" \
+	@tools/step stubtest "stubtest: is _native.pyi true?" \
 		$(PY) -m mypy.stubtest libvnf._native --allowlist tests/stubtest.allow
+
+lint-rust: setup
 	@tools/step rustfmt "rustfmt" $(CARGO) fmt --manifest-path native/Cargo.toml --check
 	@tools/step clippy "clippy, without Python" $(CARGO) clippy $(CRATE) --all-targets -- -D warnings
 	@PYO3_PYTHON=$(PY) tools/step clippy-python "clippy, with the Python module" \
 		$(CARGO) clippy $(CRATE) --all-targets --features python -- -D warnings
+
+lint-scripts: packages-lint
 	@tools/step shellcheck "shellcheck" shellcheck $(SCRIPTS)
 
 docs: setup ## The documentation, into docs/_build
@@ -75,7 +81,10 @@ docs: setup ## The documentation, into docs/_build
 
 wheel: setup ## A wheel in dist/, proved in an empty environment without a compiler
 	@rm -rf dist
-	@tools/step wheel "maturin build" $(VENV)/bin/maturin build --release --locked --out dist --interpreter $(PY)
+	@# Panic messages name source files; a published wheel shall not name the machine that built it.
+	@RUSTFLAGS="--remap-path-prefix=$(CURDIR)/= --remap-path-prefix=$(HOME)/.cargo/registry/src/=" \
+		tools/step wheel "maturin build" $(VENV)/bin/maturin build --release --strip --locked --out dist \
+		--interpreter $(PY) --target-dir native/target/wheel
 	@$(PY) -m pytest -m wheel tests/integration/test_wheel.py
 
 bench: setup packages-bench ## Every benchmark, into benchmarks/results (BENCH_ARGS=--quick)

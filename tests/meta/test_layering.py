@@ -16,6 +16,8 @@ NATIVE = {
     "libvnf.connection": "Connection is the Python half of a native class",
     "libvnf.request": "Request is the Python half of a native class",
     "libvnf.client": "requests and replies are matched natively",
+    "libvnf.server": "a server is a native Endpoint with the author's handlers",
+    "libvnf.vnf": "owns the Core that everything of one VNF hangs on",
     "libvnf.runtime": "makes the Core and turns the Engine",
     "libvnf.flows": "installs flow rules (libvnf.flow, the rules themselves, are plain values)",
     "libvnf.transport.": "feeds the native protocols, or opens native ports",
@@ -27,11 +29,11 @@ NATIVE = {
 
 # From the bottom up. A module imports from its own layer and those below it; `if TYPE_CHECKING:` is free.
 LAYERS = (
-    ("errors",),
+    ("errors", "failures"),
     ("config", "flow", "framing", "packet", "replica"),
     ("transport",),
     ("connection", "request"),
-    ("client", "flows", "state"),
+    ("client", "flows", "server", "state"),
     ("cluster", "plugin", "runtime"),
     ("vnf",),
     ("api", "testing"),
