@@ -97,9 +97,8 @@ bench: setup packages-bench ## Every benchmark, into benchmarks/results (BENCH_A
 fuzz: setup ## Every fuzz target (SECONDS_PER_TARGET=60)
 	@SECONDS_PER_TARGET=$(SECONDS_PER_TARGET) native/fuzz/run.sh
 
-soak: setup packages-test ## The long tests, and the model tests with many more examples
-	@$(PY) -m pytest -m soak --timeout 3600 $(PYTEST_ARGS)
-	@$(PY) -m pytest tests/model --hypothesis-profile soak --timeout 3600 $(PYTEST_ARGS)
+soak: setup packages-test ## Every test, the long ones too, and fifty times as many examples where they are drawn
+	@$(PY) -m pytest -m "not wheel" --hypothesis-profile soak --timeout 3600 $(PYTEST_ARGS)
 
 pin: .make/venv ## Renews requirements-dev.txt from pyproject.toml (needs uv)
 	@uv pip compile -q --upgrade pyproject.toml --group all --python-version 3.11 --universal --no-annotate \
