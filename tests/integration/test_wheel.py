@@ -43,7 +43,11 @@ def test_the_tutorial_runs_from_the_wheel_alone(
     (wheel,) = (ROOT / "dist").glob(f"libvnf-*-{tag}*.whl")
     subprocess.run([programs / "python", "-m", "pip", "install", "-q", wheel], env=variables, cwd=tmp_path, check=True)
 
-    where = [programs / "python", "-c", "import libvnf, libvnf._native as n; print(libvnf.__file__, n.__file__)"]
+    where: list[str | Path] = [
+        programs / "python",
+        "-c",
+        "import libvnf, libvnf._native as n; print(libvnf.__file__, n.__file__)",
+    ]
     found = subprocess.run(where, env=variables, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
     assert all(path.startswith(str(programs.parent)) for path in found.split())
 

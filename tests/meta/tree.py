@@ -72,10 +72,10 @@ def imports(path: Path) -> Iterator[Import]:
                 else:
                     yield Import(base, node.lineno, typing_only, alias.name)
         elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            for child in node.body:
-                yield from walk(child, True)
-            for child in node.orelse:
-                yield from walk(child, typing_only)
+            for statement in node.body:
+                yield from walk(statement, True)
+            for statement in node.orelse:
+                yield from walk(statement, typing_only)
         else:
             for child in ast.iter_child_nodes(node):
                 yield from walk(child, typing_only)
