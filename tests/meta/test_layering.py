@@ -29,13 +29,13 @@ NATIVE = {
 
 # From the bottom up. A module imports from its own layer and those below it; `if TYPE_CHECKING:` is free.
 LAYERS = (
-    ("errors", "failures"),
+    ("errors", "failures", "task"),
     ("config", "flow", "framing", "packet", "replica"),
     ("transport",),
     ("connection", "request"),
     ("client", "flows", "server", "state"),
-    ("cluster", "plugin", "runtime"),
-    ("vnf",),
+    ("cluster", "plugin"),
+    ("runtime", "vnf"),
     ("api", "testing"),
     ("cli", "__main__"),
 )

@@ -67,7 +67,8 @@ def imports(path: Path) -> Iterator[Import]:
                 base = ".".join([*above, base] if base else above)
             for alias in node.names:
                 inner = f"{base}.{alias.name}"
-                if inner in modules(base.split(".")[0]) or alias.name == "_native":
+                known = modules(base.split(".")[0])
+                if alias.name == "_native" or any(f"{name}.".startswith(f"{inner}.") for name in known):
                     yield Import(inner, node.lineno, typing_only)
                 else:
                     yield Import(base, node.lineno, typing_only, alias.name)
