@@ -1,0 +1,1 @@
+//! What a user writes, as text, turned into a run.
