@@ -263,19 +263,25 @@ fn an_address_in_use_cannot_be_listened_at() {
 
 #[test]
 fn a_server_that_closes_early_costs_its_requests_and_the_run_goes_on() {
-    let (endpoint, server) = streams(20, |mut stream| {
+    let (endpoint, server) = streams(50, |mut stream| {
         let mut message = [0; 64];
         for _ in 0..10 {
             if stream.read_exact(&mut message).is_err() || stream.write_all(&message).is_err() {
                 return;
             }
         }
+        // One more is taken, and never answered.
+        let _ = stream.read_exact(&mut message);
     });
-    let drive = Drive { connections: 1, outstanding: 2, ..drive(endpoint) };
-    let report = measure(drive, vec![]).unwrap();
+    let (hour, stop) = (Duration::from_secs(3600), AtomicBool::new(false));
+    let endless = Drive { connections: 1, outstanding: 2, duration: hour, warmup: Duration::ZERO, ..drive(endpoint) };
+    let config = LoadConfig { drive: Some(endless), ..LoadConfig::default() };
+    // When all its connections are spent the server goes away, and refused requests are all there is.
+    let report = run(config, &stop, &mut |progress| stop.store(progress.errors > 100, Ordering::Relaxed)).unwrap();
     server.join().unwrap();
     let lost = report.errors.of(Failure::Closed) + report.errors.of(Failure::Reset);
-    assert!(lost > 0 && report.connections_opened >= 20, "{report:?}");
+    assert!(lost >= 50 && report.connections_opened == 50 && report.requests == 500, "{report:?}");
+    assert!(report.errors.of(Failure::Refused) > 0, "{report:?}");
 }
 
 #[test]

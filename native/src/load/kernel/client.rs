@@ -14,6 +14,8 @@ use super::{READS_IN_A_ROW, Read, SPIN_NS};
 
 const OPENING_AT_ONCE: usize = 64;
 const REST_NS: u64 = 1_000_000;
+/// Without any connection opened for so long, or for the timeout if that is longer, the endpoint is not reached.
+const CONNECT_NS: u64 = 5_000_000_000;
 const BUFFER_BYTES: usize = 256 * 1024;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +58,7 @@ pub struct Client<'a> {
     ahead: usize,
     connecting: usize,
     open: usize,
-    last_opened: u64,
+    last_opened: Option<u64>,
     /// The peer was there once: a failure is counted, no longer the end of the run.
     reached: bool,
     buffer: Box<[u8]>,
@@ -89,7 +91,7 @@ impl<'a> Client<'a> {
             ahead: 0,
             connecting: 0,
             open: 0,
-            last_opened: 0,
+            last_opened: None,
             reached: false,
             buffer: vec![0; BUFFER_BYTES].into_boxed_slice(),
         })
@@ -166,9 +168,8 @@ impl<'a> Client<'a> {
         }
         if self.open == self.links.len() {
             self.ledger.pace.begin(now);
-        } else if now - self.last_opened > self.drive.timeout.as_nanos() as u64 {
-            let detail =
-                format!("{} of {} connections opened, no other within the timeout", self.open, self.links.len());
+        } else if now - *self.last_opened.get_or_insert(now) > CONNECT_NS.max(self.drive.timeout.as_nanos() as u64) {
+            let detail = format!("{} of {} connections opened, no other in time", self.open, self.links.len());
             return Err(self.unreached(Failure::Timeout, detail));
         }
         Ok(())
@@ -210,7 +211,7 @@ impl<'a> Client<'a> {
         link.state = State::Open;
         self.opened += 1;
         self.open += 1;
-        self.last_opened = now;
+        self.last_opened = Some(now);
         // A datagram socket is "connected" whether or not anybody listens.
         self.reached |= self.datagrams.is_none();
         if self.ledger.in_flight_on(number) == 0 {
