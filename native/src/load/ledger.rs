@@ -11,14 +11,9 @@ use std::ops::Range;
 
 use super::histogram::Histogram;
 use super::pace::Pace;
-use super::{Drive, Endpoint, Failure, Failures, LoadError, Report};
+use super::{Drive, Failure, Failures, LoadError, Report};
 
 const NONE: u32 = u32::MAX;
-
-/// The largest UDP payload over IPv4.
-const DATAGRAM_BYTES: usize = 65_507;
-const STREAM_BYTES: usize = 1 << 20;
-const MOST: usize = 1 << 20;
 
 #[derive(Clone, Copy)]
 struct Link {
@@ -87,47 +82,8 @@ pub struct Ledger {
 impl Ledger {
     /// Refuses what contradicts itself; behind this every size and field is proved to fit.
     pub fn new(drive: &Drive) -> Result<Self, LoadError> {
-        let refuse = |message: String| Err(LoadError::Config(message));
-        let datagrams = matches!(drive.endpoint, Endpoint::Udp(_));
-        let largest = if datagrams { DATAGRAM_BYTES } else { STREAM_BYTES };
-        if !(1..=largest).contains(&drive.size) {
-            return refuse(format!("size {}: expected 1 to {largest} bytes for {}", drive.size, drive.endpoint));
-        }
-        for (name, value) in [("connections", drive.connections), ("outstanding", drive.outstanding)] {
-            if !(1..=MOST).contains(&value) {
-                return refuse(format!("{name} {value}: expected 1 to {MOST}"));
-            }
-        }
-        if drive.requests_per_connection == Some(0) {
-            return refuse("requests per connection 0: expected at least 1".into());
-        }
-        if let Some(rate) = drive.rate
-            && !(rate.is_finite() && rate > 0.0)
-        {
-            return refuse(format!("rate {rate}: expected more than 0 requests per second"));
-        }
-        if drive.duration.is_zero() || drive.timeout.is_zero() {
-            return refuse("duration and timeout: expected more than 0 seconds".into());
-        }
-        let share = drive.outstanding.div_ceil(drive.connections);
-        let id = match drive.request_id {
-            Some(field) => field.offset..field.offset.saturating_add(field.size),
-            None => 0..drive.size.min(8),
-        };
-        if !(1..=8).contains(&id.len()) || id.end > drive.size {
-            let (offset, size, message) = (id.start, id.len(), drive.size);
-            return refuse(format!("id {offset}:{size}: expected 1 to 8 bytes within a message of {message}"));
-        }
-        let by_id = drive.request_id.is_some() || (datagrams && share > 1);
-        let id_mask = u64::MAX >> (64 - 8 * id.len());
-        let place_bits = usize::BITS - (drive.outstanding - 1).leading_zeros();
-        if by_id && u64::from(place_bits) >= 8 * id.len() as u64 {
-            return refuse(format!(
-                "outstanding {}: an id of {} bytes tells fewer than half as many requests apart",
-                drive.outstanding,
-                id.len()
-            ));
-        }
+        drive.check()?;
+        let (id, share, place_bits) = (drive.id_bytes(), drive.share(), drive.place_bits());
         let unlinked = Link { previous: NONE, next: NONE };
         let place = Place {
             connection: NONE,
@@ -152,9 +108,9 @@ impl Ledger {
             newest: NONE,
             message: pattern(drive.size),
             id,
-            id_mask,
+            id_mask: u64::MAX >> (64 - 8 * drive.id_bytes().len()),
             place_bits,
-            by_id,
+            by_id: drive.by_id(),
             verify: drive.verify,
             share: share as u32,
             per_connection: drive.requests_per_connection.unwrap_or(u64::MAX),
@@ -402,7 +358,7 @@ fn pattern(size: usize) -> Vec<u8> {
 mod tests {
     use std::time::Duration;
 
-    use super::super::IdField;
+    use super::super::{Endpoint, IdField};
     use super::*;
 
     fn drive() -> Drive {
@@ -591,7 +547,8 @@ mod tests {
         assert!(refused(Drive { request_id: huge, ..drive() }).contains("expected 1 to 8 bytes"));
         let narrow = Some(IdField { offset: 0, size: 1 });
         assert!(
-            refused(Drive { request_id: narrow, outstanding: 200, ..drive() }).contains("outstanding 200: an id of 1")
+            refused(Drive { request_id: narrow, outstanding: 200, ..drive() })
+                .contains("outstanding 200: an id of 1 bytes tells no more than 128")
         );
         assert!(refused(Drive { rate: Some(f64::NAN), ..drive() }).contains("rate NaN"));
     }

@@ -11,6 +11,7 @@
 //! the timeout. The clock is read once per socket event on kernel sockets, and once per batch of at most 64 frames
 //! (about 20 µs at full speed) on a port.
 
+mod check;
 mod distance;
 pub mod histogram;
 mod kernel;
