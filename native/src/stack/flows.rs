@@ -66,6 +66,15 @@ impl Key {
         Self { ports: u32::from(port) << 16 | self.ports & 0xffff, ..self }
     }
 
+    #[inline]
+    fn hash(&self, seed: &SeedableRandomState) -> u64 {
+        let mut hasher = seed.build_hasher();
+        hasher.write_u128(self.local);
+        hasher.write_u128(self.remote);
+        hasher.write_u32(self.ports);
+        hasher.finish()
+    }
+
     /// What the ephemeral ports are counted for.
     fn pair(&self) -> (u128, u128, u16) {
         (self.local, self.remote, self.ports as u16)
@@ -246,18 +255,9 @@ impl Flows {
     }
 
     #[inline]
-    fn hash(&self, key: &Key) -> u64 {
-        let mut hasher = self.hasher.build_hasher();
-        hasher.write_u128(key.local);
-        hasher.write_u128(key.remote);
-        hasher.write_u32(key.ports);
-        hasher.finish()
-    }
-
-    #[inline]
     pub fn find(&self, key: &Key) -> Option<u32> {
         let is_it = |&index: &u32| matches!(&self.slab[index as usize], Some(flow) if flow.key == *key);
-        self.table.find(self.hash(key), is_it).copied()
+        self.table.find(key.hash(&self.hasher), is_it).copied()
     }
 
     #[inline]
@@ -284,24 +284,15 @@ impl Flows {
                 (self.slab.len() - 1) as u32
             }
         };
-        let hash = self.hash(&key);
         let Self { slab, hasher, table, .. } = self;
-        table.insert_unique(hash, index, |&index| match &slab[index as usize] {
-            Some(flow) => {
-                let mut hasher = hasher.build_hasher();
-                hasher.write_u128(flow.key.local);
-                hasher.write_u128(flow.key.remote);
-                hasher.write_u32(flow.key.ports);
-                hasher.finish()
-            }
-            None => 0,
-        });
+        let hash_of = |&index: &u32| slab[index as usize].as_ref().map_or(0, |flow| flow.key.hash(hasher));
+        table.insert_unique(key.hash(hasher), index, hash_of);
         Ok((FlowId(index), slab[index as usize].insert(flow)))
     }
 
     pub fn remove(&mut self, id: FlowId) {
         let Some(flow) = self.slab.get_mut(id.0 as usize).and_then(Option::take) else { return };
-        let hash = self.hash(&flow.key);
+        let hash = flow.key.hash(&self.hasher);
         if let Ok(entry) = self.table.find_entry(hash, |&index| index == id.0) {
             entry.remove();
         }

@@ -244,7 +244,7 @@ fn a_long_echo_is_reassembled_and_its_reply_fragmented() {
         ("10.0.0.7", "10.0.0.2", four::ECHO_REQUEST, four::ECHO_REPLY),
         ("fd00::7", "fd00::2", six::ECHO_REQUEST, six::ECHO_REPLY),
     ] {
-        let body: Vec<u8> = (0..4_000u32).map(|byte| (byte * 31 >> 3) as u8).collect();
+        let body: Vec<u8> = (0..4_000u32).map(|byte| (byte * 31 / 8) as u8).collect();
         let whole = icmp_frame(source, destination, request, 0, [0, 1, 0, 2], &body);
         let mut bench = Bench::new();
         for fragment in super::fragments::cut(&whole, 1_480, 77) {

@@ -135,14 +135,14 @@ fn hostile_fragments_agree_with_the_oracle() {
             let mut to = (from + 8 + random(&mut state) % 2 * 8).min(bytes.len());
             let mut more = to < bytes.len();
             let mut data = bytes[from..to].to_vec();
-            if random(&mut state) % 60 == 0 {
+            if random(&mut state).is_multiple_of(60) {
                 data[0] ^= 1;
             }
-            if random(&mut state) % 60 == 0 {
+            if random(&mut state).is_multiple_of(60) {
                 (more, to) = (!more, from + data.len() / 8 * 8);
                 data.truncate(to - from);
             }
-            if data.is_empty() || more && data.len() % 8 != 0 {
+            if data.is_empty() || more && !data.len().is_multiple_of(8) {
                 continue;
             }
             if from == 0 && !more {
@@ -318,7 +318,7 @@ fn what_does_not_fit_the_mtu_leaves_in_fragments_and_arrives() {
             let mut sender = Bench::with_mtu(mtu);
             let flow = sender.host.adopt(address(local), address(remote), PEER, 1).unwrap();
             for len in [mtu - 28, mtu - 27, mtu, 2 * mtu, 10_000, 65_487] {
-                let payload: Vec<u8> = (0..len).map(|byte| (byte * 13 >> 2) as u8).collect();
+                let payload: Vec<u8> = (0..len).map(|byte| (byte * 13 / 4) as u8).collect();
                 assert_eq!(sender.host.send(flow, &payload, sender.now, &mut sender.port), Sent::Queued);
                 let frames = sender.sent();
                 assert!(frames.iter().all(|frame| frame.len() <= 14 + mtu));
