@@ -6,7 +6,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-export PATH := $(HOME)/.cargo/bin:$(PATH)
+# ip and nft are in /usr/sbin, which not every shell looks through.
+export PATH := $(HOME)/.cargo/bin:$(PATH):/usr/sbin:/sbin
 # maturin sets this for its own build; a test binary built with it would not link.
 unexport PYO3_BUILD_EXTENSION_MODULE
 

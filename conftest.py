@@ -1,4 +1,4 @@
-"""Fixtures that all tests share, those of the examples too. What they hand out is taken back at the end of the test, in any case."""
+"""Fixtures that all tests share, those of the examples too. What they hand out is taken back, however a test ends."""
 
 import contextlib
 import os
