@@ -58,7 +58,7 @@ test: setup packages-test ## cargo test, then pytest: unit, model, integration, 
 	@grep -E '^test result' .make/cargo-test.log
 	@$(PY) -m pytest $(PYTEST_ARGS)
 
-lint: lint-python lint-rust lint-scripts ## ruff, mypy, stubtest, clippy, rustfmt, shellcheck
+lint: lint-python lint-rust lint-scripts docs ## ruff, mypy, stubtest, clippy, rustfmt, shellcheck, sphinx
 
 lint-python: setup
 	@tools/step ruff "ruff check" $(VENV)/bin/ruff check
