@@ -24,20 +24,20 @@ def vnf(tmp_path: Path, source: str | None, *options: str, spec: str = "b.py") -
 @pytest.mark.parametrize(
     ("source", "spec", "options", "words"),
     [
-        (None, "b.py", [], "vnf: b.py: no such file"),
-        (None, ".", [], "vnf: .: is a directory; name the file of a VNF"),
-        ("x = 1\n", "b.py", [], 'vnf: b.py: defines no VNF: expected one, such as vnf = VNF("b")'),
+        (None, "b.py", [], "b.py: no such file"),
+        (None, ".", [], ".: is a directory; name the file of a VNF"),
+        ("x = 1\n", "b.py", [], 'b.py: defines no VNF: expected one, such as vnf = VNF("b")'),
         (
             'from libvnf import VNF\na, b = VNF("a"), VNF("b")\n',
             "b.py",
             [],
-            "vnf: b.py: defines several VNFs: name one: b.py:a, b.py:b",
+            "b.py: defines several VNFs: name one: b.py:a, b.py:b",
         ),
-        (GOOD, "b.py:z", [], "vnf: b.py: there is no VNF 'z': vnf"),
-        ("def f(:\n", "b.py", [], "vnf: b.py:1: SyntaxError: invalid syntax"),
-        (GOOD, "b.py", ["--set", "cc=1"], "vnf: --set cc: b has no such setting: it knows c, limits.* (did you mean c?)"),
-        (GOOD, "b.py", ["--set", "c=1"], "vnf: b.py: --set c: '1' is not an endpoint: expected tcp://, udp://, sctp:// or unix://"),
-        (GOOD, "b.py", ["--transport", "mmif:/x"], "vnf: --transport 'mmif:/x': expected kernel, memif (did you mean memif?)"),
+        (GOOD, "b.py:z", [], "b.py: there is no VNF 'z': vnf"),
+        ("def f(:\n", "b.py", [], "b.py:1: SyntaxError: invalid syntax"),
+        (GOOD, "b.py", ["--set", "cc=1"], "--set cc: b has no such setting: it knows c, limits.* (did you mean c?)"),
+        (GOOD, "b.py", ["--set", "c=1"], "b.py:3: --set c: '1' is not an endpoint: expected tcp://, udp://, sctp:// or unix://"),
+        (GOOD, "b.py", ["--transport", "mmif:/x"], "--transport 'mmif:/x': expected kernel, memif (did you mean memif?)"),
         (GOOD, "b.py", ["--config", "no.toml"], "no.toml: cannot be read: No such file or directory"),
         (
             GOOD + "@vnf.server('tcp://:0')\ndef two(conn, packet): ...\n",
@@ -49,13 +49,13 @@ def vnf(tmp_path: Path, source: str | None, *options: str, spec: str = "b.py") -
             SERVER.format("tcp://192.0.2.1:0"),
             "b.py",
             [],
-            "vnf: tcp://192.0.2.1:0: this machine has no such address; an empty host means loopback",
+            "tcp://192.0.2.1:0: this machine has no such address; an empty host means loopback",
         ),
         (
             SERVER.format("sctp://:1"),
             "b.py",
             [],
-            "vnf: b.py: sctp://:1: sctp:// is not supported yet; use tcp:// or udp://",
+            "b.py:4: sctp://:1: sctp:// is not supported yet; use tcp:// or udp://",
         ),
     ],
 )  # fmt: skip
@@ -67,7 +67,7 @@ def test_a_mistake_is_one_clear_line(tmp_path: Path, source: str | None, spec: s
 def test_an_exception_while_loading_is_a_line_and_a_short_traceback(tmp_path: Path) -> None:
     done = vnf(tmp_path, "def f():\n    return 1 / 0\nf()\n")
     lines = done.stderr.splitlines()
-    assert (lines[0], done.returncode) == ("vnf: b.py:2: ZeroDivisionError: division by zero", 2)
+    assert (lines[0], done.returncode) == ("b.py:2: ZeroDivisionError: division by zero", 2)
     assert all("libvnf" not in line for line in lines)
     assert len(lines) < 12
 
@@ -80,7 +80,7 @@ def test_a_live_unix_socket_is_not_taken_over(tmp_path: Path) -> None:
         live.bind(str(path))
         live.listen()
         done = vnf(tmp_path, SERVER.format(f"unix://{path}"))
-        assert done.stderr.strip() == f"vnf: unix://{path}: another process listens there"
+        assert done.stderr.strip() == f"unix://{path}: another process listens there"
         assert done.returncode == 2
         assert path.exists()
 
