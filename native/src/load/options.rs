@@ -73,7 +73,7 @@ pub enum TransportOptions {
     Memif(MemifOptions),
 }
 
-/// `memif:PATH,id=0,role=client,secret=…,address=10.0.0.1/24,virtual=…,gateway=…,mtu=1500,mac=02:…,ring_slots=1024`;
+/// `memif:PATH,id=0,role=client,secret=…,address=10.0.0.1/24,virtual=…,gateway=…,mtu=1500,mac=02:…,ring_slots=1024,buffer_bytes=2048`;
 /// `address` (at least one), `virtual` and `gateway` may repeat. The first address of a family is the client end's.
 #[derive(Clone, Debug)]
 pub struct MemifOptions {
@@ -83,6 +83,7 @@ pub struct MemifOptions {
     pub server: bool,
     pub secret: Option<String>,
     pub ring_slots: usize,
+    pub buffer_bytes: usize,
     pub host: HostConfig,
 }
 
@@ -229,6 +230,7 @@ fn parse_memif(text: &str) -> Result<MemifOptions, LoadError> {
         server: false,
         secret: None,
         ring_slots: 1024,
+        buffer_bytes: 2048,
         host: HostConfig {
             mac: random_mac(),
             addresses: Vec::new(),
@@ -257,9 +259,15 @@ fn parse_memif(text: &str) -> Result<MemifOptions, LoadError> {
             "gateway" => memif.host.gateways.push(parse_ip(key, value)?),
             "mtu" => {
                 memif.host.mtu = number(key, value)?;
-                // RFC 8200, section 5: the least an IPv6 link carries; and the largest IP packet.
-                if !(1280..=65_535).contains(&memif.host.mtu) {
-                    return refuse(format!("mtu={value}: expected 1280 to 65535"));
+                // RFC 791: the least every host takes; and a jumbo frame.
+                if !(576..=9216).contains(&memif.host.mtu) {
+                    return refuse(format!("mtu={value}: expected 576 to 9216"));
+                }
+            }
+            "buffer_bytes" => {
+                memif.buffer_bytes = number(key, value)?;
+                if !(256..=65_536).contains(&memif.buffer_bytes) {
+                    return refuse(format!("buffer_bytes={value}: expected 256 to 65536"));
                 }
             }
             "mac" => memif.host.mac = parse_mac(value)?,
@@ -271,7 +279,7 @@ fn parse_memif(text: &str) -> Result<MemifOptions, LoadError> {
             }
             _ => {
                 return refuse(format!(
-                    "memif option '{key}': expected id, role, secret, address, virtual, gateway, mtu, mac or ring_slots"
+                    "memif option '{key}': expected id, role, secret, address, virtual, gateway, mtu, mac, ring_slots or buffer_bytes"
                 ));
             }
         }
