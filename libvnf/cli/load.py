@@ -1,7 +1,7 @@
 """``vnf load``: requests at full speed or on a schedule, and the far end of a chain that answers them.
 
-The work is native (``native/src/load/``); here are the options, the line of progress and the table. The options go down
-as one flat dictionary, under the names of :func:`options`; they are checked there.
+The work is native (``native/src/load/``); here are the options, the line of progress and the table. The options go
+down as one flat dictionary, under the parameters' names, and are checked there (``options.rs``).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import IO, Any
 
 import click
@@ -41,7 +40,9 @@ class ProgressLine:
         self._next = now + 1.0
         line = f"{progress['phase']:10} {progress['seconds']:7.1f} s  {progress['rate']:12,.0f} /s"
         if progress["phase"] != "responding":
-            line += f"  p50 {progress['p50_us']:,.1f} µs  p99 {progress['p99_us']:,.1f} µs  errors {progress['errors']:,}"
+            line += (
+                f"  p50 {progress['p50_us']:,.1f} µs  p99 {progress['p99_us']:,.1f} µs  errors {progress['errors']:,}"
+            )
         self._stream.write(f"\r{line}\x1b[K" if self._rewrites else f"{line}\n")
         self._stream.flush()
         self._shown = True
@@ -57,12 +58,13 @@ def interrupts() -> Iterator[Callable[[], bool]]:
     """Ctrl-C and SIGTERM are remembered, not raised; a second one acts as ever."""
     seen = False
 
-    def remember(number: int, frame: FrameType | None) -> None:
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def remember(number: int, frame: object) -> None:
         nonlocal seen
         seen = True
         signal.signal(number, before[number])
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:
         signal.signal(number, remember)
     try:
@@ -102,7 +104,7 @@ def write_json(target: str, report: dict[str, Any]) -> None:
 
 @click.command()
 @click.argument("endpoint", required=False)
-@click.option("--respond", multiple=True, metavar="ENDPOINT", help="Answer here, echoing every message; may be repeated.")
+@click.option("--respond", multiple=True, metavar="ENDPOINT", help="Answer here, echoing every message; repeatable.")
 @click.option(
     "--transport",
     default="kernel",
@@ -129,7 +131,9 @@ def write_json(target: str, report: dict[str, Any]) -> None:
     metavar="R",
     help="R requests per second on a schedule, late or not: latency counts from when each was due.",
 )
-@click.option("--size", default=128, show_default=True, metavar="BYTES", help="Of a request, and on streams of a reply.")
+@click.option(
+    "--size", default=128, show_default=True, metavar="BYTES", help="Of a request, and of a reply on a stream."
+)
 @click.option("--id", metavar="OFFSET:SIZE", help="Match replies by a big-endian id there, in any order.")
 @click.option("--verify", is_flag=True, help="A reply must equal its request byte for byte.")
 @click.option("--duration", "duration_s", default=10.0, show_default=True, metavar="S", help="Measured seconds.")
