@@ -1,5 +1,5 @@
 //! What a user writes, as text, checked and turned into what a run needs: endpoints are URLs, a transport is
-//! `kernel` or `memif:PATH,key=value,…`. Nothing is opened here. Every refusal is one line that says what was found and
+//! `kernel` or `memif:PATH,key=value,…`. [`parse`] opens nothing. Every refusal is one line that says what was found and
 //! what was wanted.
 
 use std::collections::hash_map::RandomState;
@@ -8,8 +8,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Drive, Endpoint, IdField, LoadError, Respond};
-use crate::stack::{Cidr, HostConfig};
+use super::{Drive, Endpoint, IdField, LoadConfig, LoadError, PortTransport, Respond, Transport};
+use crate::packet::{Pool, PoolConfig};
+use crate::port::memif::{Memif, MemifConfig, Role};
+use crate::stack::{Cidr, Host, HostConfig};
 
 /// One run as options: the keys of `run_load`'s dictionary.
 #[derive(Clone, Debug, PartialEq)]
@@ -85,6 +87,30 @@ pub struct MemifOptions {
     pub ring_slots: usize,
     pub buffer_bytes: usize,
     pub host: HostConfig,
+}
+
+/// Opens the plan's transport: after this everything is there but the peer.
+pub fn open(plan: Plan) -> Result<LoadConfig, LoadError> {
+    let Plan { drive, respond, transport, cpu } = plan;
+    let transport = match transport {
+        TransportOptions::Kernel => Transport::Kernel,
+        TransportOptions::Memif(memif) => {
+            let role = if memif.server { Role::Server } else { Role::Client };
+            let config = MemifConfig {
+                id: memif.id,
+                secret: memif.secret.map(String::into_bytes),
+                ring_slots: memif.ring_slots as u32,
+                buffer_bytes: memif.buffer_bytes as u32,
+                mtu: memif.host.mtu,
+                ..MemifConfig::new("load", memif.path, role)
+            };
+            let port = Memif::new(config).map_err(LoadError::system("transport"))?;
+            let pool = Pool::new(&PoolConfig::default()).map_err(LoadError::system("packet pool"))?;
+            let host = Host::new(memif.host);
+            Transport::Port(Box::new(PortTransport { port: Box::new(port), host, pool }))
+        }
+    };
+    Ok(LoadConfig { drive, respond, transport, cpu })
 }
 
 fn refuse<T>(message: String) -> Result<T, LoadError> {
