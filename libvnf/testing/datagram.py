@@ -5,9 +5,11 @@ import errno
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from .faults import ANY
+
 if TYPE_CHECKING:
-    from libvnf.testing.fabric import Host, Place
-    from libvnf.testing.faults import Dice
+    from .fabric import Host, Place
+    from .faults import Dice
 
 __all__ = ["Datagrams"]
 
@@ -33,6 +35,10 @@ class Datagrams(asyncio.DatagramTransport):
 
     def _begin(self) -> None:
         self._protocol.connection_made(self)
+
+    @property
+    def place(self) -> "Place":
+        return self.local
 
     # -- asyncio's interface
 
@@ -85,7 +91,7 @@ class Datagrams(asyncio.DatagramTransport):
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         if name == "sockname":
-            return (self.local.host.lstrip("*"), self.local.port)
+            return (self.local.host.removeprefix(ANY), self.local.port)
         if name == "peername" and self.remote is not None:
             return self.remote.address
         return default
@@ -109,7 +115,7 @@ class Datagrams(asyncio.DatagramTransport):
             self._fabric.after(delay_s, self._arrive, copy, target, flow)
 
     def _new_flow(self, target: "Place") -> "tuple[str, Dice]":
-        flow = f"{self.local} > {target}".replace("//*", "//")
+        flow = f"{self.local} > {target}"
         self._dice[target] = flow, self._fabric.dice(flow)
         return self._dice[target]
 
@@ -119,7 +125,7 @@ class Datagrams(asyncio.DatagramTransport):
             self._fabric.note("severed", flow, len(data))
             return
         receiver = self._fabric.find(target)
-        source = self.local.host.lstrip("*"), self.local.port
+        source = self.local.host.removeprefix(ANY), self.local.port
         if receiver is None:
             self._fabric.note("refused", flow, len(data))
             if self.remote is not None:  # ICMP port unreachable reaches connected sockets only (RFC 1122 §4.1.3.3)

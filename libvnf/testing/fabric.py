@@ -14,15 +14,15 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from libvnf.testing.datagram import Datagrams
-from libvnf.testing.faults import GRID_S, Dice, Faults
-from libvnf.testing.stream import Stream, StreamListener
+from .datagram import Datagrams
+from .faults import ANY, GRID_S, Dice, Faults
+from .stream import Stream, StreamListener
 
 __all__ = ["Event", "Fabric", "Host", "Place"]
 
 LOCAL_S = 32 * GRID_S  # one way of a unix:// stream: 31 µs; never nothing, or two ends could talk for ever at one instant
 FIRST_EPHEMERAL_PORT = 49152  # RFC 6335 §6
-_WILDCARDS = ("", "0.0.0.0", "::", "*")
+_WILDCARDS = ("", "0.0.0.0", "::")
 
 Factory = Callable[[], Any]
 
@@ -67,7 +67,8 @@ class Place(NamedTuple):
     def __str__(self) -> str:
         if self.kind == "unix":
             return f"unix://{self.host}"
-        return f"{self.kind}://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+        host = self.host.removeprefix(ANY)
+        return f"{self.kind}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
 
 class Fabric:
@@ -114,10 +115,10 @@ class Fabric:
 
     def find(self, place: Place) -> Any:
         """Who is bound there: that very name, else the wildcard of the host that has it; None when nobody."""
-        return self.bound.get(place) or self.bound.get(Place(place.kind, f"*{self.canonical(place.host)}", place.port))
+        return self.bound.get(place) or self.bound.get(Place(place.kind, ANY + self.canonical(place.host), place.port))
 
     def refusal(self, place: Place) -> ConnectionRefusedError:
-        there = sorted(str(p).replace("//*", "//") for p in self.bound if p.kind == place.kind and p.port < FIRST_EPHEMERAL_PORT)
+        there = sorted(str(p) for p in self.bound if p.kind == place.kind and p.port < FIRST_EPHEMERAL_PORT)
         return ConnectionRefusedError(f"nobody listens on {place} (listening: {', '.join(there) or 'nobody'})")
 
     # -- wires
@@ -246,13 +247,13 @@ class Host:
         place = Place.parse(url)
         if place.kind != "unix":
             if place.host in _WILDCARDS:
-                place = place._replace(host=f"*{self.name}")
+                place = place._replace(host=ANY + self.name)
             else:
                 self.fabric.alias(place.host, self)
             if place.port == 0:
                 place = place._replace(port=self.ephemeral_port())
         if place in self.fabric.bound:
-            raise OSError(98, f"{str(place).replace('//*', '//')} is in use")
+            raise OSError(98, f"{place} is in use")
         if place.kind == "udp":
             listener: StreamListener | Datagrams = Datagrams(self, factory(), place)
         else:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 
 __all__ = ["Dice", "Faults"]
 
+ANY = "*"  # before a host's name in the place of a server: every name of that host
 GRID_S = 2.0**-20
 RETRANSMIT_S = 0.2  # the first retransmission of a stream, as Linux' TCP_RTO_MIN; doubles (RFC 6298 §5.5)
 RETRANSMISSIONS = 12  # then the stream is given up, after about 14 minutes, as Linux' tcp_retries2 does

@@ -12,10 +12,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from libvnf.testing.faults import RETRANSMISSIONS, RETRANSMIT_S
+from .faults import RETRANSMISSIONS, RETRANSMIT_S
 
 if TYPE_CHECKING:
-    from libvnf.testing.fabric import Host, Place
+    from .fabric import Host, Place
 
 __all__ = ["Stream", "StreamListener"]
 
@@ -59,7 +59,7 @@ class Stream(asyncio.Transport):
     def __init__(self, host: "Host", local: "Place", remote: "Place", *, initiator: bool) -> None:
         super().__init__()
         self.host, self.local, self.remote, self.initiator = host, local, remote, initiator
-        self.flow = f"{local if local.host else host.name} > {remote}".replace("//*", "//")
+        self.flow = f"{local if local.host else host.name} > {remote}"
         self._fabric = host.fabric
         self._dice = self._fabric.dice(self.flow)
         self._protocol: Any = None
