@@ -242,8 +242,9 @@ class Host:
         self._port = FIRST_EPHEMERAL_PORT - 1
 
     def listen(self, url: str, factory: Factory) -> "StreamListener | Datagrams":
-        """Binds ``factory()`` (a protocol per stream, one for all datagrams) to a URL. An empty host, ``0.0.0.0`` or ``[::]``
-        is every name of this host; any other becomes one of its names. Raises ``OSError`` (EADDRINUSE) when taken."""
+        """Binds ``factory()`` (a protocol per stream, one for all datagrams) to a URL. An empty host, ``0.0.0.0`` or
+        ``[::]`` is every name of this host; any other becomes one of its names. Raises ``OSError`` (EADDRINUSE) when
+        taken."""
         place = Place.parse(url)
         if place.kind != "unix":
             if place.host in _WILDCARDS:

@@ -21,12 +21,12 @@ _PROBABILITIES = ("loss", "duplicate", "reorder", "corrupt", "split", "breaks")
 class Faults:
     """A wire's properties. Probabilities are per datagram, or per piece of a stream.
 
-    Datagrams: ``loss``, ``duplicate`` (delivered twice), ``reorder`` (held back so that later ones overtake), ``corrupt``
-    (one bit flipped). Streams (``tcp://``, ``unix://``) lose nothing: ``loss`` shows as the delay of a retransmission;
-    ``split`` cuts a piece at a random byte, and writes of one loop turn travel as one piece of at most ``segment_bytes``, so
-    messages arrive torn and merged; ``breaks`` resets the stream at a piece, ``break_after_bytes`` after so many bytes in
-    one direction. ``in_flight_bytes`` is what a stream's direction carries unread before its writer is told to pause, and
-    64 times that is what a flow of datagrams carries before it drops.
+    Datagrams: ``loss``, ``duplicate`` (delivered twice), ``reorder`` (held back so that later ones overtake),
+    ``corrupt`` (one bit flipped). Streams (``tcp://``, ``unix://``) lose nothing: ``loss`` shows as the delay of a
+    retransmission; ``split`` cuts a piece at a random byte, and writes of one loop turn travel as one piece of at most
+    ``segment_bytes``, so messages arrive torn and merged; ``breaks`` resets the stream at a piece,
+    ``break_after_bytes`` after so many bytes in one direction. ``in_flight_bytes`` is what a stream's direction carries
+    unread before its writer is told to pause, and 64 times that is what a flow of datagrams carries before it drops.
 
     A packet takes ``delay_s`` and up to ``jitter_s`` more, one way.
     """

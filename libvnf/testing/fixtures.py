@@ -1,8 +1,8 @@
 """The pytest fixture ``vnf_network``: ``pytest_plugins = ["libvnf.testing.fixtures"]`` in a ``conftest.py``.
 
-Needs pytest-asyncio. ``@pytest.mark.vnf_network(seed=7, loss=0.01)`` gives the options of :class:`~libvnf.testing.Network`;
-without a seed the test's own name is it. A test that failed shows the network's last events, and is not asked for leaks.
-"""
+Needs pytest-asyncio. ``@pytest.mark.vnf_network(seed=7, loss=0.01)`` gives the options of
+:class:`~libvnf.testing.Network`; without a seed the test's own name is it. A test that failed shows the network's last
+events, and is not asked for leaks. """
 
 from collections.abc import AsyncIterator, Generator
 from typing import Any

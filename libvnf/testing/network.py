@@ -1,8 +1,7 @@
 """``Network``: what a test holds. VNFs started on it, the peers the test plays, faults, time and what happened.
 
-Entering makes the loop's time virtual and seeds ``random``, leaving gives both back. Leaving without an exception closes
-the test's own ends, lets the VNFs finish, and then asks that nothing is left open in them.
-"""
+Entering makes the loop's time virtual and seeds ``random``, leaving gives both back. Leaving without an exception
+closes the test's own ends, lets the VNFs finish, and then asks that nothing is left open in them. """
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ import os
 import random
 from collections.abc import Callable, Mapping
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 from .. import _native, runtime
 from ..config import Config, EndpointURL, Limits
@@ -27,13 +26,10 @@ from .fabric import Event, Fabric, Place
 from .faults import Faults
 from .transport import MemoryTransport
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
 __all__ = ["LeakError", "Network", "Peer", "Served", "network"]
 
 Startable: TypeAlias = "VNF | str | os.PathLike[str] | Callable[[], VNF]"
-Framing: TypeAlias = "_native.Framing | None | Literal['as the server']"
+Framing: TypeAlias = "_native.Framing | Literal['as the server'] | None"
 
 SETTLE_S = 60.0  # how long VNFs may take to finish once the test's own ends are closed
 NOTED_EVENTS = 25
@@ -148,9 +144,8 @@ class Network:
     async def start(self, vnf: Startable, *, settings: Mapping[str, object] | None = None, host: str | None = None) -> VNF:
         """Starts a VNF, the one in a file, or the one a function makes, on the host of its name, or on ``host``.
 
-        ``settings`` are those of ``vnf run --set``. They are final once a VNF's file is loaded, so they go with a file or a
-        function: ``await net.start("b.py", settings={"c": "tcp://c:5000"})``.
-        """
+        ``settings`` are those of ``vnf run --set``. They are final once a VNF's file is loaded, so they go with a file
+        or a function: ``await net.start("b.py", settings={"c": "tcp://c:5000"})``. """
         made = made_with(vnf, settings)
         name = host or made.name
         if name in self._running:
@@ -172,15 +167,16 @@ class Network:
         return self._peers[host]
 
     async def connect(self, url: str, *, framing: Framing = "as the server", host: str = "test") -> Connection:
-        """A connection of the test, from ``host``, once connected. Messages are cut as the server there cuts them unless
-        ``framing`` says otherwise. Raises ``ConnectionRefusedError`` where nobody listens, or another ``OSError``."""
+        """A connection of the test, from ``host``, once connected. Messages are cut as the server there cuts them
+        unless ``framing`` says otherwise. Raises ``ConnectionRefusedError`` where nobody listens, or another
+        ``OSError``."""
         return await self.peer(host).connect(url, framing)
 
     async def serve(
         self, url: str, handler: Callable[..., Any], *, framing: _native.Framing | None = None, host: str | None = None
     ) -> Served:
-        """The test plays a server: ``fn(conn, request, packet)`` per message or ``async fn(conn)`` per connection. Its host
-        is the one the url names."""
+        """The test plays a server: ``fn(conn, request, packet)`` per message or ``async fn(conn)`` per connection. Its
+        host is the one the url names."""
         parsed = EndpointURL.parse(url)
         return await self.peer(host or parsed.host or "test").serve(parsed, handler, framing)
 
