@@ -12,7 +12,7 @@ Real work holds time still, otherwise a timeout of ten seconds would strike befo
 
 Waiting to *read* a real descriptor does not hold time: a listening socket would stop it for ever. It is polled
 before each jump. What holds time is waited for at most ``patience_s`` real seconds when a timer is pending: a thread
-that waits for the loop's next timer is not to hang the test. """
+that waits for the loop's next timer is not to hang the test."""
 
 import asyncio
 import selectors

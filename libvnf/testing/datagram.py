@@ -161,7 +161,12 @@ class Datagrams(asyncio.DatagramTransport):
             self._protocol.datagram_received(data, source)
         except Exception as error:  # as asyncio's: reported, and the transport closes
             self._fabric.loop.call_exception_handler(
-                {"message": "datagram_received failed", "exception": error, "transport": self, "protocol": self._protocol}
+                {
+                    "message": "datagram_received failed",
+                    "exception": error,
+                    "transport": self,
+                    "protocol": self._protocol,
+                }
             )
             self.close()
 

@@ -20,7 +20,9 @@ from .stream import Stream, StreamListener
 
 __all__ = ["Event", "Fabric", "Host", "Place"]
 
-LOCAL_S = 32 * GRID_S  # one way of a unix:// stream: 31 µs; never nothing, or two ends could talk for ever at one instant
+LOCAL_S = (
+    32 * GRID_S
+)  # one way of a unix:// stream: 31 µs; never nothing, or two ends could talk for ever at one instant
 FIRST_EPHEMERAL_PORT = 49152  # RFC 6335 §6
 _WILDCARDS = ("", "0.0.0.0", "::")
 
@@ -148,7 +150,9 @@ class Fabric:
         a, b = a and self.canonical(a), b and self.canonical(b)
         if b is None:
             self._isolated = {name for name in self._isolated if a is not None and name != a}
-        self._partitions = {pair for pair in self._partitions if (a is not None and a not in pair) or (b is not None and b not in pair)}
+        self._partitions = {
+            pair for pair in self._partitions if (a is not None and a not in pair) or (b is not None and b not in pair)
+        }
         self.note("heal", f"{a or 'everybody'} | {b or 'everybody'}")
         held, self._held = self._held, {}
         for stream in held:
@@ -193,7 +197,9 @@ class Fabric:
     def _arm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self.loop.call_at(self._schedule[0][0], self._deliver, context=self._context) if self._schedule else None
+        self._timer = (
+            self.loop.call_at(self._schedule[0][0], self._deliver, context=self._context) if self._schedule else None
+        )
 
     def _deliver(self) -> None:
         self._timer = None
@@ -278,13 +284,17 @@ class Host:
         made: asyncio.Future[None] = self.fabric.loop.create_future()
         protocol: Any = None
 
+        def settle(error: OSError | None = None) -> None:
+            if not made.done():
+                made.set_exception(error) if error else made.set_result(None)
+
         def make() -> Any:
             nonlocal protocol
             protocol = factory()
-            self.fabric.soon(lambda: made.done() or made.set_result(None))
+            self.fabric.soon(settle)
             return protocol
 
-        self.connect(url, make, lambda error: None if made.done() else made.set_exception(error))
+        self.connect(url, make, settle)
         await made
         transport = next(t for t in self._open() if t.get_protocol() is protocol)
         return transport, protocol

@@ -2,7 +2,7 @@
 
 Needs pytest-asyncio. ``@pytest.mark.vnf_network(seed=7, loss=0.01)`` gives the options of
 :class:`~libvnf.testing.Network`; without a seed the test's own name is it. A test that failed shows the network's last
-events, and is not asked for leaks. """
+events, and is not asked for leaks."""
 
 from collections.abc import AsyncIterator, Generator
 from typing import Any
@@ -19,7 +19,9 @@ _failed = pytest.StashKey[bool]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "vnf_network(**options): options of libvnf.testing.Network for the fixture vnf_network")
+    config.addinivalue_line(
+        "markers", "vnf_network(**options): options of libvnf.testing.Network for the fixture vnf_network"
+    )
 
 
 @pytest_asyncio.fixture

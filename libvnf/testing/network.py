@@ -1,7 +1,7 @@
 """``Network``: what a test holds. VNFs started on it, the peers the test plays, faults, time and what happened.
 
 Entering makes the loop's time virtual and seeds ``random``, leaving gives both back. Leaving without an exception
-closes the test's own ends, lets the VNFs finish, and then asks that nothing is left open in them. """
+closes the test's own ends, lets the VNFs finish, and then asks that nothing is left open in them."""
 
 from __future__ import annotations
 
@@ -90,7 +90,9 @@ class Network:
             raise
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
         leaks: list[str] = []
         try:
             if error is None:
@@ -141,11 +143,13 @@ class Network:
 
     # -- the VNFs
 
-    async def start(self, vnf: Startable, *, settings: Mapping[str, object] | None = None, host: str | None = None) -> VNF:
+    async def start(
+        self, vnf: Startable, *, settings: Mapping[str, object] | None = None, host: str | None = None
+    ) -> VNF:
         """Starts a VNF, the one in a file, or the one a function makes, on the host of its name, or on ``host``.
 
         ``settings`` are those of ``vnf run --set``. They are final once a VNF's file is loaded, so they go with a file
-        or a function: ``await net.start("b.py", settings={"c": "tcp://c:5000"})``. """
+        or a function: ``await net.start("b.py", settings={"c": "tcp://c:5000"})``."""
         made = made_with(vnf, settings)
         name = host or made.name
         if name in self._running:
@@ -224,11 +228,15 @@ class Network:
     def statistics(self) -> Mapping[str, Any]:
         """``network``: how often what happened, and ``bytes_…`` of it. ``vnfs``: each VNF's own statistics."""
         vnfs = {name: vnf.statistics() for name, (vnf, _) in self._running.items()}
-        return MappingProxyType({"network": MappingProxyType(dict(self.fabric.counters)), "vnfs": MappingProxyType(vnfs)})
+        return MappingProxyType(
+            {"network": MappingProxyType(dict(self.fabric.counters)), "vnfs": MappingProxyType(vnfs)}
+        )
 
     @property
     def store(self) -> Any:
-        raise StateLayerMissing("net.store comes with the state layer: tables are in each replica's own memory until then")
+        raise StateLayerMissing(
+            "net.store comes with the state layer: tables are in each replica's own memory until then"
+        )
 
     def annotate(self, error: BaseException) -> None:
         """Adds the seed and the last events to an error, for whoever reads the failure."""
@@ -295,12 +303,15 @@ class Peer:
             asyncio.get_running_loop(),
             connection=Connection,
             request=Request,
-            resolve=lambda url: self._transport.target(EndpointURL.parse(url)),
+            resolve=self._target,
             on_failure=lambda connection, request, error: net.failures.append(error),
             limits=limits.native(),
         )
         ASK_S[self._core] = limits.ask_s
         self._transport = MemoryTransport(self._core, net.fabric.host(host, whole=True))
+
+    def _target(self, url: str) -> Any:
+        return self._transport.target(EndpointURL.parse(url))
 
     async def connect(self, url: str, framing: Framing) -> Connection:
         parsed = EndpointURL.parse(url).supported()

@@ -16,6 +16,7 @@ from .faults import RETRANSMISSIONS, RETRANSMIT_S
 
 if TYPE_CHECKING:
     from .fabric import Host, Place
+    from .faults import Faults
 
 __all__ = ["Stream", "StreamListener"]
 
@@ -200,7 +201,7 @@ class Stream(asyncio.Transport):
 
     # -- sending
 
-    def _faults(self) -> Any:
+    def _faults(self) -> "Faults":
         if self.local.kind == "unix":
             return self._fabric.local_faults
         return self._fabric.faults_between(self.host.name, self.remote.host)
@@ -277,7 +278,9 @@ class Stream(asyncio.Transport):
     def _give_up(self, holding: int | None = None) -> None:
         if holding is None or (self._held and holding == self._holding):
             self._held.clear()
-            self.break_off("timed out", TimeoutError(110, f"{self.flow}: given up after {GIVE_UP_S:g} s without an answer"))
+            self.break_off(
+                "timed out", TimeoutError(110, f"{self.flow}: given up after {GIVE_UP_S:g} s without an answer")
+            )
 
     def break_off(self, what: str, error: OSError | None = None) -> None:
         """Both ends are lost at once."""
@@ -355,7 +358,12 @@ class Stream(asyncio.Transport):
             return fn(*args)
         except Exception as error:
             self._fabric.loop.call_exception_handler(
-                {"message": f"protocol.{fn.__name__} failed", "exception": error, "transport": self, "protocol": self._protocol}
+                {
+                    "message": f"protocol.{fn.__name__} failed",
+                    "exception": error,
+                    "transport": self,
+                    "protocol": self._protocol,
+                }
             )
             if not self._lost:
                 self._send(Parcel(Kind.RESET))

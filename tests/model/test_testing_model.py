@@ -14,9 +14,18 @@ seeds = st.integers(0, 2**32)
 runs = settings(max_examples=30, deadline=None)
 
 
-@given(seed=seeds, loss=probability, duplicate=probability, reorder=probability, corrupt=probability, count=st.integers(1, 60))
+@given(
+    seed=seeds,
+    loss=probability,
+    duplicate=probability,
+    reorder=probability,
+    corrupt=probability,
+    count=st.integers(1, 60),
+)
 @runs
-def test_no_datagram_is_invented_and_none_comes_more_often_than_it_was_doubled(seed, loss, duplicate, reorder, corrupt, count):
+def test_no_datagram_is_invented_and_none_comes_more_often_than_it_was_doubled(
+    seed, loss, duplicate, reorder, corrupt, count
+):
     """Oracle: each echo travels twice, so it comes at most 4 times, and exactly once on a wire without faults."""
     vnf = VNF("b")
 
@@ -69,7 +78,13 @@ def test_a_streams_bytes_come_in_order_or_it_ends_with_a_reason(seed, messages, 
             conn.send(piece)
             await conn.drain()
 
-    faults = {"loss": loss, "breaks": breaks, "break_after_bytes": break_after, "in_flight_bytes": in_flight, "jitter_s": 0.01}
+    faults = {
+        "loss": loss,
+        "breaks": breaks,
+        "break_after_bytes": break_after,
+        "in_flight_bytes": in_flight,
+        "jitter_s": 0.01,
+    }
 
     async def main():
         async with vnf.test(seed=seed, **faults) as net:
@@ -123,7 +138,12 @@ def test_each_ask_over_a_lossy_wire_ends_once_with_its_own_answer_or_a_timeout(s
     asyncio.run(main())
 
 
-@given(seed=seeds, loss=probability, jitter_s=st.sampled_from([0.0, 0.05]), sizes=st.lists(st.integers(1, 50), min_size=1, max_size=8))
+@given(
+    seed=seeds,
+    loss=probability,
+    jitter_s=st.sampled_from([0.0, 0.05]),
+    sizes=st.lists(st.integers(1, 50), min_size=1, max_size=8),
+)
 @runs
 def test_framed_requests_are_answered_in_order_however_they_are_torn(seed, loss, jitter_s, sizes):
     vnf = VNF("b")

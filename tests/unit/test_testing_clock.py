@@ -201,7 +201,10 @@ def test_a_loop_that_is_not_asyncios_own_is_told_what_to_do():
     async def main():
         Clock().install()
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, pytest.raises(RuntimeError, match=r"asyncio\.run"):
+    with (
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        pytest.raises(RuntimeError, match=r"asyncio\.run"),
+    ):
         runner.run(main())
 
 

@@ -412,7 +412,10 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another():
     assert run_of(7) != run_of(8)
 
 
-@pytest.mark.parametrize("wrong", [{"loss": 1.5}, {"delay_s": -1}, {"jitter_s": float("nan")}, {"segment_bytes": 0}, {"break_after_bytes": -1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"loss": 1.5}, {"delay_s": -1}, {"jitter_s": float("nan")}, {"segment_bytes": 0}, {"break_after_bytes": -1}],
+)
 def test_faults_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Faults(**wrong)

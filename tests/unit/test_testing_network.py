@@ -249,7 +249,7 @@ def test_waiting_in_vain_is_an_error_with_the_trace():
             a = await net.connect("tcp://b:5000")
             await a.receive()
 
-    with pytest.raises(DeadlockError, match="test_testing_network.py|connection.py") as caught:
+    with pytest.raises(DeadlockError, match=r"test_testing_network\.py|connection\.py") as caught:
         asyncio.run(main())
     assert "seed='x1'" in caught.value.__notes__[0]
     assert "accepted" in caught.value.__notes__[0]
@@ -463,7 +463,9 @@ def test_the_fixture_is_a_network_and_tells_the_story_of_a_failure(pytester):
             await asyncio.Event().wait()
         """
     )
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-q", "-o", "asyncio_default_fixture_loop_scope=function")
+    result = pytester.runpytest_subprocess(
+        "-p", "no:cacheprovider", "-q", "-o", "asyncio_default_fixture_loop_scope=function"
+    )
     result.assert_outcomes(passed=1, failed=2)
     result.stdout.fnmatch_lines(["*in-memory network: seed=7*", "*DeadlockError*"])
 
