@@ -1,5 +1,45 @@
 //! Packets: the pool they live in and checked views of their headers.
+//!
+//! Each header has a module: a view whose `new_checked` proves every length it later relies on, and an `emit` that
+//! writes the header into an array. Nothing here keeps state or does I/O.
 
+pub mod arp;
+pub mod checksum;
+pub mod ethernet;
+pub mod icmp;
+pub mod ipv4;
+pub mod ipv6;
+pub mod ndp;
 pub mod pool;
+pub mod udp;
 
 pub use pool::{Pool, PoolConfig, Slot};
+
+/// IANA protocol numbers, shared by IPv4's protocol and IPv6's next header.
+pub mod protocol {
+    pub const ICMP: u8 = 1;
+    pub const UDP: u8 = 17;
+    pub const ICMPV6: u8 = 58;
+    pub const NO_NEXT_HEADER: u8 = 59;
+}
+
+/// Why bytes are not the header they should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Malformed {
+    /// Shorter than its header, or than the length it states.
+    Truncated,
+    /// Another version of IP than the Ethernet type said.
+    Version,
+    Checksum,
+    /// A field has a value its specification forbids.
+    Field,
+}
+
+/// The `N` bytes at `at`. The caller's `new_checked` has proved that they are there.
+fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    *bytes[at..].first_chunk().expect("new_checked has proved the length")
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes(array(bytes, at))
+}

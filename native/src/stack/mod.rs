@@ -1,10 +1,29 @@
 //! One host on a port: ARP, NDP, IPv4, IPv6, ICMP and UDP. Sans-I/O; the time is an argument.
+//!
+//! A frame's way in: [`Host::receive`] (Ethernet, IP, `host`) → `reassembly` if it is a fragment → `udp` (the flow or
+//! listener it is for), `icmp` (echo, errors) or `link` (ARP and NDP, which feed `neighbours`). A datagram's way out:
+//! [`Host::send`] (`udp`) copies the flow's prebuilt header (`flows`); what does not fit the MTU takes the way through
+//! `output`, what has no link address yet waits in `neighbours`.
+
+mod addresses;
+mod counters;
+mod flows;
+mod host;
+mod icmp;
+mod link;
+mod neighbours;
+mod output;
+mod random;
+mod reassembly;
+#[cfg(test)]
+mod tests;
+mod udp;
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Instant;
 
-use crate::packet::{Pool, Slot};
-use crate::port::{Port, Sent};
+use crate::packet::Slot;
+
+pub use host::Host;
 
 /// An address and the length of its network prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +43,7 @@ pub struct HostConfig {
     pub virtual_addresses: Vec<IpAddr>,
     /// At most one per address family: where packets for other networks go.
     pub gateways: Vec<IpAddr>,
-    /// The largest IP packet; longer datagrams are fragmented.
+    /// The largest IP packet; longer datagrams are fragmented. At least 576 (RFC 791), 1280 with IPv6 (RFC 8200 §5).
     pub mtu: usize,
 }
 

@@ -1,0 +1,1 @@
+//! The host as its peers see it: frames in, frames out.
