@@ -6,6 +6,6 @@ pytest fixture: ``pytest_plugins = ["libvnf.testing.fixtures"]``. The guide is `
 from .clock import Clock, DeadlockError
 from .fabric import Event
 from .faults import Faults
-from .network import LeakError, Network, Served, network
+from .harness import LeakError, Network, Served, network
 
 __all__ = ["Clock", "DeadlockError", "Event", "Faults", "LeakError", "Network", "Served", "network"]

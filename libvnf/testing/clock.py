@@ -59,6 +59,7 @@ class Clock:
 
     @property
     def installed(self) -> bool:
+        """Whether a loop's time is this clock's now."""
         return self._loop is not None
 
     @property

@@ -58,6 +58,7 @@ class Faults:
 
     @classmethod
     def names(cls) -> frozenset[str]:
+        """What can be set."""
         return frozenset(field.name for field in fields(cls))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from .network import Network
+from .harness import Network
 
 __all__ = ["vnf_network"]
 

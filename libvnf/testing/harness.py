@@ -104,16 +104,16 @@ class Network:
             try:
                 self.clock.judge(error)
             except AssertionError as verdict:
-                self.annotate(verdict)
+                self._annotate(verdict)
                 raise
         if error is not None:
-            return self.annotate(error)
+            return self._annotate(error)
         for failure in self.failures:
             if not isinstance(failure, OSError):
-                raise self.annotated(failure)
+                raise self._annotated(failure)
         leaks += self._lost_packets(cores) if self.check_leaks else []
         if leaks:
-            raise self.annotated(LeakError("; ".join(leaks)))
+            raise self._annotated(LeakError("; ".join(leaks)))
 
     async def _settle(self) -> None:
         """The test's ends close; the VNFs see that and finish."""
@@ -198,6 +198,7 @@ class Network:
 
     @property
     def fabric(self) -> Fabric:
+        """The network itself, for tests of plain asyncio protocols."""
         if self._fabric is None:
             raise RuntimeError("enter the network first: async with …")
         return self._fabric
@@ -234,11 +235,12 @@ class Network:
 
     @property
     def store(self) -> Any:
+        """The shared state's store, for outages; raises until there is a state layer."""
         raise StateLayerMissing(
             "net.store comes with the state layer: tables are in each replica's own memory until then"
         )
 
-    def annotate(self, error: BaseException) -> None:
+    def _annotate(self, error: BaseException) -> None:
         """Adds the seed and the last events to an error, for whoever reads the failure."""
         if self._fabric is not None:
             error.add_note(self.story())
@@ -248,8 +250,8 @@ class Network:
         last = [str(event) for event in self.fabric.trace][-events:]
         return "\n".join([f"in-memory network: seed={self.seed!r}, now={self.clock.now:.6f} s; last events:", *last])
 
-    def annotated(self, error: BaseException) -> BaseException:
-        self.annotate(error)
+    def _annotated(self, error: BaseException) -> BaseException:
+        self._annotate(error)
         return error
 
     # -- leaks
@@ -352,6 +354,7 @@ class Served:
 
     @property
     def open_connections(self) -> int:
+        """Streams, or datagram peers that are remembered."""
         return self.endpoint.open_connections
 
     def close(self) -> None:
