@@ -12,7 +12,8 @@ Real work holds time still, otherwise a timeout of ten seconds would strike befo
 
 Waiting to *read* a real descriptor does not hold time: a listening socket would stop it for ever. It is polled
 before each jump. What holds time is waited for at most ``patience_s`` real seconds when a timer is pending: a thread
-that waits for the loop's next timer is not to hang the test."""
+that waits for the loop's next timer is not to hang the test.
+"""
 
 import asyncio
 import selectors
@@ -81,7 +82,8 @@ class Clock:
     def install(self, owner: asyncio.Task[Any] | None = None) -> None:
         """Makes the running loop's time virtual. ``owner`` is the task told of a deadlock, by cancelling it: who turns
         that into a :class:`DeadlockError` asks :meth:`judge`. Without one (or when it is done) the loop itself
-        raises."""
+        raises.
+        """
         loop: Any = asyncio.get_running_loop()
         selector = getattr(loop, "_selector", None)
         if not isinstance(loop, asyncio.BaseEventLoop) or not isinstance(selector, selectors.BaseSelector):

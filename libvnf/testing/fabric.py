@@ -250,7 +250,8 @@ class Host:
     def listen(self, url: str, factory: Factory) -> "StreamListener | Datagrams":
         """Binds ``factory()`` (a protocol per stream, one for all datagrams) to a URL. An empty host, ``0.0.0.0`` or
         ``[::]`` is every name of this host; any other becomes one of its names. Raises ``OSError`` (EADDRINUSE) when
-        taken."""
+        taken.
+        """
         place = Place.parse(url)
         if place.kind != "unix":
             if place.host in _WILDCARDS:
@@ -270,7 +271,8 @@ class Host:
 
     def connect(self, url: str, factory: Factory, failed: Callable[[OSError], None]) -> None:
         """Starts connecting: ends in the new protocol's ``connection_made``, or in ``failed(error)``. Datagrams first
-        hear at a later loop turn too."""
+        hear at a later loop turn too.
+        """
         place = Place.parse(url)
         if place.kind == "udp":
             local = Place("udp", self.name, self.ephemeral_port())

@@ -2,7 +2,8 @@
 
 Needs pytest-asyncio. ``@pytest.mark.vnf_network(seed=7, loss=0.01)`` gives the options of
 :class:`~libvnf.testing.Network`; without a seed the test's own name is it. A test that failed shows the network's last
-events, and is not asked for leaks."""
+events, and is not asked for leaks.
+"""
 
 from collections.abc import AsyncIterator, Generator
 from typing import Any

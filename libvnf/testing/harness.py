@@ -1,7 +1,8 @@
 """``Network``: what a test holds. VNFs started on it, the peers the test plays, faults, time and what happened.
 
 Entering makes the loop's time virtual and seeds ``random``, leaving gives both back. Leaving without an exception
-closes the test's own ends, lets the VNFs finish, and then asks that nothing is left open in them."""
+closes the test's own ends, lets the VNFs finish, and then asks that nothing is left open in them.
+"""
 
 from __future__ import annotations
 
@@ -149,7 +150,8 @@ class Network:
         """Starts a VNF, the one in a file, or the one a function makes, on the host of its name, or on ``host``.
 
         ``settings`` are those of ``vnf run --set``. They are final once a VNF's file is loaded, so they go with a file
-        or a function: ``await net.start("b.py", settings={"c": "tcp://c:5000"})``."""
+        or a function: ``await net.start("b.py", settings={"c": "tcp://c:5000"})``.
+        """
         made = made_with(vnf, settings)
         name = host or made.name
         if name in self._running:
@@ -173,14 +175,16 @@ class Network:
     async def connect(self, url: str, *, framing: Framing = "as the server", host: str = "test") -> Connection:
         """A connection of the test, from ``host``, once connected. Messages are cut as the server there cuts them
         unless ``framing`` says otherwise. Raises ``ConnectionRefusedError`` where nobody listens, or another
-        ``OSError``."""
+        ``OSError``.
+        """
         return await self.peer(host).connect(url, framing)
 
     async def serve(
         self, url: str, handler: Callable[..., Any], *, framing: _native.Framing | None = None, host: str | None = None
     ) -> Served:
         """The test plays a server: ``fn(conn, request, packet)`` per message or ``async fn(conn)`` per connection. Its
-        host is the one the url names."""
+        host is the one the url names.
+        """
         parsed = EndpointURL.parse(url)
         return await self.peer(host or parsed.host or "test").serve(parsed, handler, framing)
 
