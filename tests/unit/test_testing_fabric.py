@@ -292,6 +292,19 @@ async def test_a_partition_holds_streams_until_it_heals(fabric):
     assert server.data == b"firstsecond"
 
 
+@on_fabric(jitter_s=0.05)
+async def test_what_is_sent_after_healing_does_not_overtake_what_was_held(fabric):
+    client, server = await pair(fabric)
+    for number in range(50):
+        fabric.partition("a", "b")
+        client.transport.write(b"held%02d" % number)
+        await asyncio.sleep(1)
+        fabric.heal()
+        client.transport.write(b"sent%02d" % number)
+        await asyncio.sleep(1)
+    assert server.data == b"".join(b"held%02dsent%02d" % (number, number) for number in range(50))
+
+
 @on_fabric()
 async def test_a_partition_that_lasts_ends_streams_with_a_timeout(fabric):
     client, server = await pair(fabric)
