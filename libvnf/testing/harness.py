@@ -195,7 +195,8 @@ class Network:
     # -- time
 
     async def run_for(self, seconds: float) -> None:
-        """Lets so much virtual time pass."""
+        """Lets so much virtual time pass; it does not count against ``limit_s``."""
+        self.clock.limit_s += seconds
         await asyncio.sleep(seconds)
 
     # -- faults
