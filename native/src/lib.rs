@@ -6,6 +6,7 @@
 //! * [`framing`] — where one message of a byte stream ends. Pure.
 //! * [`port`] — where frames enter and leave: memif, and an in-memory pair for tests.
 //! * [`stack`] — one host's ARP/NDP, ICMP and UDP on a port. Sans-I/O: frames and the time come in as arguments.
+//! * [`splice`] — joins two kernel sockets without touching their bytes.
 //! * [`load`] — the load generator and responder behind `vnf load`.
 //! * `py` — the Python module `libvnf._native` (feature `python`): the only place that knows Python.
 //!
@@ -15,6 +16,7 @@ pub mod framing;
 pub mod load;
 pub mod packet;
 pub mod port;
+pub mod splice;
 pub mod stack;
 
 #[cfg(feature = "python")]

@@ -1,1 +1,284 @@
 //! Two ports in one process, back to back: what one sends the other receives. For tests, benches and fuzzing.
+#![allow(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use super::{Link, Port, Sent};
+use crate::packet::{Pool, Slot};
+
+/// An Ethernet header and one 802.1Q tag.
+const HEADER_BYTES: usize = 14 + 4;
+
+/// One direction, as its receiver and its sender see it.
+struct Lane {
+    state: Mutex<LaneState>,
+    /// Readable while the receiver is armed and frames arrived, or once the sender is gone.
+    wake: OwnedFd,
+}
+
+#[derive(Default)]
+struct LaneState {
+    frames: VecDeque<Vec<u8>>,
+    armed: bool,
+    /// One of the two ends was dropped.
+    closed: bool,
+}
+
+impl Lane {
+    fn new() -> std::io::Result<Arc<Self>> {
+        // SAFETY: no pointers; the result is checked.
+        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+        if fd < 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor is new and ours.
+        Ok(Arc::new(Self { state: Mutex::default(), wake: unsafe { OwnedFd::from_raw_fd(fd) } }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, LaneState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&self) {
+        // SAFETY: eight readable bytes; a full counter wakes as well.
+        unsafe { libc::write(self.wake.as_raw_fd(), 1u64.to_ne_bytes().as_ptr().cast(), 8) };
+    }
+
+    fn calm(&self) {
+        // SAFETY: eight writable bytes; an empty counter is calm already.
+        unsafe { libc::read(self.wake.as_raw_fd(), [0u8; 8].as_mut_ptr().cast(), 8) };
+    }
+}
+
+#[derive(Default)]
+struct Counts {
+    rx_frames: u64,
+    rx_bytes: u64,
+    rx_pool_dry: u64,
+    tx_frames: u64,
+    tx_bytes: u64,
+    tx_full: u64,
+    tx_too_long: u64,
+    tx_down: u64,
+}
+
+/// One end.
+pub struct PairPort {
+    name: &'static str,
+    mtu: usize,
+    depth: usize,
+    inbound: Arc<Lane>,
+    outbound: Arc<Lane>,
+    queued: Vec<Vec<u8>>,
+    epoll: OwnedFd,
+    counts: Counts,
+}
+
+/// Two connected ports that carry IP packets up to `mtu` and hold up to `depth` frames in each direction. Panics when
+/// the system refuses the four descriptors they need.
+pub fn pair(mtu: usize, depth: usize) -> (PairPort, PairPort) {
+    let [one, two] = [(), ()].map(|()| Lane::new().expect("an eventfd"));
+    let left = PairPort::new("left", mtu, depth, one.clone(), two.clone()).expect("an epoll set");
+    (left, PairPort::new("right", mtu, depth, two, one).expect("an epoll set"))
+}
+
+impl PairPort {
+    fn new(
+        name: &'static str,
+        mtu: usize,
+        depth: usize,
+        inbound: Arc<Lane>,
+        outbound: Arc<Lane>,
+    ) -> std::io::Result<Self> {
+        // SAFETY: the event outlives the call, the new descriptor is ours, both results are checked.
+        let epoll = unsafe {
+            let fd = libc::epoll_create1(libc::EPOLL_CLOEXEC);
+            if fd < 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+            let epoll = OwnedFd::from_raw_fd(fd);
+            let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 0 };
+            if libc::epoll_ctl(fd, libc::EPOLL_CTL_ADD, inbound.wake.as_raw_fd(), &raw mut event) != 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+            epoll
+        };
+        Ok(Self { name, mtu, depth, inbound, outbound, queued: Vec::new(), epoll, counts: Counts::default() })
+    }
+}
+
+impl Port for PairPort {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn mtu(&self) -> usize {
+        self.mtu
+    }
+
+    fn link(&self) -> Link {
+        if self.inbound.state().closed { Link::Down("the other end is gone".into()) } else { Link::Up }
+    }
+
+    fn generation(&self) -> u64 {
+        1
+    }
+
+    fn wake_fd(&self) -> RawFd {
+        self.epoll.as_raw_fd()
+    }
+
+    fn service(&mut self, _now: Instant) {
+        self.inbound.calm();
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        None
+    }
+
+    fn receive(&mut self, pool: &Pool, frames: &mut Vec<Slot>, max: usize) -> usize {
+        let mut state = self.inbound.state();
+        let count = max.min(state.frames.len());
+        for frame in state.frames.drain(..count) {
+            if let Some(mut slot) = pool.take(frame.len()) {
+                slot.copy_from_slice(&frame);
+                self.counts.rx_frames += 1;
+                self.counts.rx_bytes += frame.len() as u64;
+                frames.push(slot);
+            } else {
+                self.counts.rx_pool_dry += 1;
+            }
+        }
+        count
+    }
+
+    fn send(&mut self, parts: &[&[u8]]) -> Sent {
+        let frame = parts.concat();
+        let state = self.outbound.state();
+        if state.closed {
+            self.counts.tx_down += 1;
+            Sent::Down
+        } else if frame.is_empty() || frame.len() > self.mtu + HEADER_BYTES {
+            self.counts.tx_too_long += 1;
+            Sent::TooLong
+        } else if state.frames.len() + self.queued.len() >= self.depth {
+            self.counts.tx_full += 1;
+            Sent::Full
+        } else {
+            self.queued.push(frame);
+            Sent::Queued
+        }
+    }
+
+    fn flush(&mut self) {
+        if self.queued.is_empty() {
+            return;
+        }
+        let mut state = self.outbound.state();
+        self.counts.tx_frames += self.queued.len() as u64;
+        self.counts.tx_bytes += self.queued.iter().map(|frame| frame.len() as u64).sum::<u64>();
+        state.frames.extend(self.queued.drain(..));
+        if state.armed {
+            self.outbound.wake();
+        }
+    }
+
+    fn arm(&mut self) -> bool {
+        let mut state = self.inbound.state();
+        state.armed = state.frames.is_empty();
+        state.armed
+    }
+
+    fn disarm(&mut self) {
+        self.inbound.state().armed = false;
+        self.inbound.calm();
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        let Counts { rx_frames, rx_bytes, rx_pool_dry, tx_frames, tx_bytes, tx_full, tx_too_long, tx_down } =
+            self.counts;
+        vec![
+            ("rx_frames", rx_frames),
+            ("rx_bytes", rx_bytes),
+            ("rx_pool_dry", rx_pool_dry),
+            ("tx_frames", tx_frames),
+            ("tx_bytes", tx_bytes),
+            ("tx_full", tx_full),
+            ("tx_too_long", tx_too_long),
+            ("tx_down", tx_down),
+        ]
+    }
+}
+
+impl Drop for PairPort {
+    fn drop(&mut self) {
+        for lane in [&self.inbound, &self.outbound] {
+            lane.state().closed = true;
+            lane.wake();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::PoolConfig;
+
+    fn pool() -> Pool {
+        Pool::new(&PoolConfig { classes: vec![(64, 8)] }).unwrap()
+    }
+
+    fn readable(port: &PairPort) -> bool {
+        let mut poll = libc::pollfd { fd: port.wake_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one pollfd is given.
+        unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
+    }
+
+    fn received(port: &mut PairPort) -> Vec<Vec<u8>> {
+        let mut frames = Vec::new();
+        port.receive(&pool(), &mut frames, 64);
+        frames.iter().map(|frame| frame.to_vec()).collect()
+    }
+
+    #[test]
+    fn frames_arrive_in_order_and_only_after_a_flush() {
+        let (mut left, mut right) = pair(64, 8);
+        assert_eq!(left.send(&[b"ab", b"", b"c"]), Sent::Queued);
+        assert_eq!(left.send(&[b"d"]), Sent::Queued);
+        assert!(received(&mut right).is_empty());
+        left.flush();
+        assert_eq!(received(&mut right), [b"abc".to_vec(), b"d".to_vec()]);
+        assert!(received(&mut left).is_empty());
+    }
+
+    #[test]
+    fn an_armed_end_is_woken_and_a_waiting_frame_forbids_sleep() {
+        let (mut left, mut right) = pair(64, 8);
+        assert!(right.arm() && !readable(&right));
+        left.send(&[b"x"]);
+        assert!(!readable(&right));
+        left.flush();
+        assert!(readable(&right));
+        right.disarm();
+        assert!(!readable(&right) && !right.arm());
+        assert_eq!(received(&mut right).len(), 1);
+        assert!(right.arm());
+    }
+
+    #[test]
+    fn what_cannot_be_carried_is_refused_and_counted() {
+        let (mut left, right) = pair(64, 1);
+        assert_eq!(left.send(&[&[0; 64 + HEADER_BYTES + 1]]), Sent::TooLong);
+        assert_eq!(left.send(&[]), Sent::TooLong);
+        assert_eq!(left.send(&[b"x"]), Sent::Queued);
+        assert_eq!(left.send(&[b"y"]), Sent::Full);
+        drop(right);
+        assert_eq!(left.send(&[b"z"]), Sent::Down);
+        assert!(readable(&left) && left.link() != Link::Up);
+        let counted: Vec<_> = left.counters().into_iter().filter(|(_, count)| *count > 0).collect();
+        assert_eq!(counted, [("tx_full", 1), ("tx_too_long", 2), ("tx_down", 1)]);
+    }
+}

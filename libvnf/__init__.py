@@ -1,0 +1,53 @@
+"""libvnf: virtual network functions in Python, asyncio outside and a native data plane inside."""
+
+from ._native import Delimiter, Field, Fixed, LengthPrefixed, Packet
+from .client import Client
+from .config import Limits
+from .connection import Connection
+from .errors import (
+    AddressInUse,
+    BufferFull,
+    ConfigError,
+    FramingError,
+    MessageTooLong,
+    PluginError,
+    StateError,
+    StateFull,
+    SteeringError,
+    TransportError,
+    Unsupported,
+    VNFError,
+)
+from .request import Request, Timer
+from .server import Server
+from .state import Table, local
+from .vnf import VNF
+
+__all__ = [
+    "VNF",
+    "AddressInUse",
+    "BufferFull",
+    "Client",
+    "ConfigError",
+    "Connection",
+    "Delimiter",
+    "Field",
+    "Fixed",
+    "FramingError",
+    "LengthPrefixed",
+    "Limits",
+    "MessageTooLong",
+    "Packet",
+    "PluginError",
+    "Request",
+    "Server",
+    "StateError",
+    "StateFull",
+    "SteeringError",
+    "Table",
+    "Timer",
+    "TransportError",
+    "Unsupported",
+    "VNFError",
+    "local",
+]

@@ -1,0 +1,383 @@
+"""The native module: packets, connections, dispatch and the bypass engine, written in Rust.
+
+VNF authors use the public classes of ``libvnf``; this page is the reference of what those stand on. Everything here
+belongs to the thread of the event loop that its :class:`Core` was made for; a call from another thread raises
+``RuntimeError``.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, Final, final
+
+from typing_extensions import Buffer, Self
+
+__all__ = [
+    "Client",
+    "Connection",
+    "Core",
+    "DatagramProtocol",
+    "Delimiter",
+    "Driver",
+    "Endpoint",
+    "Engine",
+    "Field",
+    "Fixed",
+    "LengthPrefixed",
+    "Packet",
+    "Request",
+    "Splice",
+    "StreamProtocol",
+    "Target",
+    "core_distance_ns",
+    "run_load",
+]
+
+@final
+class Packet:
+    """A read-only message. It holds its buffer while anything refers to it, slices and memoryviews included.
+
+    Equal to, and hashes like, the ``bytes`` with the same content.
+    """
+
+    def __new__(cls, data: Buffer, /) -> Self: ...
+    def __len__(self, /) -> int: ...
+    def __getitem__(self, index: int | slice, /) -> Any: ...  # int for an index, Packet (a view) for a slice
+    def __iter__(self, /) -> Iterator[int]: ...
+    def __contains__(self, item: int | Buffer, /) -> bool: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __hash__(self, /) -> int: ...
+    def __add__(self, other: Buffer, /) -> bytes: ...
+    def __bytes__(self, /) -> bytes: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    def find(self, sub: Buffer, start: int = 0, end: int | None = None, /) -> int: ...
+    def startswith(self, prefix: Buffer, /) -> bool: ...
+    def u8(self, offset: int, /) -> int:
+        """The byte at ``offset``; IndexError past the end. So u16, u32, u64: big-endian."""
+    def u16(self, offset: int, /) -> int: ...
+    def u32(self, offset: int, /) -> int: ...
+    def u64(self, offset: int, /) -> int: ...
+
+@final
+class Fixed:
+    """Every message is ``size`` bytes (1 … 16 MiB). On datagrams: the size a datagram must have."""
+
+    size: Final[int]
+    def __new__(cls, size: int) -> Self: ...
+
+@final
+class LengthPrefixed:
+    """A big-endian length field of ``size`` (1, 2, 3, 4 or 8) bytes at ``offset`` tells how many bytes follow it.
+
+    ``adjust`` is added to the field's value (Diameter, whose length counts the header: ``adjust=-4``); ``strip`` leaves
+    the header out of the message that is delivered. A message longer than ``limit`` closes the connection ("framing").
+    """
+
+    size: Final[int]
+    offset: Final[int]
+    adjust: Final[int]
+    strip: Final[bool]
+    limit: Final[int]
+    def __new__(cls, size: int, offset: int = 0, adjust: int = 0, strip: bool = False, limit: int = 16777216) -> Self: ...
+
+@final
+class Delimiter:
+    """A message ends with ``delimiter``, which is not delivered; longer than ``limit`` closes the connection."""
+
+    delimiter: Final[bytes]
+    limit: Final[int]
+    def __new__(cls, delimiter: bytes, limit: int = 65536) -> Self: ...
+
+@final
+class Field:
+    """A big-endian unsigned number of ``size`` (1, 2, 4 or 8) bytes at ``offset`` of every message."""
+
+    offset: Final[int]
+    size: Final[int]
+    def __new__(cls, offset: int, size: int) -> Self: ...
+
+Framing = Fixed | LengthPrefixed | Delimiter | Callable[[bytes], int]
+
+class Request:
+    """The native half of ``libvnf.Request``: counts who carries it, and ends exactly once when nobody does."""
+
+    def __new__(cls, *args: object, **kwargs: object) -> Self: ...
+    @property
+    def ended(self) -> bool: ...
+    @property
+    def id(self) -> int | bytes | str | None:
+        """What the request-id extractor read; None without one."""
+    @property
+    def core(self) -> Core | None: ...
+    def end(self, /) -> None:
+        """Ends it now, whoever still carries it. A second call does nothing."""
+    def hold(self, /) -> None:
+        """One more carrier (a timer, a task). RuntimeError once it has ended."""
+    def release(self, /) -> None:
+        """One carrier less; the last one ends the request. Does nothing once it has ended."""
+
+class Connection:
+    """The native half of ``libvnf.Connection``."""
+
+    state: Any
+    """The author's; anything."""
+    request: Request | None
+    """The request this connection carries: messages on it get this one instead of a new one."""
+
+    def __new__(cls, core: Core, endpoint: Endpoint, /) -> Self: ...
+    @property
+    def core(self) -> Core: ...
+    @property
+    def endpoint(self) -> Endpoint: ...
+    @property
+    def local(self) -> str:
+        """``host:port``, ``[host]:port`` or a path; empty before it is connected."""
+    @property
+    def remote(self) -> str: ...
+    @property
+    def connected(self) -> bool: ...
+    @property
+    def closed(self) -> bool: ...
+    @property
+    def ended(self) -> bool:
+        """Whether the peer will send no more."""
+    @property
+    def close_reason(self) -> str | None: ...
+    @property
+    def buffered(self) -> int:
+        """Bytes sent by the author and not yet taken by the transport."""
+    @property
+    def kept(self) -> int:
+        """Bytes of buffers that packets of this connection, kept by Python, occupy."""
+    @property
+    def transport(self) -> Any:
+        """The Python transport it runs on (asyncio's interface), or None on a bypass port or before it is connected."""
+    def send(self, /, *parts: Buffer) -> None:
+        """Queues one message made of ``parts``; flushed at the end of the batch.
+
+        Raises ``ConnectionError`` when closed and ``BufferFull`` over ``max_buffered_bytes`` (TCP). A datagram that a
+        full ring cannot take is dropped and counted.
+        """
+    def end(self, /) -> None:
+        """Half-close after what is queued."""
+    def close(self, /) -> None:
+        """Close after what is queued. A pooled connection goes back to its pool instead. Closing twice does nothing."""
+    def abort(self, reason: str = "aborted", /) -> None:
+        """Close at once; what is queued is lost (TCP: RST)."""
+    def pause(self, /) -> None:
+        """No more messages until ``resume``; the peer is slowed down (streams) or its datagrams are dropped, counted."""
+    def resume(self, /) -> None: ...
+    def on(self, event: str, fn: Callable[..., Any] | None, /) -> None:
+        """Sets this connection's handler of ``accept data sent writable end close error connect``."""
+    def connect(
+        self,
+        url: str,
+        /,
+        *,
+        framing: Framing | None = None,
+        pool: int = 0,
+        request: Request | None = None,
+    ) -> Self:
+        """A connection to ``url`` that carries this one's request. Usable at once: what is sent waits until connected."""
+    def take(self, until: bytes | None = None, size: int | None = None, limit: int = 65536, /) -> Packet | None:
+        """From the inbox of a connection without ``data`` handler: the next message (with framing) or piece (without),
+        up to and including ``until``, or exactly ``size`` bytes. None: not yet there. Empty: the peer has ended.
+
+        Raises ``ConnectionError`` when the connection broke, ``MessageTooLong`` past ``limit``.
+        """
+    def wait(self, what: str, /) -> asyncio.Future[None]:
+        """A future done at the next change of ``connected``, ``readable``, ``writable`` or ``closed`` (now, if it is so)."""
+    # Called by Python transports:
+    def failed(self, error: BaseException, /) -> None:
+        """The connection could not be made."""
+    # asyncio transport-side callbacks live on StreamProtocol and DatagramProtocol.
+
+@final
+class Core:
+    """Dispatch for one event loop: pool, limits, request and connection counts, the flush at the end of each batch."""
+
+    def __new__(
+        cls,
+        loop: asyncio.AbstractEventLoop,
+        /,
+        *,
+        connection: type[Connection],
+        request: type[Request],
+        resolve: Callable[[str], Target | PythonTarget],
+        on_failure: Callable[[Connection | None, Request | None, BaseException], None],
+        limits: dict[str, float],
+    ) -> Self:
+        """``limits``: connect_s ask_s idle_s max_connections max_requests max_buffered_bytes max_kept_bytes
+        max_kept_bytes_per_connection. ``on_failure`` logs what a handler raised. ``resolve(url)`` is asked once per url
+        string and remembered; raises ``ConfigError``."""
+    @property
+    def open_connections(self) -> int: ...
+    @property
+    def open_requests(self) -> int: ...
+    def connections(self, /) -> list[Connection]: ...
+    def flush(self, /) -> None: ...
+    def tick(self, /) -> None:
+        """A second has passed: ends idle connections, and closing ones that never finish."""
+    def unthrottle(self, /) -> int:
+        """Lets streams go on that waited because Python kept their packets; returns how many still wait."""
+    @property
+    def throttled(self) -> int: ...
+    def statistics(self, /) -> dict[str, int]: ...
+    def pool_statistics(self, /) -> dict[str, tuple[int, int, int, int]]:
+        """Per size class ("256", "2048", …): slot bytes, slots, free now, times exhausted."""
+    def call(self, fn: Callable[..., Any], /, *args: object) -> None:
+        """Calls a handler of the author as the engine does: coroutines stepped without a task, failures reported."""
+
+@final
+class Endpoint:
+    """What all connections of one server, or of one client, have in common."""
+
+    name: str
+    handler: Callable[..., Any] | None
+    """``fn(conn, request, packet)`` per message."""
+    session: Callable[..., Coroutine[Any, Any, Any]] | None
+    """``fn(conn)``, one coroutine per connection."""
+    request: type[Request]
+    accepting: bool
+    """False: new connections are refused (draining)."""
+    idle_s: float | None
+
+    def __new__(
+        cls,
+        core: Core,
+        name: str,
+        /,
+        *,
+        datagram: bool = False,
+        framing: Framing | None = None,
+        request_id: Field | Callable[[Packet], Any] | None = None,
+    ) -> Self: ...
+    @property
+    def open_connections(self) -> int: ...
+    @property
+    def opened(self) -> int: ...
+    @property
+    def messages(self) -> int: ...
+    def on(self, event: str, fn: Callable[..., Any] | None, /) -> None: ...
+
+@final
+class Target:
+    """Where a native ``connect`` goes: an address on a bypass port."""
+
+    @property
+    def datagram(self) -> bool: ...
+    def open(self, connection: Connection, /) -> None:
+        """Makes the flow; a failure reaches the connection at the loop's next turn."""
+
+class PythonTarget:
+    """The shape ``resolve`` returns for transports written in Python (not a class of this module)."""
+
+    datagram: bool
+    def open(self, connection: Connection, /) -> None:
+        """Starts connecting; ends in ``StreamProtocol(…, connection).connection_made`` or ``connection.failed``."""
+
+@final
+class StreamProtocol:
+    """An ``asyncio.Protocol`` that feeds a byte stream into a connection: ``endpoint``'s new one, or the one given."""
+
+    def __new__(cls, core: Core, endpoint: Endpoint | None, connection: Connection | None, /) -> Self: ...
+    @property
+    def connection(self) -> Connection | None: ...
+    def connection_made(self, transport: Any, /) -> None: ...
+    def data_received(self, data: bytes, /) -> None: ...
+    def eof_received(self, /) -> bool: ...
+    def connection_lost(self, error: BaseException | None, /) -> None: ...
+    def pause_writing(self, /) -> None: ...
+    def resume_writing(self, /) -> None: ...
+
+@final
+class DatagramProtocol:
+    """An ``asyncio.DatagramProtocol``: a connection per peer address of ``endpoint``, or the one connection given."""
+
+    def __new__(cls, core: Core, endpoint: Endpoint | None, connection: Connection | None, /) -> Self: ...
+    def connection_made(self, transport: Any, /) -> None: ...
+    def datagram_received(self, data: bytes, address: Any, /) -> None: ...
+    def error_received(self, error: OSError, /) -> None: ...
+    def connection_lost(self, error: BaseException | None, /) -> None: ...
+    def pause_writing(self, /) -> None: ...
+    def resume_writing(self, /) -> None: ...
+
+@final
+class Driver:
+    """The coroutine handed to ``asyncio.Task`` when a handler's coroutine suspends: steps the handler inside a batch."""
+
+    def send(self, value: Any, /) -> Any: ...
+    def throw(self, kind: Any, value: Any = None, traceback: Any = None, /) -> Any: ...
+    def close(self, /) -> None: ...
+    def __await__(self, /) -> Self: ...
+    def __iter__(self, /) -> Self: ...
+    def __next__(self, /) -> Any: ...
+
+@final
+class Client:
+    """Matches replies to requests by an id it writes itself, and gives back the caller's. Retransmits datagrams."""
+
+    def __new__(
+        cls,
+        core: Core,
+        endpoint: Endpoint,
+        /,
+        *,
+        request_id: Field | Callable[[Packet], Any] | None,
+        timeout_s: float,
+        retries: int,
+    ) -> Self: ...
+    @property
+    def outstanding(self) -> int: ...
+    @property
+    def connections(self) -> int: ...
+    def add(self, connection: Connection, /) -> None:
+        """One more connection to spread requests over (of ``endpoint``)."""
+    def ask(self, packet: Buffer, /, timeout_s: float | None = None) -> asyncio.Future[Packet]: ...
+    def send(self, packet: Buffer, request: Request | None, on_reply: Callable[..., Any], /) -> None:
+        """The callback form: ``on_reply(conn, request, packet)``; a failure goes to the client's ``error`` handler."""
+    def expire(self, now: float, /) -> float | None:
+        """Retransmits and times out what is due at loop time ``now``; returns when it wants to be called next."""
+
+@final
+class Engine:
+    """The bypass engine: ports, hosts and the polling loop. ``turn`` is called by the event loop."""
+
+    def __new__(cls, core: Core, /, *, poll_us: int = 100) -> Self: ...
+    def add_port(self, name: str, options: dict[str, Any], /) -> None:
+        """Opens a port. ``options``: type ("memif"), path, role, id, secret, ring_slots, buffer_bytes, mtu, mac, address,
+        virtual, gateway. ``ValueError`` names the key; ``OSError`` when the system refuses."""
+    def listen(self, port: str, host: str | None, number: int, endpoint: Endpoint, /) -> None: ...
+    def unlisten(self, port: str, host: str | None, number: int, /) -> None: ...
+    def target(self, port: str, host: str, number: int, /) -> Target: ...
+    def wake_fds(self, /) -> list[int]: ...
+    def turn(self, /) -> float | None:
+        """One slice (about 50 µs) of polling. 0.0: call again soon; a number: sleep at most so many seconds, until a wake
+        descriptor is readable; None: until a wake descriptor is readable."""
+    def ports(self, /) -> list[dict[str, Any]]:
+        """Per port: name, type, link ("up" or the reason), mac, addresses, counters."""
+    def statistics(self, /) -> dict[str, int]: ...
+    def close(self, /) -> None: ...
+
+@final
+class Splice:
+    """Moves bytes both ways between two sockets in a native thread with splice(2), half-closes kept."""
+
+    def __new__(cls, left: int, right: int, /) -> Self:
+        """Takes duplicates of both descriptors (made blocking-free); starts at once."""
+    @property
+    def done_fd(self) -> int:
+        """An eventfd, readable once both directions have ended."""
+    def result(self, /) -> tuple[int, int, str | None]:
+        """Bytes left→right, bytes right→left, and the error that ended it, if any."""
+    def close(self, /) -> None:
+        """Stops it, if it still runs."""
+
+def run_load(options: dict[str, Any], progress: Callable[[dict[str, Any]], bool], /) -> dict[str, Any]:
+    """Runs the load generator (``vnf load``) and returns its report.
+
+    ``progress`` is called about ten times a second; once it returns True the run ends and reports what was measured.
+    Raises ``ValueError`` for options that contradict themselves, ``OSError`` when the endpoint is not reached.
+    """
+
+def core_distance_ns() -> float:
+    """The round trip of a cache line between cpu 0 and 1: the class ("near", "far") a measurement belongs to."""

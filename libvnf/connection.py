@@ -1,0 +1,212 @@
+"""The asynchronous layer over the native connection: waits, the session reader, ``async with``, ``async for``.
+
+No fields of its own: sending, events, limits and the inbox are native. A wait is one future; a timeout is a timer that
+fails that future, so nothing here needs a task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Generator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from . import _native
+from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from typing_extensions import Buffer
+
+__all__ = ["EVENTS", "Connection", "check_arity"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+EVENTS: dict[str, tuple[str, ...]] = {
+    "accept": ("conn", "request"),
+    "data": ("conn", "request", "packet"),
+    "sent": ("conn", "request"),
+    "writable": ("conn", "request"),
+    "end": ("conn", "request"),
+    "close": ("conn", "request", "reason"),
+    "error": ("conn", "request", "error"),
+    "connect": ("conn", "request"),
+}
+"""Each event, and what its handler is called with."""
+
+
+def check_arity(fn: Callable[..., Any], wanted: tuple[str, ...]) -> None:
+    """Refuses a handler that cannot be called with ``wanted``: at its registration, not when a peer first writes."""
+    import inspect
+
+    if not callable(fn):
+        raise ConfigError(f"{fn!r} is not a function: a handler is fn({', '.join(wanted)})")
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):
+        return  # a builtin that does not tell
+    try:
+        signature.bind(*wanted)
+    except TypeError:
+        code = getattr(inspect.unwrap(fn), "__code__", None)
+        name = getattr(fn, "__qualname__", repr(fn))
+        raise ConfigError(
+            f"{name}{signature} is called as {name.rpartition('.')[2]}({', '.join(wanted)})",
+            file=code and code.co_filename,
+            line=code and code.co_firstlineno,
+        ) from None
+
+
+# How long ask waits, per core: the VNF's limits.ask_s. (The native core has no use for it.)
+ASK_S: dict[_native.Core, float] = {}
+# Connections in the middle of an ask. The native object has no field for it, and most connections never ask.
+_asking: set[Connection] = set()
+
+
+class Connection(_native.Connection):
+    """A connection in or out, on any transport. ``state`` is the author's; all of it belongs to the loop's thread."""
+
+    __slots__ = ()
+
+    # --- waiting -------------------------------------------------------------------------------------------------
+
+    async def _wait(self, what: str, timeout_s: float | None) -> None:
+        future = self.wait(what)
+        if timeout_s is None:
+            await future
+            return
+        timer = future.get_loop().call_later(max(0.0, timeout_s), _expire, future, what, timeout_s)
+        try:
+            await future
+        finally:
+            timer.cancel()
+
+    async def _until_connected(self) -> Self:
+        if not self.connected:
+            await self.wait("connected")
+            if not self.connected:
+                raise ConnectionError(self.close_reason or "closed")
+        return self
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        return self._until_connected().__await__()
+
+    async def __aenter__(self) -> Self:
+        """At once: what is sent waits until it is connected, and a failure shows where the reply is awaited."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- reading -------------------------------------------------------------------------------------------------
+
+    async def receive(
+        self,
+        until: bytes | None = None,
+        size: int | None = None,
+        limit: int = 65536,
+        timeout_s: float | None = None,
+    ) -> _native.Packet:
+        """The next message (with framing) or piece, up to and including ``until``, or exactly ``size`` bytes.
+
+        Empty when the peer has ended. Raises ``ConnectionError``, ``MessageTooLong`` past ``limit``, ``TimeoutError``.
+        """
+        deadline = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
+        while (packet := self.take(until, size, limit)) is None:
+            await self._wait("readable", None if deadline is None else deadline - asyncio.get_running_loop().time())
+        return packet
+
+    async def ask(self, /, *parts: Buffer, timeout_s: float | None = None) -> _native.Packet:
+        """Sends one message and waits for the next one from there: one at a time, a second raises ``RuntimeError``.
+
+        After ``TimeoutError`` (``limits.ask_s`` unless given) the connection is closed: the reply may still come, and
+        must not answer the next question. ``ConnectionError`` when the peer ends instead.
+        """
+        if self in _asking:
+            raise RuntimeError(
+                "ask: this connection still waits for an answer; vnf.client(…, request_id=…) can have many"
+            )
+        _asking.add(self)
+        try:
+            self.send(*parts)
+            packet = self.take()
+            if packet is None:
+                packet = await self.receive(timeout_s=ASK_S.get(self.core) if timeout_s is None else timeout_s)
+        except TimeoutError:
+            self.abort("ask timed out")
+            raise
+        finally:
+            _asking.discard(self)
+        if self.ended and not len(packet):
+            raise ConnectionError("the peer ended before it answered")
+        return packet
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> _native.Packet:
+        packet = await self.receive()
+        if self.ended and not len(packet):
+            raise StopAsyncIteration
+        return packet
+
+    # --- writing -------------------------------------------------------------------------------------------------
+
+    async def drain(self) -> None:
+        """Until what is queued is below the high-water mark. ``ConnectionError`` when it closes instead."""
+        await self.wait("writable")
+
+    async def splice(self, other: Connection) -> tuple[int, int]:
+        """Joins the two until both directions have ended; returns the bytes moved each way. Closes both.
+
+        Half-closes are passed on and a slow side slows the other. Between kernel streams no byte passes Python.
+        """
+        from .transport.splice import splice
+
+        return await splice(self, other)
+
+    # --- events, as decorators -----------------------------------------------------------------------------------
+
+    def _on(self, event: str, fn: F) -> F:
+        check_arity(fn, EVENTS[event])
+        self.on(event, fn)
+        return fn
+
+    def on_accept(self, fn: F) -> F:
+        return self._on("accept", fn)
+
+    def on_data(self, fn: F) -> F:
+        """``fn(conn, request, packet)`` per message."""
+        return self._on("data", fn)
+
+    def on_sent(self, fn: F) -> F:
+        """``fn(conn, request)``: everything sent so far has been taken by the transport."""
+        return self._on("sent", fn)
+
+    def on_writable(self, fn: F) -> F:
+        """``fn(conn, request)``: below the high-water mark again."""
+        return self._on("writable", fn)
+
+    def on_end(self, fn: F) -> F:
+        """``fn(conn, request)``: the peer sends no more."""
+        return self._on("end", fn)
+
+    def on_close(self, fn: F) -> F:
+        """``fn(conn, request, reason)``, once."""
+        return self._on("close", fn)
+
+    def on_error(self, fn: F) -> F:
+        """``fn(conn, request, error)``: it could not be made, it broke, or a handler raised."""
+        return self._on("error", fn)
+
+    def on_connect(self, fn: F) -> F:
+        """``fn(conn, request)``: connected."""
+        return self._on("connect", fn)
+
+
+def _expire(future: asyncio.Future[None], what: str, timeout_s: float) -> None:
+    if not future.done():
+        future.set_exception(TimeoutError(f"not {what} within {timeout_s:g} s"))

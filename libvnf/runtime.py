@@ -1,0 +1,309 @@
+"""Loads a VNF's file and runs it: one process, one loop, until a signal.
+
+SIGTERM drains: accept for ``grace_s``, finish for ``drain_s``, reset the rest, exit 0. Ctrl-C stops at once, exit 130.
+A second signal does not wait for anything. Imports are lazy because a replica must be ready in 0.3 s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from .config import Config
+from .errors import ConfigError, VNFError
+
+if TYPE_CHECKING:
+    from .vnf import VNF
+
+__all__ = ["LoadError", "configuration", "load", "run", "run_program"]
+
+USAGE = 2
+INTERRUPTED = 130
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class LoadError(VNFError):
+    """The file cannot be loaded, or holds no VNF; the message is what to print."""
+
+
+# The one module state: what the file being loaded, or this program, is run with.
+_active: Config | None = None
+_loading = False
+_made: list[VNF] = []
+
+
+def configuration(program: bool) -> Config:
+    """The configuration of a VNF that is being made; ``program``: by the file that Python itself was given."""
+    global _active
+    if _active is None and program:
+        from .cli.run import read_options
+
+        _active = _or_exit(lambda: read_options(sys.argv[1:], strict=False).config())
+    return _active if _active is not None else Config.read()
+
+
+def loaded(vnf: VNF) -> None:
+    """Each VNF says that it was made."""
+    if _loading:
+        _made.append(vnf)
+
+
+def loading() -> bool:
+    return _loading
+
+
+def _or_exit(make: Callable[[], Config]) -> Config:
+    try:
+        return make()
+    except VNFError as error:
+        complain(error)
+        sys.exit(USAGE)
+
+
+def complain(error: BaseException) -> None:
+    """One clear line."""
+    print(error, file=sys.stderr, flush=True)
+
+
+# --- loading -----------------------------------------------------------------------------------------------------
+
+
+def load(spec: str, config: Config) -> VNF:
+    """The VNF in ``FILE[:APP]``; APP is a variable or a VNF's name, and needed when there are several."""
+    global _active, _loading
+    path, app = (spec, "") if os.path.exists(spec) or ":" not in spec else tuple(spec.rsplit(":", 1))
+    if not os.path.exists(path):
+        raise LoadError(f"{path}: no such file")
+    if os.path.isdir(path):
+        raise LoadError(f"{path}: is a directory; name the file of a VNF")
+    _active, _loading = config, True
+    _made.clear()
+    try:
+        module = _import(path)
+    finally:
+        _loading = False
+    return _choose(path, app, module)
+
+
+def _import(path: str) -> ModuleType:
+    module = ModuleType("__vnf__")
+    module.__file__ = os.path.abspath(path)
+    sys.modules["__vnf__"] = module
+    sys.path.insert(0, os.path.dirname(module.__file__))
+    try:
+        with open(path, "rb") as stream:
+            code = compile(stream.read(), path, "exec", dont_inherit=True)
+        exec(code, module.__dict__)
+    except ConfigError as error:
+        raise error.at(file=path, line=_line(path, error)) from None
+    except VNFError as error:
+        raise LoadError(f"{path}:{_line(path, error)}: {error}") from None
+    except SyntaxError as error:
+        raise LoadError(f"{error.filename or path}:{error.lineno}: {type(error).__name__}: {error.msg}") from None
+    except OSError as error:
+        if error.filename == path:
+            raise LoadError(f"{path}: cannot be read: {error.strerror}") from None
+        raise LoadError(_brief(path, error)) from None
+    except ValueError as error:
+        raise LoadError(_brief(path, error)) from None
+    except SystemExit as error:
+        raise LoadError(f"{path}: called exit({error.code!r}) while it was loaded") from None
+    except Exception as error:
+        raise LoadError(_brief(path, error)) from None
+    return module
+
+
+def _brief(path: str, error: BaseException) -> str:
+    """The clear line first, then the author's own frames."""
+    import traceback
+
+    here = os.path.dirname(__file__)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(here)]
+    head = f"{path}:{_line(path, error)}: {type(error).__name__}: {error}\n"
+    return head + "".join(traceback.format_list(frames[-5:])).rstrip()
+
+
+def _line(path: str, error: BaseException) -> int | None:
+    """The line of the author's file that led to the error."""
+    line, trace = None, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == path:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line
+
+
+def _choose(path: str, app: str, module: ModuleType) -> VNF:
+    from .vnf import VNF
+
+    named = {name: value for name, value in vars(module).items() if isinstance(value, VNF)}
+    if app:
+        found = named.get(app) or next((vnf for vnf in _made if vnf.name == app), None)
+        if found is None:
+            raise LoadError(f"{path}: there is no VNF {app!r}: {_listed(list(named)) or 'none is defined'}")
+        return found
+    vnfs = list(dict.fromkeys([*named.values(), *_made]))
+    if not vnfs:
+        raise LoadError(f'{path}: defines no VNF: expected one, such as vnf = VNF("b")')
+    if len(vnfs) > 1:
+        raise LoadError(f"{path}: defines several VNFs: name one: {_listed([f'{path}:{vnf.name}' for vnf in vnfs])}")
+    return vnfs[0]
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names)
+
+
+# --- running -----------------------------------------------------------------------------------------------------
+
+
+def run_program(vnf: VNF) -> None:
+    """``vnf.run()``: only registers under ``vnf run``, else runs with this program's options and exits."""
+    if _loading:
+        return
+    from .cli.run import read_options
+
+    def make() -> Config:
+        options = read_options(sys.argv[1:], strict=True)
+        set_up_logging(options.log_level)
+        return options.config()
+
+    vnf.config = _or_exit(make)
+    try:
+        code = run(vnf)
+    except VNFError as error:
+        complain(error)
+        code = USAGE
+    sys.exit(code)
+
+
+def set_up_logging(level: str) -> None:
+    logging.basicConfig(level=level.upper(), format=LOG_FORMAT, stream=sys.stderr)
+    # asyncio reports each slow callback and each refused accept; ours are counted.
+    logging.getLogger("asyncio").setLevel(max(logging.WARNING, logging.getLogger().level))
+
+
+def run(vnf: VNF) -> int:
+    """Serves until a signal; returns the exit code. Raises ``VNFError`` when it cannot start."""
+    try:
+        import uvloop
+
+        make_loop: Callable[[], asyncio.AbstractEventLoop] | None = uvloop.new_event_loop
+        kind = "uvloop"
+    except ImportError:
+        make_loop, kind = None, "asyncio"
+    bound_by_descriptors(vnf)
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        loop = runner.get_loop()
+        signals = Signals(loop)
+        try:
+            return runner.run(_serve(vnf, kind, signals))
+        finally:
+            signals.restore()
+
+
+class Signals:
+    """Turns SIGTERM and SIGINT into a stop; the second one leaves even when a handler holds the loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.first: asyncio.Future[int] = loop.create_future()
+        self.second: asyncio.Future[int] = loop.create_future()
+        self._loop = loop
+        self._count = 0
+        self._before = {number: signal.signal(number, self._caught) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def _caught(self, number: int, frame: Any) -> None:
+        self._count += 1
+        if self._count >= 3:
+            os._exit(128 + number)
+        self._loop.call_soon_threadsafe(self._tell, number)
+
+    def _tell(self, number: int) -> None:
+        for future in (self.first, self.second):
+            if not future.done():
+                future.set_result(number)
+                return
+
+    def restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def bound_by_descriptors(vnf: VNF) -> None:
+    """Raises the soft limit of open files to the hard one, and keeps max_connections below it."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+        except (OSError, ValueError):
+            pass  # a container may forbid it; what there is counts
+    if any(port.type == "kernel" for port in vnf.config.transports) and soft != resource.RLIM_INFINITY:
+        vnf.limits = replace(vnf.limits, max_connections=min(vnf.limits.max_connections, max(16, soft - 64)))
+
+
+def say(vnf: VNF, text: str) -> None:
+    try:
+        print(f"{vnf.name}: {text}", flush=True)
+    except OSError:
+        pass  # whoever read our output has gone; that stops no traffic
+
+
+def _age_s() -> float:
+    """Since this process began."""
+    try:
+        with open("/proc/self/stat") as stream:
+            ticks = int(stream.read().rpartition(")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return time.process_time()
+
+
+async def _serve(vnf: VNF, kind: str, signals: Signals) -> int:
+    listening = await vnf.start()
+    for _, place, transport in listening:
+        say(vnf, f"serving {place} ({transport})")
+    say(vnf, f"ready in {_age_s():.2f} s ({kind}, pid {os.getpid()})")
+    number = await signals.first
+    if number == signal.SIGINT:
+        await vnf.close()
+        return INTERRUPTED
+    reset = await drain(vnf, signals.second)
+    await vnf.close()
+    if reset:
+        say(vnf, f"drained; {reset} connection{'s' if reset > 1 else ''} reset after {vnf.limits.drain_s:g} s")
+    else:
+        say(vnf, "drained")
+    return 0
+
+
+async def drain(vnf: VNF, at_once: asyncio.Future[int]) -> int:
+    """Grace, then no new connections; closes what is idle as it becomes so. Returns how many are left to reset."""
+    core, limits, loop = vnf.core, vnf.limits, asyncio.get_running_loop()
+    say(vnf, f"draining: {core.open_connections} connections, {core.open_requests} requests")
+    await asyncio.wait([at_once], timeout=limits.grace_s)
+    vnf.refuse()
+    deadline = loop.time() + limits.drain_s
+    while not at_once.done():
+        left = [connection for connection in core.connections() if not connection.closed]
+        for connection in left:
+            if not connection.busy:
+                connection.close()
+        left = [connection for connection in left if not connection.closed]
+        if not left and not core.open_requests:
+            return 0
+        if loop.time() >= deadline:
+            break
+        # Every connection is looked at: less often when there are many.
+        await asyncio.wait([at_once], timeout=min(0.01 + len(left) / 100_000, deadline - loop.time()))
+    return len([connection for connection in core.connections() if not connection.closed])

@@ -1,0 +1,68 @@
+"""The current task of handlers that have none.
+
+A handler's coroutine takes its first step without an :class:`asyncio.Task`; most end there. While it does, a stand-in is
+the loop's current task, so that ``asyncio.timeout`` and ``TaskGroup`` find one. If the coroutine waits and has kept the
+stand-in, the stand-in becomes the face of the real task.
+"""
+
+import asyncio
+from asyncio import tasks
+from typing import Any
+
+__all__ = ["StandIn", "running", "swap_current_task"]
+
+_running: set[asyncio.Task[Any]] = set()
+
+
+class StandIn:
+    """What ``asyncio.current_task()`` answers in the first step of a handler."""
+
+    __slots__ = ("_cancels", "_message", "_task")
+
+    def __init__(self) -> None:
+        self._task: asyncio.Task[Any] | None = None
+        self._cancels = 0
+        self._message: object = None
+
+    def become(self, task: asyncio.Task[Any]) -> None:
+        """From now on it speaks for ``task``; what was cancelled before is cancelled there."""
+        self._task = task
+        for _ in range(self._cancels):
+            task.cancel(self._message)
+
+    def cancel(self, msg: object = None) -> bool:
+        if self._task is not None:
+            return self._task.cancel(msg)
+        self._cancels += 1
+        self._message = msg
+        return True
+
+    def uncancel(self) -> int:
+        if self._task is not None:
+            return self._task.uncancel()
+        self._cancels = max(0, self._cancels - 1)
+        return self._cancels
+
+    def cancelling(self) -> int:
+        return self._cancels if self._task is None else self._task.cancelling()
+
+    def __getattr__(self, name: str) -> Any:
+        if self._task is None:
+            raise AttributeError(f"{name}: a handler that has not waited yet has no asyncio.Task")
+        return getattr(self._task, name)
+
+
+def swap_current_task(loop: asyncio.AbstractEventLoop, task: Any) -> Any:
+    """Makes ``task`` (None: nobody) the current task of ``loop``; returns the one before."""
+    before = tasks.current_task(loop)
+    if before is not None:
+        tasks._leave_task(loop, before)
+    if task is not None:
+        tasks._enter_task(loop, task)
+    return before
+
+
+def running(task: asyncio.Task[Any]) -> None:
+    """Keeps ``task`` alive until it is done; asyncio itself does not."""
+    _running.add(task)
+    task.add_done_callback(_running.discard)

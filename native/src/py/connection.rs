@@ -1,0 +1,849 @@
+//! The native half of `libvnf.Connection`: what an author calls.
+//!
+//! How bytes come in stands in `inbound.rs`, how they leave in `outbound.rs`. One rule keeps both sound: no Python code
+//! runs, and no Python object is dropped, while `state` is borrowed.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use pyo3::exceptions::{PyBaseException, PyConnectionError, PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyString, PyTuple};
+use pyo3::{PyTraverseError, PyVisit, intern};
+
+use super::cell::GilCell;
+use super::core::Core;
+use super::dispatch;
+use super::endpoint::{Endpoint, Event, Handlers};
+use super::engine::{Engine, Target};
+use super::framing::FramingSpec;
+use super::packet::{Account, Packet};
+use super::protocol::{DatagramProtocol, StreamProtocol};
+use super::request::Request;
+use crate::stack::FlowId;
+
+/// What carries a connection's bytes.
+pub enum Wire {
+    /// Not made yet, or gone.
+    None,
+    /// A byte stream on a transport with asyncio's interface.
+    Stream { transport: Py<PyAny>, write: Py<PyAny>, protocol: Py<StreamProtocol> },
+    /// Datagrams on such a transport; without address: to its one peer.
+    Datagram { transport: Py<PyAny>, sendto: Py<PyAny>, address: Option<Py<PyAny>>, protocol: Py<DatagramProtocol> },
+    /// A UDP flow on a bypass port.
+    Flow { engine: Py<Engine>, port: usize, flow: FlowId, owner: u32 },
+}
+
+impl Wire {
+    pub fn traverse(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        match self {
+            Self::None => Ok(()),
+            Self::Stream { transport, write, protocol } => {
+                visit.call(transport)?;
+                visit.call(write)?;
+                visit.call(protocol)
+            }
+            Self::Datagram { transport, sendto, address, protocol } => {
+                visit.call(transport)?;
+                visit.call(sendto)?;
+                visit.call(address)?;
+                visit.call(protocol)
+            }
+            Self::Flow { engine, .. } => visit.call(engine),
+        }
+    }
+}
+
+/// Where a connection stands. Entered: Connecting by `connect`; Open by accept or when the transport is made; Closing by
+/// `close` while something is still queued or to be told; Closed by `finish`, which nothing leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    Connecting,
+    Open,
+    Closing,
+    Closed,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    Connected,
+    Readable,
+    Writable,
+    Closed,
+}
+
+impl Wait {
+    fn parse(name: &str) -> PyResult<Self> {
+        match name {
+            "connected" => Ok(Self::Connected),
+            "readable" => Ok(Self::Readable),
+            "writable" => Ok(Self::Writable),
+            "closed" => Ok(Self::Closed),
+            _ => Err(PyValueError::new_err(format!(
+                "{name:?}: expected \"connected\", \"readable\", \"writable\" or \"closed\""
+            ))),
+        }
+    }
+}
+
+pub struct State {
+    pub wire: Wire,
+    pub phase: Phase,
+    pub datagram: bool,
+    pub framing: FramingSpec,
+    pub handlers: Option<Box<Handlers>>,
+    pub request: Option<Py<Request>>,
+    author: Option<Py<PyAny>>,
+    // Inbound.
+    pub unread: Vec<u8>,
+    pub unread_at: usize,
+    /// Bytes after `unread_at` that hold no delimiter.
+    pub searched: usize,
+    /// Bytes needed before it is worth looking for a message again.
+    pub needed: usize,
+    pub queue: VecDeque<Py<Packet>>,
+    pub busy: bool,
+    pub paused: bool,
+    pub throttled: bool,
+    pub pumping: bool,
+    pub reading_stopped: bool,
+    pub peer_ended: bool,
+    // Outbound.
+    pub out: Vec<u8>,
+    pub out_datagrams: VecDeque<Box<[u8]>>,
+    pub dirty: bool,
+    pub write_blocked: bool,
+    pub end_wanted: bool,
+    pub end_sent: bool,
+    pub asked_sent: bool,
+    // Life.
+    pub ids: Option<Py<PyDict>>,
+    pub open_requests: u32,
+    pub waiters: Vec<(Wait, Py<PyAny>)>,
+    pub reason: Option<String>,
+    pub error: Option<Py<PyAny>>,
+    pub place: Option<usize>,
+    pub last_tick: u32,
+    pub account: Option<Arc<Account>>,
+    pub pool: Option<(String, usize)>,
+    pub finishing: bool,
+}
+
+#[pyclass(frozen, subclass, weakref, module = "libvnf._native")]
+pub struct Connection {
+    pub core: Py<Core>,
+    pub endpoint: Py<Endpoint>,
+    pub state: GilCell<State>,
+}
+
+impl Connection {
+    /// A new connection of the author's class.
+    pub fn create(py: Python<'_>, core: &Py<Core>, endpoint: &Py<Endpoint>) -> PyResult<Py<Self>> {
+        Ok(core.get().connection_type.bind(py).call1((core, endpoint))?.cast_into::<Self>()?.unbind())
+    }
+
+    /// Whether `endpoint` may have one more connection now.
+    pub fn admit(py: Python<'_>, core: &Core, endpoint: &Endpoint) -> bool {
+        let admitted =
+            core.open_connections() < core.limits.max_connections && endpoint.state.with(py, |state| state.accepting);
+        if !admitted {
+            core.counters.connections_refused.bump();
+        }
+        admitted
+    }
+
+    /// The wire is there: registers the connection, tells the author, sends what waited.
+    pub fn made(slf: &Py<Self>, py: Python<'_>, wire: Wire) {
+        let inner = slf.get();
+        let core = inner.core.get();
+        let place = core.register(py, slf);
+        let tick = core.state.with(py, |state| state.tick);
+        inner.state.with(py, |state| {
+            state.wire = wire;
+            state.place = Some(place);
+            state.last_tick = tick;
+            if state.phase == Phase::Connecting {
+                state.phase = Phase::Open;
+            }
+        });
+        inner.endpoint.get().opened.bump();
+        Self::wake(slf, py, Wait::Connected);
+        Self::wake(slf, py, Wait::Writable);
+        let waiting = inner.state.with(py, |state| {
+            !state.out.is_empty() || !state.out_datagrams.is_empty() || state.end_wanted || state.phase == Phase::Closing
+        });
+        if waiting {
+            Self::mark_dirty(slf, py);
+        }
+    }
+
+    /// As `made`, for a connection that a peer opened: the accept handler and the session run.
+    pub fn accepted(slf: &Py<Self>, py: Python<'_>, wire: Wire) {
+        Self::made(slf, py, wire);
+        Self::fire(slf, py, Event::Accept, None);
+        let session = slf.get().endpoint.get().state.with(py, |state| state.session.as_ref().map(|s| s.clone_ref(py)));
+        if let Some(session) = session {
+            dispatch::run_session(py, slf, &session);
+        }
+    }
+
+    pub fn phase(&self, py: Python<'_>) -> Phase {
+        self.state.with(py, |state| state.phase)
+    }
+
+    pub fn account(&self, py: Python<'_>) -> Arc<Account> {
+        let parent = &self.core.get().account;
+        self.state.with(py, |state| state.account.get_or_insert_with(|| Arc::new(Account::child(parent))).clone())
+    }
+
+    /// The handler of messages, and the request the connection carries.
+    pub fn data_handler(&self, py: Python<'_>) -> Option<(Py<PyAny>, Option<Py<Request>>)> {
+        let (own, carried) = self.state.with(py, |state| {
+            let own = state.handlers.as_ref().and_then(|handlers| handlers.get(Event::Data)).map(|fun| fun.clone_ref(py));
+            (own, state.request.as_ref().map(|request| request.clone_ref(py)))
+        });
+        let handler = own.or_else(|| {
+            self.endpoint.get().state.with(py, |state| {
+                if state.client.is_some() {
+                    return None;
+                }
+                state.handlers.get(Event::Data).or(state.handler.as_ref()).map(|handler| handler.clone_ref(py))
+            })
+        })?;
+        Some((handler, carried))
+    }
+
+    pub fn handler(&self, py: Python<'_>, event: Event) -> Option<Py<PyAny>> {
+        let own = self
+            .state
+            .with(py, |state| state.handlers.as_ref().and_then(|all| all.get(event)).map(|handler| handler.clone_ref(py)));
+        own.or_else(|| {
+            self.endpoint.get().state.with(py, |state| state.handlers.get(event).map(|handler| handler.clone_ref(py)))
+        })
+    }
+
+    /// Calls the author's handler of `event`, if there is one.
+    pub fn fire(slf: &Py<Self>, py: Python<'_>, event: Event, extra: Option<&Bound<'_, PyAny>>) -> bool {
+        let inner = slf.get();
+        let Some(handler) = inner.handler(py, event) else { return false };
+        let request = inner.state.with(py, |state| state.request.as_ref().map(|request| request.clone_ref(py)));
+        let arguments = match extra {
+            Some(extra) => (slf, request, extra).into_pyobject(py),
+            None => (slf, request).into_pyobject(py),
+        };
+        match arguments {
+            Ok(arguments) => dispatch::run_plain(&inner.core, py, Some(slf), &handler, &arguments),
+            Err(error) => Core::failed(&inner.core, py, None, None, error),
+        }
+        true
+    }
+
+    pub fn ids(&self, py: Python<'_>) -> Py<PyDict> {
+        if let Some(ids) = self.state.with(py, |state| state.ids.as_ref().map(|ids| ids.clone_ref(py))) {
+            return ids;
+        }
+        let ids = PyDict::new(py).unbind();
+        let kept = ids.clone_ref(py);
+        self.state.with(py, |state| state.ids = Some(kept));
+        ids
+    }
+
+    pub fn set_busy(&self, py: Python<'_>, busy: bool) {
+        self.state.with(py, |state| state.busy = busy);
+    }
+
+    /// Ends being busy; true when it was and more may wait.
+    pub fn set_busy_false(&self, py: Python<'_>) -> bool {
+        self.state.with(py, |state| {
+            std::mem::replace(&mut state.busy, false) && (state.unread.len() > state.unread_at || !state.queue.is_empty())
+        })
+    }
+
+    pub fn request_opened(slf: &Py<Self>, py: Python<'_>) {
+        slf.get().state.with(py, |state| state.open_requests += 1);
+    }
+
+    pub fn request_ended(slf: &Py<Self>, py: Python<'_>, id: Option<&Py<PyAny>>) {
+        let inner = slf.get();
+        let ids = inner.state.with(py, |state| {
+            state.open_requests = state.open_requests.saturating_sub(1);
+            state.ids.as_ref().filter(|_| id.is_some()).map(|ids| ids.clone_ref(py))
+        });
+        if let (Some(ids), Some(id)) = (ids, id) {
+            // The entry may belong to a newer request already, or the id's hash may raise: then there is nothing to do.
+            if let Err(error) = ids.bind(py).del_item(id)
+                && !error.is_instance_of::<pyo3::exceptions::PyKeyError>(py)
+            {
+                error.write_unraisable(py, None);
+            }
+        }
+        Self::close_if_ended(slf, py);
+    }
+
+    /// The peer has ended, everything it asked is answered, and the author has no say in it: close.
+    pub fn close_if_ended(slf: &Py<Self>, py: Python<'_>) {
+        let inner = slf.get();
+        let ready = inner.state.with(py, |state| {
+            state.peer_ended
+                && state.phase == Phase::Open
+                && !state.busy
+                && state.open_requests == 0
+                && state.queue.is_empty()
+        });
+        if ready && inner.handler(py, Event::End).is_none() && !inner.is_pulled(py) {
+            Self::close_now(slf, py);
+        }
+    }
+
+    /// Whether the author takes messages out of the inbox, rather than having a handler called.
+    pub fn is_pulled(&self, py: Python<'_>) -> bool {
+        self.data_handler(py).is_none()
+            && self.endpoint.get().state.with(py, |state| state.client.is_none() || state.session.is_some())
+    }
+
+    /// Ends the futures that wait for `what`.
+    pub fn wake(slf: &Py<Self>, py: Python<'_>, what: Wait) {
+        let woken = slf.get().state.with(py, |state| {
+            if state.waiters.is_empty() {
+                return Vec::new();
+            }
+            let (woken, kept) = std::mem::take(&mut state.waiters).into_iter().partition(|(waits, _)| *waits == what);
+            state.waiters = kept;
+            woken
+        });
+        for (_, future) in woken {
+            Self::settle(py, &future, None);
+        }
+    }
+
+    fn settle(py: Python<'_>, future: &Py<PyAny>, error: Option<&Py<PyAny>>) {
+        let settled = (|| {
+            if future.call_method0(py, intern!(py, "done"))?.is_truthy(py)? {
+                return Ok(());
+            }
+            match error {
+                None => future.call_method1(py, intern!(py, "set_result"), (py.None(),))?,
+                Some(error) => future.call_method1(py, intern!(py, "set_exception"), (error,))?,
+            };
+            PyResult::Ok(())
+        })();
+        if let Err(error) = settled {
+            error.write_unraisable(py, None);
+        }
+    }
+
+    /// After a handler raised: `error` handlers hear of it; without request ids the connection is over.
+    pub fn handler_failed(slf: &Py<Self>, py: Python<'_>, request: Option<&Py<Request>>, error: &Bound<'_, PyBaseException>) {
+        let inner = slf.get();
+        if let Some(handler) = inner.handler(py, Event::Error) {
+            let told = handler.bind(py).call1((slf, request, error));
+            if let Err(second) = told {
+                // The handler of errors failed itself: log, and go on with the end below.
+                inner.core.get().report(py, Some(slf), request, second.value(py));
+            }
+        }
+        match request {
+            Some(request) if inner.endpoint.get().request_id.is_some() => request.get().finish(py),
+            _ => Self::abort_with(slf, py, "handler error"),
+        }
+    }
+
+    /// Ends it for good at the end of the batch: handlers told, waiters woken, the request let go.
+    pub fn finish(slf: &Py<Self>, py: Python<'_>) {
+        let inner = slf.get();
+        let (wire, place, waiters, reason, ids, queue, error) = inner.state.with(py, |state| {
+            state.phase = Phase::Closed;
+            state.out = Vec::new();
+            let left = state.unread.split_off(state.unread_at.min(state.unread.len()));
+            (state.unread, state.unread_at, state.searched, state.needed) = (left, 0, 0, 0);
+            (
+                std::mem::replace(&mut state.wire, Wire::None),
+                state.place.take(),
+                std::mem::take(&mut state.waiters),
+                state.reason.clone().unwrap_or_else(|| "closed".into()),
+                state.ids.take(),
+                std::mem::take(&mut state.out_datagrams),
+                state.error.as_ref().map(|error| error.clone_ref(py)),
+            )
+        });
+        drop((ids, queue));
+        if let Wire::Flow { engine, port, flow, owner } = &wire {
+            engine.get().close_flow(py, *port, *flow, *owner);
+        }
+        drop(wire);
+        if let Some(place) = place {
+            inner.core.get().unregister(py, place);
+            inner.endpoint.get().closed.bump();
+        }
+        let error = error.or_else(|| {
+            let error = PyConnectionError::new_err(format!("connection closed: {reason}"));
+            Some(error.into_value(py).into_any())
+        });
+        for (what, future) in waiters {
+            let failed = matches!(what, Wait::Connected | Wait::Writable);
+            Self::settle(py, &future, if failed { error.as_ref() } else { None });
+        }
+        if let Some(client) = inner.endpoint.get().state.with(py, |state| state.client.as_ref().map(|c| c.clone_ref(py))) {
+            super::client::Client::lost(&client, py, slf, &reason);
+        }
+        let reason = PyString::new(py, &reason);
+        Self::fire(slf, py, Event::Close, Some(reason.as_any()));
+        let (request, handlers) = inner.state.with(py, |state| (state.request.take(), state.handlers.take()));
+        drop(handlers);
+        if let Some(request) = request {
+            request.get().let_go(py);
+        }
+    }
+
+    /// `finish` at the end of the batch, with the first reason given.
+    pub fn finish_with(slf: &Py<Self>, py: Python<'_>, reason: &str) {
+        let first = slf.get().state.with(py, |state| {
+            if state.finishing {
+                return false;
+            }
+            state.finishing = true;
+            state.phase = Phase::Closing;
+            state.reason.get_or_insert_with(|| reason.into());
+            true
+        });
+        if first {
+            Core::finish_later(&slf.get().core, py, slf);
+        }
+    }
+
+    /// One second has passed.
+    pub fn tick(slf: &Py<Self>, py: Python<'_>, tick: u32, close_s: u32) {
+        let inner = slf.get();
+        let idle_s = inner.endpoint.get().state.with(py, |state| state.idle_s);
+        let (since, phase, occupied) = inner.state.with(py, |state| {
+            (tick.wrapping_sub(state.last_tick), state.phase, state.busy || state.open_requests > 0)
+        });
+        match phase {
+            Phase::Open if !occupied && idle_s.is_some_and(|idle_s| f64::from(since) > idle_s) => {
+                Self::abort_with(slf, py, "idle");
+            }
+            Phase::Closing if since > close_s => Self::abort_with(slf, py, "close timed out"),
+            _ => {}
+        }
+    }
+
+    /// Begins a connection to `url`; it is usable at once.
+    pub fn open(
+        py: Python<'_>,
+        core: &Py<Core>,
+        endpoint: &Py<Endpoint>,
+        url: &Bound<'_, PyString>,
+        framing: Option<&Bound<'_, PyAny>>,
+        pool: usize,
+        request: Option<Py<Request>>,
+    ) -> PyResult<Py<Self>> {
+        let inner = core.get();
+        inner.check_thread()?;
+        let target = inner.target(py, url)?;
+        let connection = Self::create(py, core, endpoint)?;
+        let native = target.cast::<Target>().ok();
+        let datagram = match native {
+            Some(_) => true,
+            None => target.getattr(intern!(py, "datagram"))?.is_truthy()?,
+        };
+        let framing = match framing.filter(|framing| !framing.is_none()) {
+            Some(framing) => FramingSpec::from_object(Some(framing))?,
+            None => endpoint.get().framing.clone_ref(py),
+        };
+        if let Some(request) = &request
+            && !request.get().take_hold(py)
+        {
+            return Err(PyRuntimeError::new_err("connect: the request has ended"));
+        }
+        let key = if pool > 0 { Some((format!("{url}|{}", framing.key()), pool)) } else { None };
+        let spare = key.as_ref().and_then(|(key, _)| inner.spare_take(py, key));
+        connection.get().state.with(py, |state| {
+            state.datagram = datagram;
+            state.framing = framing;
+            state.request = request;
+            state.pool = key;
+        });
+        if let Some(wire) = spare {
+            if let Wire::Stream { protocol, .. } = &wire {
+                protocol.get().hand_over(py, Some(connection.clone_ref(py)));
+            }
+            Self::made(&connection, py, wire);
+            return Ok(connection);
+        }
+        if inner.open_connections() >= inner.limits.max_connections {
+            inner.counters.connections_refused.bump();
+            Self::fail_soon(&connection, py, PyConnectionError::new_err("max_connections reached"));
+            return Ok(connection);
+        }
+        match native {
+            Some(target) => Engine::connect(target.get(), py, &connection),
+            None => {
+                target.call_method1(intern!(py, "open"), (&connection,))?;
+            }
+        }
+        Ok(connection)
+    }
+
+    /// `failed_with` at the loop's next turn: not before the author had the chance to say who hears of it.
+    pub fn fail_soon(slf: &Py<Self>, py: Python<'_>, error: PyErr) {
+        let told = slf.getattr(py, intern!(py, "failed")).and_then(|failed| {
+            let event_loop = &slf.get().core.get().event_loop;
+            event_loop.call_method1(py, intern!(py, "call_soon"), (failed, error.into_value(py)))
+        });
+        if let Err(error) = told {
+            error.write_unraisable(py, None);
+        }
+    }
+
+    /// The network says that a datagram cannot reach the peer. A client goes on (it has time-outs); others end.
+    pub fn unreachable(slf: &Py<Self>, py: Python<'_>, error: &Bound<'_, PyAny>) {
+        let inner = slf.get();
+        if inner.endpoint.get().state.with(py, |state| state.client.is_some()) {
+            return;
+        }
+        let kept = error.clone().unbind();
+        inner.state.with(py, |state| state.error.get_or_insert(kept).clone_ref(py));
+        Self::fire(slf, py, Event::Error, Some(error));
+        Self::finish_with(slf, py, &format!("unreachable: {error}"));
+        Self::wake(slf, py, Wait::Readable);
+    }
+
+    /// The connection could not be made.
+    pub fn failed_with(slf: &Py<Self>, py: Python<'_>, error: Py<PyAny>) {
+        let inner = slf.get();
+        let reason = error.bind(py).str().map_or_else(|_| "could not connect".into(), |text| text.to_string());
+        let kept = error.clone_ref(py);
+        let lost = inner.state.with(py, |state| {
+            state.error = Some(kept);
+            state.out_datagrams.len() + usize::from(!state.out.is_empty())
+        });
+        inner.core.get().counters.connections_failed.bump();
+        inner.core.get().counters.drop_not_connected.add(lost as u64);
+        inner.core.get().enter(py);
+        Self::fire(slf, py, Event::Error, Some(error.bind(py)));
+        Self::finish_with(slf, py, &reason);
+        if let Err(error) = Core::leave(&inner.core, py) {
+            error.write_unraisable(py, None);
+        }
+    }
+}
+
+#[pymethods]
+impl Connection {
+    #[new]
+    #[pyo3(signature = (core, endpoint, /))]
+    fn new(core: Py<Core>, endpoint: Py<Endpoint>) -> Self {
+        Self {
+            state: GilCell::new(State {
+                wire: Wire::None,
+                phase: Phase::Connecting,
+                datagram: endpoint.get().datagram,
+                framing: FramingSpec::default(),
+                handlers: None,
+                request: None,
+                author: None,
+                unread: Vec::new(),
+                unread_at: 0,
+                searched: 0,
+                needed: 0,
+                queue: VecDeque::new(),
+                busy: false,
+                paused: false,
+                throttled: false,
+                pumping: false,
+                reading_stopped: false,
+                peer_ended: false,
+                out: Vec::new(),
+                out_datagrams: VecDeque::new(),
+                dirty: false,
+                write_blocked: false,
+                end_wanted: false,
+                end_sent: false,
+                asked_sent: false,
+                ids: None,
+                open_requests: 0,
+                waiters: Vec::new(),
+                reason: None,
+                error: None,
+                place: None,
+                last_tick: 0,
+                account: None,
+                pool: None,
+                finishing: false,
+            }),
+            core,
+            endpoint,
+        }
+    }
+
+    #[getter]
+    fn core(&self, py: Python<'_>) -> Py<Core> {
+        self.core.clone_ref(py)
+    }
+
+    #[getter]
+    fn endpoint(&self, py: Python<'_>) -> Py<Endpoint> {
+        self.endpoint.clone_ref(py)
+    }
+
+    #[getter]
+    fn state(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+        self.state.with(py, |state| state.author.as_ref().map(|author| author.clone_ref(py)))
+    }
+
+    #[setter]
+    fn set_state(&self, py: Python<'_>, author: Option<Py<PyAny>>) {
+        let old = self.state.with(py, |state| std::mem::replace(&mut state.author, author));
+        drop(old);
+    }
+
+    #[getter]
+    fn request(&self, py: Python<'_>) -> Option<Py<Request>> {
+        self.state.with(py, |state| state.request.as_ref().map(|request| request.clone_ref(py)))
+    }
+
+    #[setter]
+    fn set_request(&self, py: Python<'_>, request: Option<Py<Request>>) -> PyResult<()> {
+        if let Some(request) = &request
+            && !request.get().take_hold(py)
+        {
+            return Err(PyRuntimeError::new_err("the request has ended"));
+        }
+        if self.phase(py) == Phase::Closed {
+            if let Some(request) = request {
+                request.get().let_go(py);
+            }
+            return Err(PyConnectionError::new_err("the connection is closed: it can carry no request"));
+        }
+        let old = self.state.with(py, |state| std::mem::replace(&mut state.request, request));
+        if let Some(old) = old {
+            old.get().let_go(py);
+        }
+        Ok(())
+    }
+
+    #[getter]
+    fn connected(&self, py: Python<'_>) -> bool {
+        self.phase(py) == Phase::Open
+    }
+
+    #[getter]
+    fn closed(&self, py: Python<'_>) -> bool {
+        matches!(self.phase(py), Phase::Closing | Phase::Closed)
+    }
+
+    /// Whether the peer will send no more.
+    #[getter]
+    fn ended(&self, py: Python<'_>) -> bool {
+        self.state.with(py, |state| state.peer_ended)
+    }
+
+    #[getter]
+    fn close_reason(&self, py: Python<'_>) -> Option<String> {
+        self.state.with(py, |state| state.reason.clone())
+    }
+
+    #[getter]
+    fn buffered(&self, py: Python<'_>) -> usize {
+        self.state.with(py, |state| state.out.len() + state.out_datagrams.iter().map(|one| one.len()).sum::<usize>())
+    }
+
+    #[getter]
+    fn kept(&self, py: Python<'_>) -> usize {
+        self.state.with(py, |state| state.account.as_ref().map_or(0, |account| account.kept()))
+    }
+
+    #[getter]
+    fn transport(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+        self.state.with(py, |state| match &state.wire {
+            Wire::Stream { transport, .. } | Wire::Datagram { transport, .. } => Some(transport.clone_ref(py)),
+            Wire::None | Wire::Flow { .. } => None,
+        })
+    }
+
+    #[getter]
+    fn local(&self, py: Python<'_>) -> PyResult<String> {
+        self.address(py, true)
+    }
+
+    #[getter]
+    fn remote(&self, py: Python<'_>) -> PyResult<String> {
+        self.address(py, false)
+    }
+
+    #[pyo3(signature = (*parts))]
+    fn send(slf: &Bound<'_, Self>, parts: &Bound<'_, PyTuple>) -> PyResult<()> {
+        Self::send_parts(slf, parts)
+    }
+
+    fn end(slf: &Bound<'_, Self>) -> PyResult<()> {
+        slf.get().core.get().check_thread()?;
+        let py = slf.py();
+        let dirty = slf.get().state.with(py, |state| {
+            state.end_wanted = true;
+            state.phase == Phase::Open && !state.datagram
+        });
+        if dirty {
+            Self::mark_dirty(slf.as_unbound(), py);
+        }
+        Ok(())
+    }
+
+    fn close(slf: &Bound<'_, Self>) -> PyResult<()> {
+        slf.get().core.get().check_thread()?;
+        Self::close_now(slf.as_unbound(), slf.py());
+        Ok(())
+    }
+
+    #[pyo3(signature = (reason="aborted", /))]
+    fn abort(slf: &Bound<'_, Self>, reason: &str) -> PyResult<()> {
+        slf.get().core.get().check_thread()?;
+        Self::abort_with(slf.as_unbound(), slf.py(), reason);
+        Ok(())
+    }
+
+    fn pause(slf: &Bound<'_, Self>) -> PyResult<()> {
+        slf.get().core.get().check_thread()?;
+        slf.get().state.with(slf.py(), |state| state.paused = true);
+        Self::adjust_reading(slf.as_unbound(), slf.py());
+        Ok(())
+    }
+
+    fn resume(slf: &Bound<'_, Self>) -> PyResult<()> {
+        slf.get().core.get().check_thread()?;
+        slf.get().state.with(slf.py(), |state| state.paused = false);
+        Self::adjust_reading(slf.as_unbound(), slf.py());
+        Core::pump_later(&slf.get().core, slf.py(), slf.as_unbound());
+        Ok(())
+    }
+
+    #[pyo3(signature = (event, handler, /))]
+    fn on(slf: &Bound<'_, Self>, event: &str, handler: Option<Py<PyAny>>) -> PyResult<()> {
+        let event = Event::parse(event)?;
+        let py = slf.py();
+        let old = slf.get().state.with(py, |state| state.handlers.get_or_insert_default().set(event, handler));
+        drop(old);
+        if event == Event::Data {
+            // What came before the handler did waits in the inbox.
+            let waiting = slf.get().state.with(py, |state| state.unread.len() > state.unread_at || !state.queue.is_empty());
+            if waiting {
+                Core::pump_later(&slf.get().core, py, slf.as_unbound());
+            }
+        }
+        Ok(())
+    }
+
+    #[pyo3(signature = (url, /, *, framing=None, pool=0, request=None))]
+    fn connect(
+        slf: &Bound<'_, Self>,
+        url: &Bound<'_, PyString>,
+        framing: Option<&Bound<'_, PyAny>>,
+        pool: usize,
+        request: Option<Py<Request>>,
+    ) -> PyResult<Py<Self>> {
+        let py = slf.py();
+        let inner = slf.get();
+        let request = request.or_else(|| {
+            let current = inner.core.get().state.with(py, |state| match &state.current {
+                Some((connection, request)) if connection.is(slf) => Some(request.clone_ref(py)),
+                _ => None,
+            });
+            current.or_else(|| inner.state.with(py, |state| state.request.as_ref().map(|request| request.clone_ref(py))))
+        });
+        let endpoint = Core::outgoing(&inner.core, py)?;
+        Self::open(py, &inner.core, &endpoint, url, framing, pool, request)
+    }
+
+    #[pyo3(signature = (until=None, size=None, limit=65_536, /))]
+    fn take(slf: &Bound<'_, Self>, until: Option<&[u8]>, size: Option<usize>, limit: usize) -> PyResult<Option<Py<Packet>>> {
+        slf.get().core.get().check_thread()?;
+        Self::take_from_inbox(slf.as_unbound(), slf.py(), until, size, limit)
+    }
+
+    #[pyo3(signature = (what, /))]
+    fn wait<'py>(slf: &Bound<'py, Self>, what: &str) -> PyResult<Bound<'py, PyAny>> {
+        let py = slf.py();
+        let inner = slf.get();
+        inner.core.get().check_thread()?;
+        let what = Wait::parse(what)?;
+        let future = inner.core.get().event_loop.bind(py).call_method0(intern!(py, "create_future"))?;
+        let (now, error) = inner.state.with(py, |state| {
+            let over = state.phase == Phase::Closed;
+            let now = over
+                || match what {
+                    Wait::Connected => state.phase == Phase::Open,
+                    Wait::Readable => state.unread.len() > state.unread_at && state.needed == 0
+                        || !state.queue.is_empty()
+                        || state.peer_ended,
+                    Wait::Writable => state.phase == Phase::Open && !state.write_blocked,
+                    Wait::Closed => false,
+                };
+            if !now {
+                state.waiters.push((what, future.clone().unbind()));
+            }
+            let failed = over && matches!(what, Wait::Connected | Wait::Writable);
+            (now, failed.then(|| (state.error.as_ref().map(|error| error.clone_ref(py)), state.reason.clone())))
+        });
+        if now {
+            let error = error.map(|(error, reason)| {
+                error.unwrap_or_else(|| {
+                    let text = format!("connection closed: {}", reason.unwrap_or_default());
+                    PyConnectionError::new_err(text).into_value(py).into_any()
+                })
+            });
+            Self::settle(py, future.as_unbound(), error.as_ref());
+        }
+        Ok(future)
+    }
+
+    #[pyo3(signature = (error, /))]
+    fn failed(slf: &Bound<'_, Self>, error: Py<PyAny>) {
+        Self::failed_with(slf.as_unbound(), slf.py(), error);
+    }
+
+    fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
+        let py = slf.py();
+        let phase = format!("{:?}", slf.get().phase(py)).to_lowercase();
+        let (local, remote) = (slf.get().address(py, true)?, slf.get().address(py, false)?);
+        Ok(format!("<Connection {} {local} ↔ {remote} {phase}>", slf.get().endpoint.get().state.with(py, |s| s.name.clone())))
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.core)?;
+        visit.call(&self.endpoint)?;
+        self.state
+            .peek(|state| {
+                state.wire.traverse(visit)?;
+                if let Some(handlers) = &state.handlers {
+                    handlers.traverse(visit)?;
+                }
+                if let FramingSpec::Python(function) = &state.framing {
+                    visit.call(function)?;
+                }
+                visit.call(&state.request)?;
+                visit.call(&state.author)?;
+                visit.call(&state.ids)?;
+                visit.call(&state.error)?;
+                state.queue.iter().try_for_each(|packet| visit.call(packet))?;
+                state.waiters.iter().try_for_each(|(_, future)| visit.call(future))
+            })
+            .unwrap_or(Ok(()))
+    }
+
+    fn __clear__(&self, py: Python<'_>) {
+        let old = self.state.with(py, |state| {
+            (
+                std::mem::replace(&mut state.wire, Wire::None),
+                state.handlers.take(),
+                state.request.take(),
+                state.author.take(),
+                state.ids.take(),
+                std::mem::take(&mut state.queue),
+                std::mem::take(&mut state.waiters),
+                state.error.take(),
+                std::mem::take(&mut state.framing),
+            )
+        });
+        drop(old);
+    }
+}

@@ -1,0 +1,705 @@
+//! Calling handlers: the request they get, coroutines stepped without a task, and what follows when they have ended.
+#![allow(unsafe_code)]
+
+use std::collections::VecDeque;
+
+use pyo3::exceptions::{PyBaseException, PyStopIteration};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyInt, PyTuple, PyType};
+use pyo3::{PyTraverseError, PyVisit, ffi, intern};
+
+use super::cell::GilCell;
+use super::connection::Connection;
+use super::core::Core;
+use super::framing::IdSpec;
+use super::packet::{Body, Packet, is_unshared};
+use super::request::Request;
+
+/// Messages that may wait for the handler of their request id.
+const EXCHANGE_QUEUE: usize = 1_024;
+
+/// asyncio's ways to say which task is running, and ours to stand in for one.
+pub struct Tasks {
+    task: Py<PyAny>,
+    stand_in: Py<PyAny>,
+    swap: Py<PyAny>,
+    running: Py<PyAny>,
+}
+
+impl Tasks {
+    pub fn new(py: Python<'_>) -> PyResult<Self> {
+        let module = py.import("libvnf.task")?;
+        Ok(Self {
+            task: py.import("asyncio")?.getattr("Task")?.unbind(),
+            stand_in: module.getattr("StandIn")?.unbind(),
+            swap: module.getattr("swap_current_task")?.unbind(),
+            running: module.getattr("running")?.unbind(),
+        })
+    }
+}
+
+/// What follows when a handler has ended, at once or later.
+pub enum Done {
+    Nothing,
+    /// The connection may have its next message.
+    Message { connection: Py<Connection>, request: Py<Request> },
+    /// The request id may have its next message.
+    Exchange { connection: Py<Connection>, exchange: Py<Exchange>, request: Py<Request> },
+    /// The session has returned: the connection closes.
+    Session { connection: Py<Connection> },
+}
+
+impl Done {
+    fn clone_ref(&self, py: Python<'_>) -> Self {
+        match self {
+            Self::Nothing => Self::Nothing,
+            Self::Message { connection, request } => {
+                Self::Message { connection: connection.clone_ref(py), request: request.clone_ref(py) }
+            }
+            Self::Exchange { connection, exchange, request } => Self::Exchange {
+                connection: connection.clone_ref(py),
+                exchange: exchange.clone_ref(py),
+                request: request.clone_ref(py),
+            },
+            Self::Session { connection } => Self::Session { connection: connection.clone_ref(py) },
+        }
+    }
+
+    fn connection(&self) -> Option<&Py<Connection>> {
+        match self {
+            Self::Nothing => None,
+            Self::Message { connection, .. } | Self::Exchange { connection, .. } | Self::Session { connection } => {
+                Some(connection)
+            }
+        }
+    }
+
+    fn request(&self) -> Option<&Py<Request>> {
+        match self {
+            Self::Message { request, .. } | Self::Exchange { request, .. } => Some(request),
+            Self::Nothing | Self::Session { .. } => None,
+        }
+    }
+
+    /// The handler's coroutine waits for something.
+    fn suspended(&self, py: Python<'_>) {
+        match self {
+            Self::Message { connection, .. } => connection.get().set_busy(py, true),
+            Self::Exchange { exchange, .. } => exchange.get().state.with(py, |state| state.busy = true),
+            Self::Nothing | Self::Session { .. } => {}
+        }
+    }
+
+    fn finish(self, py: Python<'_>, core: &Py<Core>, failed: bool) {
+        match self {
+            Self::Nothing => {}
+            Self::Message { connection, request } => {
+                request.get().let_go(py);
+                if connection.get().set_busy_false(py) {
+                    Core::pump_later(core, py, &connection);
+                } else {
+                    Connection::close_if_ended(&connection, py);
+                }
+            }
+            Self::Exchange { connection, exchange, request } => {
+                request.get().let_go(py);
+                exchange.get().state.with(py, |state| state.busy = false);
+                Exchange::next(&exchange, py, &connection);
+                Connection::close_if_ended(&connection, py);
+            }
+            Self::Session { connection } => {
+                if !failed {
+                    Connection::close_now(&connection, py);
+                }
+            }
+        }
+    }
+}
+
+/// One request id of one connection: its request, and the messages that wait for it.
+#[pyclass(frozen, module = "libvnf._native")]
+pub struct Exchange {
+    state: GilCell<ExchangeState>,
+}
+
+struct ExchangeState {
+    request: Py<Request>,
+    busy: bool,
+    queue: VecDeque<Py<Packet>>,
+}
+
+#[pymethods]
+impl Exchange {
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        self.state.peek(|state| visit.call(&state.request)).unwrap_or(Ok(()))
+    }
+}
+
+impl Exchange {
+    fn next(slf: &Py<Self>, py: Python<'_>, connection: &Py<Connection>) {
+        let packet = slf.get().state.with(py, |state| if state.busy { None } else { state.queue.pop_front() });
+        if let Some(packet) = packet {
+            message(py, connection, Incoming::Packet(packet));
+        }
+    }
+}
+
+/// A message on its way to a handler.
+pub enum Incoming {
+    Body(Body),
+    Packet(Py<Packet>),
+}
+
+impl Incoming {
+    pub fn into_packet(self, py: Python<'_>, core: &Core) -> PyResult<Py<Packet>> {
+        match self {
+            Self::Packet(packet) => Ok(packet),
+            Self::Body(body) => {
+                if let Some(shell) = core.state.with(py, |state| state.shell.take()) {
+                    shell.get().fill(py, body);
+                    return Ok(shell);
+                }
+                Packet::from_body(py, body)
+            }
+        }
+    }
+}
+
+/// After the handler: the shell serves again, or its buffer counts as kept.
+pub fn retire_packet(py: Python<'_>, core: &Core, connection: &Py<Connection>, packet: Py<Packet>) {
+    if is_unshared(&packet) {
+        packet.get().fill(py, Body::Empty);
+        let old = core.state.with(py, |state| state.shell.replace(packet));
+        drop(old);
+    } else {
+        packet.get().count_as_kept(py, &connection.get().account(py));
+    }
+}
+
+fn new_request(py: Python<'_>, core: &Py<Core>, class: &Py<PyType>, origin: &Py<Connection>, id: Option<Py<PyAny>>) -> PyResult<Py<Request>> {
+    let inner = core.get();
+    let plain = class.is(&inner.request_type);
+    let blank = if plain { inner.state.with(py, |state| state.blank.take()) } else { None };
+    let request = match blank {
+        Some(blank) => blank,
+        None => class.bind(py).call0()?.cast_into::<Request>()?.unbind(),
+    };
+    request.get().begin(py, core, Some(origin), id);
+    inner.counters.requests_opened.bump();
+    Connection::request_opened(origin, py);
+    Ok(request)
+}
+
+/// Takes an ended request back for the next message when nobody has seen it.
+fn retire_request(py: Python<'_>, core: &Core, request: Py<Request>) {
+    let reuse = {
+        let inner = request.get();
+        // SAFETY: a plain read of the reference count of a live object.
+        inner.is_ended(py) && inner.is_blank(py) && unsafe { ffi::Py_REFCNT(request.as_ptr()) } == 1
+    };
+    if reuse && request.bind(py).get_type().is(&core.request_type) {
+        let old = core.state.with(py, |state| state.blank.replace(request));
+        drop(old);
+    }
+}
+
+/// Gives one message to the connection's handler, its client, or its inbox. Inside a batch.
+pub fn message(py: Python<'_>, connection: &Py<Connection>, incoming: Incoming) {
+    let inner = connection.get();
+    let core = &inner.core;
+    let endpoint = inner.endpoint.get();
+    core.get().counters.messages_in.bump();
+    endpoint.messages.bump();
+    let Some((handler, carried)) = inner.data_handler(py) else {
+        if let Some(client) = endpoint.state.with(py, |state| state.client.as_ref().map(|client| client.clone_ref(py))) {
+            super::client::Client::message(&client, py, connection, incoming);
+            return;
+        }
+        match incoming.into_packet(py, core.get()) {
+            Ok(packet) => Connection::to_inbox(connection, py, packet),
+            Err(error) => Core::failed(core, py, Some(connection), None, error),
+        }
+        return;
+    };
+    let packet = match incoming.into_packet(py, core.get()) {
+        Ok(packet) => packet,
+        Err(error) => return Core::failed(core, py, Some(connection), None, error),
+    };
+    if let Some(request) = carried {
+        // If it has ended, the message comes too late for it, but not for the connection.
+        request.get().take_hold(py);
+        run_message(py, connection, &handler, packet, request, None);
+        return;
+    }
+    let class = endpoint.state.with(py, |state| state.request.clone_ref(py));
+    if core.get().open_requests() >= core.get().limits.max_requests {
+        core.get().counters.requests_refused.bump();
+        if !endpoint.datagram {
+            Connection::abort_with(connection, py, "max_requests");
+        }
+        return;
+    }
+    match &endpoint.request_id {
+        None => match new_request(py, core, &class, connection, None) {
+            Ok(request) => run_message(py, connection, &handler, packet, request, None),
+            Err(error) => Core::failed(core, py, Some(connection), None, error),
+        },
+        Some(spec) => exchange(py, connection, &handler, packet, spec, &class),
+    }
+}
+
+fn exchange(py: Python<'_>, connection: &Py<Connection>, handler: &Py<PyAny>, packet: Py<Packet>, spec: &IdSpec, class: &Py<PyType>) {
+    let inner = connection.get();
+    let core = &inner.core;
+    let id: Py<PyAny> = match spec {
+        IdSpec::Field(field) => match field.get().read(packet.get().bytes(py)) {
+            Some(id) => PyInt::new(py, id).into_any().unbind(),
+            None => {
+                core.get().counters.drop_no_request_id.bump();
+                if !inner.endpoint.get().datagram {
+                    Connection::abort_with(connection, py, "request id: message too short");
+                }
+                return;
+            }
+        },
+        IdSpec::Python(function) => match function.call1(py, (&packet,)) {
+            Ok(id) => id,
+            Err(error) => return Core::failed(core, py, Some(connection), None, error),
+        },
+    };
+    let ids = inner.ids(py);
+    let ids = ids.bind(py);
+    let found = match ids.get_item(&id) {
+        Ok(found) => found.and_then(|found| found.cast_into::<Exchange>().ok()),
+        Err(error) => return Core::failed(core, py, Some(connection), None, error),
+    };
+    let mut packet = Some(packet);
+    let exchange = match found {
+        Some(exchange) => {
+            let exchange = exchange.unbind();
+            let full = exchange.get().state.with(py, |state| {
+                if !state.busy {
+                    return None;
+                }
+                if state.queue.len() >= EXCHANGE_QUEUE {
+                    return Some(true);
+                }
+                state.queue.extend(packet.take());
+                Some(false)
+            });
+            match full {
+                Some(true) => return core.get().counters.drop_queue_full.bump(),
+                Some(false) => return,
+                None => exchange,
+            }
+        }
+        None => {
+            let made = new_request(py, core, class, connection, Some(id.clone_ref(py))).and_then(|request| {
+                // The handler's hold is taken below, for this and for later messages alike.
+                let state = ExchangeState { request: request.clone_ref(py), busy: false, queue: VecDeque::new() };
+                let exchange = Py::new(py, Exchange { state: GilCell::new(state) })?;
+                ids.set_item(&id, &exchange)?;
+                Ok((exchange, request))
+            });
+            match (made, packet.take()) {
+                (Ok((exchange, request)), Some(packet)) => {
+                    run_message(py, connection, handler, packet, request, Some(exchange));
+                }
+                (Err(error), _) => Core::failed(core, py, Some(connection), None, error),
+                (Ok(_), None) => {}
+            }
+            return;
+        }
+    };
+    let request = exchange.get().state.with(py, |state| state.request.clone_ref(py));
+    if let Some(packet) = packet {
+        request.get().take_hold(py);
+        run_message(py, connection, handler, packet, request, Some(exchange));
+    }
+}
+
+fn run_message(
+    py: Python<'_>,
+    connection: &Py<Connection>,
+    handler: &Py<PyAny>,
+    packet: Py<Packet>,
+    request: Py<Request>,
+    exchange: Option<Py<Exchange>>,
+) {
+    let core = &connection.get().core;
+    let arguments = [connection.as_ptr(), request.as_ptr(), packet.as_ptr()];
+    let outcome = with_current(py, core, connection, &request, || vectorcall(py, handler, &arguments));
+    match outcome {
+        Ok(result) if is_coroutine(&result) => {
+            let done = match exchange {
+                None => Done::Message { connection: connection.clone_ref(py), request: request.clone_ref(py) },
+                Some(exchange) => {
+                    Done::Exchange { connection: connection.clone_ref(py), exchange, request: request.clone_ref(py) }
+                }
+            };
+            begin_coroutine(py, core, result, done);
+        }
+        Ok(_) => {
+            request.get().let_go(py);
+        }
+        Err(error) => {
+            Core::failed(core, py, Some(connection), Some(&request), error);
+            request.get().let_go(py);
+        }
+    }
+    retire_packet(py, core.get(), connection, packet);
+    retire_request(py, core.get(), request);
+}
+
+/// Gives a client's reply to the function that waits for it; the request goes on from there.
+pub fn run_reply(py: Python<'_>, connection: &Py<Connection>, function: &Py<PyAny>, request: Option<Py<Request>>, packet: Py<Packet>) {
+    match request {
+        Some(request) => run_message(py, connection, function, packet, request, None),
+        None => {
+            let core = &connection.get().core;
+            match (connection, py.None(), &packet).into_pyobject(py) {
+                Ok(arguments) => run_plain(core, py, Some(connection), function, &arguments),
+                Err(error) => Core::failed(core, py, Some(connection), None, error),
+            }
+            retire_packet(py, core.get(), connection, packet);
+        }
+    }
+}
+
+/// Runs a handler that belongs to no message: an event, a timer, a session.
+pub fn run_plain(core: &Py<Core>, py: Python<'_>, connection: Option<&Py<Connection>>, function: &Py<PyAny>, args: &Bound<'_, PyTuple>) {
+    match function.bind(py).call1(args) {
+        Ok(result) => {
+            let result = result.unbind();
+            if is_coroutine(&result) {
+                begin_coroutine(py, core, result, Done::Nothing);
+            }
+        }
+        Err(error) => Core::failed(core, py, connection, None, error),
+    }
+}
+
+pub fn run_session(py: Python<'_>, connection: &Py<Connection>, session: &Py<PyAny>) {
+    let core = &connection.get().core;
+    match vectorcall(py, session, &[connection.as_ptr()]) {
+        Ok(result) if is_coroutine(&result) => {
+            begin_coroutine(py, core, result, Done::Session { connection: connection.clone_ref(py) });
+        }
+        Ok(_) => Connection::close_now(connection, py),
+        Err(error) => Core::failed(core, py, Some(connection), None, error),
+    }
+}
+
+/// Calls with borrowed arguments, so that reference counts tell afterwards who kept them.
+fn vectorcall(py: Python<'_>, function: &Py<PyAny>, arguments: &[*mut ffi::PyObject]) -> PyResult<Py<PyAny>> {
+    // SAFETY: `arguments` are live objects for the length of the call; the result is a new reference or null with an
+    // exception set.
+    unsafe {
+        let result =
+            ffi::PyObject_Vectorcall(function.as_ptr(), arguments.as_ptr(), arguments.len(), std::ptr::null_mut());
+        Bound::from_owned_ptr_or_err(py, result).map(Bound::unbind)
+    }
+}
+
+fn is_coroutine(object: &Py<PyAny>) -> bool {
+    // SAFETY: a type check of a live object.
+    unsafe { ffi::PyCoro_CheckExact(object.as_ptr()) != 0 }
+}
+
+/// Runs `call` while `connection` and `request` are what `connect` refers to.
+fn with_current<R>(py: Python<'_>, core: &Py<Core>, connection: &Py<Connection>, request: &Py<Request>, call: impl FnOnce() -> R) -> R {
+    let mine = Some((connection.clone_ref(py), request.clone_ref(py)));
+    let before = core.get().state.with(py, |state| std::mem::replace(&mut state.current, mine));
+    let result = call();
+    let mine = core.get().state.with(py, |state| std::mem::replace(&mut state.current, before));
+    drop(mine);
+    result
+}
+
+fn with_current_of<R>(py: Python<'_>, core: &Py<Core>, done: &Done, call: impl FnOnce() -> R) -> R {
+    match (done.connection(), done.request()) {
+        (Some(connection), Some(request)) => with_current(py, core, connection, request, call),
+        _ => call(),
+    }
+}
+
+enum Step {
+    Waits(Py<PyAny>),
+    Returned,
+    Raised(PyErr),
+}
+
+fn send_none(py: Python<'_>, coroutine: &Py<PyAny>) -> Step {
+    let mut result = std::ptr::null_mut();
+    // SAFETY: a live coroutine and None; `result` becomes a new reference unless the answer is PYGEN_ERROR.
+    unsafe {
+        match ffi::PyIter_Send(coroutine.as_ptr(), ffi::Py_None(), &raw mut result) {
+            ffi::PySendResult::PYGEN_NEXT => Step::Waits(Bound::from_owned_ptr(py, result).unbind()),
+            ffi::PySendResult::PYGEN_RETURN => {
+                drop(Bound::from_owned_ptr(py, result));
+                Step::Returned
+            }
+            ffi::PySendResult::PYGEN_ERROR => Step::Raised(PyErr::fetch(py)),
+        }
+    }
+}
+
+/// The first step of a handler's coroutine, in a context of its own and without a task. Most end there.
+fn begin_coroutine(py: Python<'_>, core: &Py<Core>, coroutine: Py<PyAny>, done: Done) {
+    if let Err(error) = enter_stand_in(core.get(), py) {
+        let (connection, request) = (done.connection(), done.request());
+        Core::failed(core, py, connection, request, error);
+        done.finish(py, core, true);
+        return;
+    }
+    // SAFETY: a new context, entered and left around one step on this thread.
+    let context = unsafe {
+        let context = ffi::PyContext_CopyCurrent();
+        Bound::from_owned_ptr_or_err(py, context)
+    };
+    let context = match context {
+        Ok(context) => context,
+        Err(error) => {
+            Core::failed(core, py, done.connection(), done.request(), error);
+            done.finish(py, core, true);
+            return;
+        }
+    };
+    // SAFETY: see above.
+    unsafe { ffi::PyContext_Enter(context.as_ptr()) };
+    let step = with_current_of(py, core, &done, || send_none(py, &coroutine));
+    // SAFETY: see above; an exception in flight has been fetched already.
+    unsafe { ffi::PyContext_Exit(context.as_ptr()) };
+    match step {
+        Step::Returned => {
+            renew_stand_in(core.get(), py, None);
+            done.finish(py, core, false);
+        }
+        Step::Raised(error) => {
+            renew_stand_in(core.get(), py, None);
+            if error.is_instance_of::<pyo3::exceptions::asyncio::CancelledError>(py) {
+                done.finish(py, core, true);
+                return;
+            }
+            Core::failed(core, py, done.connection(), done.request(), error);
+            done.finish(py, core, true);
+        }
+        Step::Waits(awaited) => {
+            done.suspended(py);
+            let spare = done.clone_ref(py);
+            let driver = Driver {
+                core: core.clone_ref(py),
+                state: GilCell::new(DriverState { coroutine: Some(coroutine), awaited: Some(awaited), done: Some(done) }),
+            };
+            let tasks = &core.get().tasks;
+            let made = Py::new(py, driver).and_then(|driver| {
+                let options = PyDict::new(py);
+                options.set_item(intern!(py, "loop"), &core.get().event_loop)?;
+                options.set_item(intern!(py, "context"), &context)?;
+                let task = tasks.task.bind(py).call((driver,), Some(&options))?;
+                tasks.running.bind(py).call1((&task,))?;
+                Ok(task)
+            });
+            match made {
+                Ok(task) => renew_stand_in(core.get(), py, Some(&task)),
+                Err(error) => {
+                    renew_stand_in(core.get(), py, None);
+                    Core::failed(core, py, spare.connection(), spare.request(), error);
+                    spare.finish(py, core, true);
+                }
+            }
+        }
+    }
+}
+
+/// Makes a stand-in the loop's current task, so that `asyncio.timeout` and `TaskGroup` work before there is a task.
+fn enter_stand_in(core: &Core, py: Python<'_>) -> PyResult<()> {
+    if core.state.with(py, |state| state.stand_in_entered) {
+        return Ok(());
+    }
+    let stand_in = match core.state.with(py, |state| state.stand_in.as_ref().map(|stand_in| stand_in.clone_ref(py))) {
+        Some(stand_in) => stand_in,
+        None => core.tasks.stand_in.call0(py)?,
+    };
+    let replaced = core.tasks.swap.call1(py, (&core.event_loop, &stand_in))?;
+    core.state.with(py, |state| {
+        state.stand_in_entered = true;
+        (state.stand_in, state.replaced) = (Some(stand_in), Some(replaced));
+    });
+    Ok(())
+}
+
+/// At the end of the batch, and before a task of asyncio's goes on.
+pub fn leave_stand_in(core: &Core, py: Python<'_>) {
+    let replaced = core.state.with(py, |state| {
+        if !state.stand_in_entered {
+            return None;
+        }
+        state.stand_in_entered = false;
+        state.replaced.take()
+    });
+    if let Some(replaced) = replaced
+        && let Err(error) = core.tasks.swap.call1(py, (&core.event_loop, replaced))
+    {
+        error.write_unraisable(py, None);
+    }
+}
+
+/// One stand-in serves a batch, unless a coroutine kept it: then it becomes the face of that coroutine's task.
+fn renew_stand_in(core: &Core, py: Python<'_>, task: Option<&Bound<'_, PyAny>>) {
+    let kept = core.state.with(py, |state| {
+        let kept = state.stand_in.as_ref().is_some_and(|stand_in| {
+            // SAFETY: a plain read of the reference count of a live object. Two are ours: the state's and asyncio's.
+            unsafe { ffi::Py_REFCNT(stand_in.as_ptr()) > 2 }
+        });
+        if kept { state.stand_in.take() } else { None }
+    });
+    let Some(kept) = kept else { return };
+    if let Some(task) = task
+        && let Err(error) = kept.call_method1(py, intern!(py, "become"), (task,))
+    {
+        error.write_unraisable(py, None);
+    }
+    leave_stand_in(core, py);
+}
+
+struct DriverState {
+    coroutine: Option<Py<PyAny>>,
+    /// What the first step waits for; asyncio's task is given it first.
+    awaited: Option<Py<PyAny>>,
+    done: Option<Done>,
+}
+
+/// What `asyncio.Task` runs once a handler's coroutine waits: each further step is a batch of its own.
+#[pyclass(frozen, module = "libvnf._native")]
+pub struct Driver {
+    core: Py<Core>,
+    state: GilCell<DriverState>,
+}
+
+impl Driver {
+    fn step(&self, py: Python<'_>, advance: impl FnOnce(&Py<PyAny>) -> Step) -> PyResult<Option<Py<PyAny>>> {
+        let (coroutine, done) = self.state.with(py, |state| {
+            (
+                state.coroutine.as_ref().map(|coroutine| coroutine.clone_ref(py)),
+                state.done.as_ref().map(|done| done.clone_ref(py)),
+            )
+        });
+        let (Some(coroutine), Some(done)) = (coroutine, done) else {
+            return Ok(None);
+        };
+        self.core.get().enter(py);
+        let step = with_current_of(py, &self.core, &done, || advance(&coroutine));
+        let result = match step {
+            Step::Waits(awaited) => Ok(Some(awaited)),
+            Step::Returned => {
+                self.finish(py, false);
+                Ok(None)
+            }
+            Step::Raised(error) => {
+                if error.is_instance_of::<pyo3::exceptions::PyException>(py) {
+                    Core::failed(&self.core, py, done.connection(), done.request(), error);
+                    self.finish(py, true);
+                    Ok(None)
+                } else {
+                    self.finish(py, true);
+                    if matches!(done, Done::Session { .. })
+                        && let Some(connection) = done.connection()
+                    {
+                        Connection::abort_with(connection, py, "cancelled");
+                    }
+                    Err(error)
+                }
+            }
+        };
+        Core::leave(&self.core, py)?;
+        result
+    }
+
+    fn finish(&self, py: Python<'_>, failed: bool) {
+        let (done, coroutine) = self.state.with(py, |state| (state.done.take(), state.coroutine.take()));
+        drop(coroutine);
+        if let Some(done) = done {
+            done.finish(py, &self.core, failed);
+        }
+    }
+}
+
+#[pymethods]
+impl Driver {
+    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        if let Some(awaited) = self.state.with(py, |state| state.awaited.take()) {
+            return Ok(Some(awaited));
+        }
+        self.step(py, |coroutine| send_none(py, coroutine))
+    }
+
+    #[pyo3(signature = (value, /))]
+    fn send(&self, py: Python<'_>, value: Py<PyAny>) -> PyResult<Py<PyAny>> {
+        drop(value);
+        self.__next__(py)?.ok_or_else(|| PyStopIteration::new_err(()))
+    }
+
+    #[pyo3(signature = (kind, value=None, traceback=None, /))]
+    fn throw(&self, py: Python<'_>, kind: Py<PyAny>, value: Option<Py<PyAny>>, traceback: Option<Py<PyAny>>) -> PyResult<Py<PyAny>> {
+        drop(traceback);
+        let awaited = self.state.with(py, |state| state.awaited.take());
+        drop(awaited);
+        let error = match (value, kind.bind(py).cast::<PyBaseException>()) {
+            (Some(value), _) => value,
+            (None, Ok(_)) => kind,
+            (None, Err(_)) => kind.call0(py)?,
+        };
+        self.step(py, |coroutine| match coroutine.call_method1(py, intern!(py, "throw"), (error,)) {
+            Ok(awaited) => Step::Waits(awaited),
+            Err(error) if error.is_instance_of::<PyStopIteration>(py) => Step::Returned,
+            Err(error) => Step::Raised(error),
+        })?
+        .ok_or_else(|| PyStopIteration::new_err(()))
+    }
+
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        let (coroutine, awaited) = self.state.with(py, |state| {
+            (state.coroutine.as_ref().map(|coroutine| coroutine.clone_ref(py)), state.awaited.take())
+        });
+        drop(awaited);
+        if let Some(coroutine) = coroutine {
+            self.core.get().enter(py);
+            let closed = coroutine.call_method0(py, intern!(py, "close"));
+            self.finish(py, true);
+            Core::leave(&self.core, py)?;
+            closed?;
+        }
+        Ok(())
+    }
+
+    fn __await__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __iter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.core)?;
+        self.state
+            .peek(|state| {
+                visit.call(&state.coroutine)?;
+                visit.call(&state.awaited)?;
+                match &state.done {
+                    Some(done) => {
+                        visit.call(done.connection())?;
+                        visit.call(done.request())
+                    }
+                    None => Ok(()),
+                }
+            })
+            .unwrap_or(Ok(()))
+    }
+
+    fn __clear__(&self, py: Python<'_>) {
+        let old = self.state.with(py, |state| (state.coroutine.take(), state.awaited.take(), state.done.take()));
+        drop(old);
+    }
+}

@@ -1,0 +1,353 @@
+//! How bytes leave: queued by `send`, flushed at the end of the batch; and the ways a connection is closed.
+
+use pyo3::exceptions::PyConnectionError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyTuple};
+use pyo3::intern;
+
+use super::connection::{Connection, Phase, Wait, Wire};
+use super::core::Core;
+use super::endpoint::Event;
+use super::packet::{Packet, with_bytes};
+
+/// Where the bytes of one `send` go, decided while the state is borrowed.
+enum Route {
+    Queued,
+    Stream,
+    Datagram(Py<PyAny>, Option<Py<PyAny>>),
+    Flow(Py<super::engine::Engine>, usize, crate::stack::FlowId),
+    Full(usize),
+    Closed(String),
+}
+
+/// The bytes of a message: of one part as they are, of several joined.
+fn joined<R>(parts: &Bound<'_, PyTuple>, use_it: impl FnOnce(&[u8]) -> R) -> PyResult<R> {
+    if parts.len() == 1 {
+        return with_bytes(&parts.get_borrowed_item(0)?.to_owned(), use_it);
+    }
+    let mut whole = Vec::new();
+    for part in parts.iter_borrowed() {
+        with_bytes(&part.to_owned(), |bytes| whole.extend_from_slice(bytes))?;
+    }
+    Ok(use_it(&whole))
+}
+
+impl Connection {
+    pub fn send_parts(slf: &Bound<'_, Self>, parts: &Bound<'_, PyTuple>) -> PyResult<()> {
+        slf.get().core.get().check_thread()?;
+        let py = slf.py();
+        if parts.len() == 1 {
+            let part = parts.get_borrowed_item(0)?;
+            // A `bytes` that is the whole datagram goes to asyncio as it is.
+            if let Ok(bytes) = part.cast_exact::<PyBytes>() {
+                return Self::send_bytes(slf.as_unbound(), py, bytes.as_bytes(), Some(bytes.to_owned()));
+            }
+            if let Ok(packet) = part.cast_exact::<Packet>() {
+                let whole = packet.get().as_bytes_object(py).map(|bytes| bytes.into_bound(py));
+                return Self::send_bytes(slf.as_unbound(), py, packet.get().bytes(py), whole);
+            }
+        }
+        joined(parts, |bytes| Self::send_bytes(slf.as_unbound(), py, bytes, None))?
+    }
+
+    /// Queues or sends one message. `whole`: a `bytes` object with just this content, if there is one.
+    pub fn send_bytes(slf: &Py<Self>, py: Python<'_>, bytes: &[u8], whole: Option<Bound<'_, PyBytes>>) -> PyResult<()> {
+        let inner = slf.get();
+        let core = inner.core.get();
+        let limit = core.limits.max_buffered_bytes;
+        let (route, newly_dirty) = inner.state.with(py, |state| {
+            if matches!(state.phase, Phase::Closing | Phase::Closed) {
+                return (Route::Closed(state.reason.clone().unwrap_or_else(|| "closed".into())), false);
+            }
+            if state.end_wanted {
+                return (Route::Closed("end() was called".into()), false);
+            }
+            match &state.wire {
+                Wire::Flow { engine, port, flow, .. } => (Route::Flow(engine.clone_ref(py), *port, *flow), false),
+                Wire::Datagram { sendto, address, .. } => {
+                    let address = address.as_ref().map(|address| address.clone_ref(py));
+                    (Route::Datagram(sendto.clone_ref(py), address), false)
+                }
+                Wire::None if state.datagram => {
+                    let queued: usize = state.out_datagrams.iter().map(|one| one.len() + 64).sum();
+                    if queued + bytes.len() > limit {
+                        return (Route::Full(queued), false);
+                    }
+                    state.out_datagrams.push_back(bytes.into());
+                    (Route::Queued, false)
+                }
+                Wire::None | Wire::Stream { .. } => {
+                    // One message may always be queued; a second one waits for room.
+                    if !state.out.is_empty() && state.out.len() + bytes.len() > limit {
+                        return (Route::Full(state.out.len()), false);
+                    }
+                    state.out.extend_from_slice(bytes);
+                    let made = matches!(state.wire, Wire::Stream { .. });
+                    (Route::Stream, made && !std::mem::replace(&mut state.dirty, made))
+                }
+            }
+        });
+        match route {
+            Route::Queued => {}
+            Route::Stream => {
+                if newly_dirty {
+                    Core::mark_dirty(&inner.core, py, slf);
+                }
+            }
+            Route::Flow(engine, port, flow) => engine.get().send(py, port, flow, bytes),
+            Route::Datagram(sendto, address) => {
+                let whole = whole.unwrap_or_else(|| PyBytes::new(py, bytes));
+                if let Err(error) = sendto.bind(py).call1((whole, address)) {
+                    // A datagram too long for its transport, or a transport that is closing: counted, not fatal.
+                    if !error.is_instance_of::<pyo3::exceptions::PyException>(py) {
+                        return Err(error);
+                    }
+                    core.counters.drop_send_failed.bump();
+                }
+                Self::mark_sent(slf, py);
+            }
+            Route::Closed(reason) => {
+                return Err(PyConnectionError::new_err(format!("send: the connection is closed: {reason}")));
+            }
+            Route::Full(queued) => {
+                let full = py.import(intern!(py, "libvnf.errors"))?.getattr(intern!(py, "BufferFull"))?;
+                let text = format!(
+                    "send: {queued} bytes are queued already and {} more exceed max_buffered_bytes ({limit}): \
+                     await drain() or wait for on_writable",
+                    bytes.len()
+                );
+                return Err(PyErr::from_value(full.call1((text,))?));
+            }
+        }
+        core.counters.messages_out.bump();
+        Ok(())
+    }
+
+    /// The `sent` handler of a datagram runs at the end of the batch, as that of a stream does.
+    fn mark_sent(slf: &Py<Self>, py: Python<'_>) {
+        if slf.get().handler(py, Event::Sent).is_some() {
+            slf.get().state.with(py, |state| state.asked_sent = true);
+            Self::mark_dirty(slf, py);
+        }
+    }
+
+    pub fn mark_dirty(slf: &Py<Self>, py: Python<'_>) {
+        if !slf.get().state.with(py, |state| std::mem::replace(&mut state.dirty, true)) {
+            Core::mark_dirty(&slf.get().core, py, slf);
+        }
+    }
+
+    /// Hands what is queued to the transport; then the half-close and the close that wait behind it.
+    pub fn flush(slf: &Py<Self>, py: Python<'_>) {
+        let inner = slf.get();
+        let (datagrams, mut sent) = inner.state.with(py, |state| {
+            state.dirty = false;
+            if matches!(state.wire, Wire::None) {
+                return (Default::default(), false);
+            }
+            (std::mem::take(&mut state.out_datagrams), std::mem::take(&mut state.asked_sent))
+        });
+        for datagram in datagrams {
+            // It was accepted by `send` before the wire was there; what fails now is counted there too.
+            if Self::send_bytes_closing(slf, py, &datagram).is_err() {
+                inner.core.get().counters.drop_send_failed.bump();
+            }
+        }
+        let job = inner.state.with(py, |state| match &state.wire {
+            Wire::Stream { transport, write, .. } => {
+                let bytes = if state.write_blocked || state.out.is_empty() {
+                    None
+                } else {
+                    let bytes = PyBytes::new(py, &state.out).unbind();
+                    if state.out.capacity() > 65_536 {
+                        state.out = Vec::new();
+                    } else {
+                        state.out.clear();
+                    }
+                    Some((write.clone_ref(py), bytes))
+                };
+                let empty = state.out.is_empty();
+                let end = empty && state.end_wanted && !state.end_sent && state.phase == Phase::Open;
+                state.end_sent |= end;
+                let close = empty && state.phase == Phase::Closing && !state.finishing;
+                Some((bytes, end, close, transport.clone_ref(py)))
+            }
+            _ => None,
+        });
+        match job {
+            Some((bytes, end, close, transport)) => {
+                let outcome = (|| {
+                    if let Some((write, bytes)) = bytes {
+                        sent = true;
+                        write.bind(py).call1((bytes,))?;
+                    }
+                    if end {
+                        transport.call_method0(py, intern!(py, "write_eof"))?;
+                    }
+                    if close {
+                        transport.call_method0(py, intern!(py, "close"))?;
+                    }
+                    PyResult::Ok(())
+                })();
+                if let Err(error) = outcome {
+                    Self::abort_with(slf, py, &format!("transport: {error}"));
+                    return;
+                }
+            }
+            None => {
+                let close = inner.state.with(py, |state| state.phase == Phase::Closing && !matches!(state.wire, Wire::None));
+                if close {
+                    Self::finish_with(slf, py, "closed");
+                }
+            }
+        }
+        if sent {
+            Self::fire(slf, py, Event::Sent, None);
+        }
+    }
+
+    /// `send_bytes` for what was queued before `close` was called.
+    fn send_bytes_closing(slf: &Py<Self>, py: Python<'_>, bytes: &[u8]) -> PyResult<()> {
+        let phase = slf.get().state.with(py, |state| std::mem::replace(&mut state.phase, Phase::Open));
+        let sent = Self::send_bytes(slf, py, bytes, None);
+        slf.get().state.with(py, |state| state.phase = phase);
+        sent
+    }
+
+    /// The transport takes no more for now, or takes again.
+    pub fn write_blocked(slf: &Py<Self>, py: Python<'_>, blocked: bool) {
+        let waiting = slf.get().state.with(py, |state| {
+            state.write_blocked = blocked;
+            !state.out.is_empty() || state.phase == Phase::Closing
+        });
+        if blocked {
+            return;
+        }
+        if waiting {
+            Self::mark_dirty(slf, py);
+        }
+        Self::wake(slf, py, Wait::Writable);
+        Self::fire(slf, py, Event::Writable, None);
+    }
+
+    /// Closes after what is queued; gives a pooled wire back instead.
+    pub fn close_now(slf: &Py<Self>, py: Python<'_>) {
+        let inner = slf.get();
+        enum Way {
+            Nothing,
+            Pool(String, usize, Wire),
+            Flush,
+            Finish,
+        }
+        let way = inner.state.with(py, |state| {
+            match state.phase {
+                Phase::Closing | Phase::Closed => return Way::Nothing,
+                Phase::Connecting => {
+                    state.phase = Phase::Closing;
+                    state.reason.get_or_insert_with(|| "closed".into());
+                    return Way::Nothing;
+                }
+                Phase::Open => {}
+            }
+            let clean = state.unread.len() == state.unread_at
+                && state.queue.is_empty()
+                && state.out.is_empty()
+                && !state.peer_ended
+                && !state.end_wanted
+                && !state.reading_stopped
+                && !state.write_blocked;
+            if let Some((key, limit)) = state.pool.take()
+                && clean
+                && !state.datagram
+            {
+                return Way::Pool(key, limit, std::mem::replace(&mut state.wire, Wire::None));
+            }
+            state.phase = Phase::Closing;
+            state.reason.get_or_insert_with(|| "closed".into());
+            match state.wire {
+                Wire::Stream { .. } => Way::Flush,
+                _ => Way::Finish,
+            }
+        });
+        match way {
+            Way::Nothing => {}
+            Way::Flush => Self::mark_dirty(slf, py),
+            Way::Finish => Self::finish_with(slf, py, "closed"),
+            Way::Pool(key, limit, wire) => {
+                if let Wire::Stream { protocol, .. } = &wire {
+                    protocol.get().hand_over(py, None);
+                }
+                if let Some(wire) = inner.core.get().spare_put(py, &key, wire, limit) {
+                    close_wire(py, &wire, false);
+                }
+                Self::finish_with(slf, py, "closed");
+            }
+        }
+    }
+
+    /// Closes at once with `reason`; what is queued is lost.
+    pub fn abort_with(slf: &Py<Self>, py: Python<'_>, reason: &str) {
+        let (open, transport) = slf.get().state.with(py, |state| {
+            let transport = match &state.wire {
+                Wire::Stream { transport, .. } => Some(transport.clone_ref(py)),
+                _ => None,
+            };
+            if state.phase == Phase::Closing && !state.finishing {
+                // It was closing in peace; now it is not.
+                state.reason = None;
+            }
+            (state.phase != Phase::Closed, transport)
+        });
+        if !open {
+            return;
+        }
+        Self::finish_with(slf, py, reason);
+        if let Some(transport) = transport
+            && let Err(error) = transport.call_method0(py, intern!(py, "abort"))
+        {
+            error.write_unraisable(py, None);
+        }
+    }
+
+    /// `host:port` of one end, or a path.
+    pub fn address(&self, py: Python<'_>, local: bool) -> PyResult<String> {
+        enum Found {
+            Transport(Py<PyAny>),
+            Address(Py<PyAny>),
+            Flow(Py<super::engine::Engine>, usize, crate::stack::FlowId),
+            None,
+        }
+        let found = self.state.with(py, |state| match &state.wire {
+            Wire::Datagram { address: Some(address), .. } if !local => Found::Address(address.clone_ref(py)),
+            Wire::Stream { transport, .. } | Wire::Datagram { transport, .. } => Found::Transport(transport.clone_ref(py)),
+            Wire::Flow { engine, port, flow, .. } => Found::Flow(engine.clone_ref(py), *port, *flow),
+            Wire::None => Found::None,
+        });
+        let address = match found {
+            Found::None => return Ok(String::new()),
+            Found::Flow(engine, port, flow) => return Ok(engine.get().address(py, port, flow, local)),
+            Found::Address(address) => address,
+            Found::Transport(transport) => {
+                let key = if local { intern!(py, "sockname") } else { intern!(py, "peername") };
+                transport.call_method1(py, intern!(py, "get_extra_info"), (key,))?
+            }
+        };
+        let address = address.bind(py);
+        if let Ok((host, port)) = address.get_item(0).and_then(|host| {
+            Ok((host.extract::<String>()?, address.get_item(1)?.extract::<u32>()?))
+        }) {
+            return Ok(if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") });
+        }
+        Ok(address.extract::<String>().unwrap_or_default())
+    }
+}
+
+/// Ends a wire that no connection owns.
+pub fn close_wire(py: Python<'_>, wire: &Wire, abort: bool) {
+    let method = if abort { intern!(py, "abort") } else { intern!(py, "close") };
+    if let Wire::Stream { transport, .. } | Wire::Datagram { transport, .. } = wire
+        && let Err(error) = transport.call_method0(py, method)
+    {
+        error.write_unraisable(py, None);
+    }
+}

@@ -1,0 +1,207 @@
+"""Who may know whom, in Python and in Rust. A new edge is a decision: it is made here, in a table, with its reason."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.meta.tree import files, imports, modules, parse, read
+
+# The native module is imported by few; everything else uses their public classes. A name ending in a dot is a package.
+NATIVE = {
+    "libvnf": "re-exports Packet and the framings, which have no Python half",
+    "libvnf.packet": "Packet is a native class",
+    "libvnf.framing": "messages are cut before Python sees them",
+    "libvnf.connection": "Connection is the Python half of a native class",
+    "libvnf.request": "Request is the Python half of a native class",
+    "libvnf.client": "requests and replies are matched natively",
+    "libvnf.server": "a server is a native Endpoint with the author's handlers",
+    "libvnf.vnf": "owns the Core that everything of one VNF hangs on",
+    "libvnf.runtime": "makes the Core and turns the Engine",
+    "libvnf.flows": "installs flow rules (libvnf.flow, the rules themselves, are plain values)",
+    "libvnf.transport.": "feeds the native protocols, or opens native ports",
+    "libvnf.state.lease": "leases are renewed on a native thread",
+    "libvnf.testing.": "an in-memory network under the same native dispatch",
+    "libvnf.cli.load": "vnf load is the native load generator's command line",
+    "lb.director": "drives the native forwarder",
+}
+
+# From the bottom up. A module imports from its own layer and those below it; `if TYPE_CHECKING:` is free.
+LAYERS = (
+    ("errors", "failures", "task"),
+    ("config", "flow", "framing", "packet", "replica"),
+    ("transport",),
+    ("connection", "request"),
+    ("client", "flows", "server", "state"),
+    ("cluster", "plugin"),
+    ("runtime", "vnf"),
+    ("api", "testing"),
+    ("cli", "__main__"),
+)
+# Imports upwards, made inside the function that needs them.
+UPWARDS = {
+    ("runtime", "cli"): "`python b.py` takes the options of `vnf run b.py`",
+    ("vnf", "testing"): "vnf.test() is the public door to the test network",
+}
+
+# Where the crate may be unsafe, besides tests; each block has its SAFETY argument (clippy sees to that).
+UNSAFE = {
+    "port": "memory shared with a peer, and the system calls that share it",
+    "packet/pool": "slots of one allocation, handed out and taken back",
+    "stack/arena": "the same, for the state of flows",
+    "py": "buffers lent to Python, coroutines stepped by its C API",
+    "load/sys": "system calls of the load generator that std does not offer",
+    "splice": "splice(2) between two sockets",
+}
+
+# Bytes and clocks come in as arguments, results go out.
+PURE = (
+    "libvnf.errors",
+    "libvnf.flow",
+    "libvnf.framing",
+    "libvnf.replica",
+    "libvnf.state.cache",
+    "libvnf.cluster.policy",
+    "lb.maglev",
+    "lb.steering",
+    "examples.epc.wire.",
+)
+IMPURE = {"asyncio", "random", "secrets", "select", "selectors", "socket", "threading", "time", "uvloop"}
+
+
+def belongs(module: str, names: tuple[str, ...] | dict[str, str]) -> bool:
+    return any(module == n or (n.endswith(".") and f"{module}.".startswith(n)) for n in names)
+
+
+def layer(module: str) -> int | None:
+    """The layer of a module of libvnf; None for the package itself, which exports from all of them."""
+    part = module.split(".")[1] if "." in module else ""
+    return next((number for number, names in enumerate(LAYERS) if part in names), None)
+
+
+LIBVNF = modules("libvnf")
+
+
+def test_only_the_listed_modules_know_the_native_one() -> None:
+    importers = {
+        m for m, path in modules("libvnf", "lb", "examples").items() for i in imports(path) if _is_native(i.module)
+    }
+    assert importers, "nothing imports libvnf._native: this test looks in the wrong place"
+    assert sorted(m for m in importers if not belongs(m, NATIVE)) == []
+
+
+def _is_native(module: str) -> bool:
+    return module == "libvnf._native" or module.startswith("libvnf._native.")
+
+
+@pytest.mark.parametrize("module", sorted(m for m in LIBVNF if "." in m))
+def test_imports_of_libvnf_go_down(module: str) -> None:
+    mine = layer(module)
+    assert mine is not None, f"{module} has no place in LAYERS"
+    for found in imports(LIBVNF[module]):
+        if found.typing_only or not found.module.startswith("libvnf") or _is_native(found.module):
+            continue
+        where = f"{LIBVNF[module]}:{found.line}"
+        theirs = layer(found.module)
+        assert theirs is not None, f"{where} imports from libvnf itself: name the module"
+        edge = (module.split(".")[1], found.module.split(".")[1])
+        assert theirs <= mine or edge in UPWARDS, f"{where} imports upwards: {edge[0]} → {edge[1]}"
+
+
+def test_pure_modules_know_no_clock_no_chance_and_no_network() -> None:
+    pure = {m: p for m, p in modules("libvnf", "lb", "examples").items() if belongs(m, PURE)}
+    assert pure
+    found = [f"{p}:{i.line} {i.module}" for p in pure.values() for i in imports(p) if i.module.split(".")[0] in IMPURE]
+    assert found == []
+
+
+def test_libvnf_knows_neither_the_load_balancer_nor_the_examples() -> None:
+    found = [
+        f"{path}:{i.line} {i.module}"
+        for path in LIBVNF.values()
+        for i in imports(path)
+        if i.module.split(".")[0] in {"lb", "examples", "tests", "benchmarks"}
+    ]
+    assert LIBVNF
+    assert found == []
+
+
+def test_the_load_balancer_and_the_cluster_do_not_know_each_other() -> None:
+    for path in modules("lb").values():
+        assert not [i for i in imports(path) if i.module.startswith("libvnf.cluster")], path
+
+
+def test_examples_and_load_balancer_use_public_names_only() -> None:
+    outside = modules("examples", "lb")
+    for module, path in outside.items():
+        for i in imports(path):
+            if i.module.split(".")[0] != "libvnf" or (_is_native(i.module) and belongs(module, NATIVE)):
+                continue
+            private = [part for part in (*i.module.split("."), i.name or "") if part.startswith("_")]
+            assert not private, f"{path}:{i.line} uses {private[0]}"
+            if i.name not in (None, "*") and i.module in LIBVNF:
+                assert i.name in _exports(i.module), f"{path}:{i.line}: {i.module}.__all__ does not have {i.name}"
+
+
+def _exports(module: str) -> list[str]:
+    for node in parse(LIBVNF[module]).body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets):
+            return list(ast.literal_eval(node.value))
+    raise AssertionError(f"{module} has no __all__")
+
+
+def test_only_config_reads_the_environment() -> None:
+    readers = set()
+    for module, path in modules("libvnf", "lb", "examples").items():
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.Attribute) and node.attr in {"environ", "environb", "getenv", "getenvb"}:
+                readers.add(module)
+        if any(i.module == "os" and i.name in {"environ", "getenv"} for i in imports(path)):
+            readers.add(module)
+    assert readers == {"libvnf.config"}
+
+
+# --- Rust -------------------------------------------------------------------------------------------------------------
+
+CRATE = Path("native/src")
+RUST = {p.relative_to(CRATE): read(p) for p in files(".rs") if p.is_relative_to(CRATE)}
+
+
+def in_rust(path: Path, *places: str) -> bool:
+    """``port/`` is everything in that folder, ``packet/pool`` that file or folder."""
+    return any(f"{path.with_suffix('').as_posix()}/".startswith(place.rstrip("/") + "/") for place in places)
+
+
+def without_tests(source: str) -> str:
+    return source.split("#[cfg(test)]\nmod ", 1)[0]
+
+
+def test_only_py_knows_python() -> None:
+    assert RUST
+    assert [str(p) for p, text in RUST.items() if "pyo3" in text and not in_rust(p, "py")] == []
+
+
+def test_unsafe_stays_where_memory_is_shared() -> None:
+    allowed = [p for p, text in RUST.items() if re.search(r"allow\([^)]*unsafe_code", text)]
+    assert allowed
+    assert [str(p) for p in allowed if not in_rust(p, *UNSAFE)] == []
+
+
+def test_the_protocol_code_of_the_crate_is_without_io_and_clock() -> None:
+    ways_out = re.compile(r"Instant::now|SystemTime|std::net::(Tcp|Udp)|std::fs|std::thread|libc::|rand::")
+    pure = {
+        p: without_tests(text) for p, text in RUST.items() if in_rust(p, "packet", "framing", "stack", "flow", "steer")
+    }
+    found = {str(p): m[0] for p, text in pure.items() if not in_rust(p, "packet/pool") and (m := ways_out.search(text))}
+    assert pure
+    assert found == {}
+
+
+# --- both -------------------------------------------------------------------------------------------------------------
+
+
+def test_no_module_is_over_700_lines() -> None:
+    sizes = {str(p): read(p).count("\n") for p in files(".py", ".pyi", ".rs")}
+    assert sizes
+    assert {p: lines for p, lines in sizes.items() if lines > 700} == {}
