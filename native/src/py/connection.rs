@@ -187,6 +187,28 @@ impl Connection {
         }
     }
 
+    fn set_handler(slf: &Bound<'_, Self>, event: Event, handler: Option<Py<PyAny>>) -> PyResult<()> {
+        let py = slf.py();
+        slf.get().core.get().check_thread()?;
+        let (old, waiting) = slf.get().state.with(py, |state| {
+            let old = state.handlers.get_or_insert_default().set(event, handler);
+            (old, event == Event::Data && (state.unread.len() > state.unread_at || !state.queue.is_empty()))
+        });
+        drop(old);
+        if waiting {
+            // What came before the handler did waits in the inbox.
+            Core::pump_later(&slf.get().core, py, slf.as_unbound());
+        }
+        Ok(())
+    }
+
+    /// Sets a handler after a look at its parameters; returns it, so that it can decorate.
+    fn register(slf: &Bound<'_, Self>, event: Event, handler: Py<PyAny>) -> PyResult<Py<PyAny>> {
+        slf.get().core.get().check_handler(slf.py(), event, &handler)?;
+        Self::set_handler(slf, event, Some(handler.clone_ref(slf.py())))?;
+        Ok(handler)
+    }
+
     pub fn phase(&self, py: Python<'_>) -> Phase {
         self.state.with(py, |state| state.phase)
     }
@@ -632,6 +654,18 @@ impl Connection {
         matches!(self.phase(py), Phase::Closing | Phase::Closed)
     }
 
+    /// Whether something is under way: a handler runs, a request is open, bytes wait to leave.
+    #[getter]
+    fn busy(&self, py: Python<'_>) -> bool {
+        self.state.with(py, |state| {
+            state.busy
+                || state.open_requests > 0
+                || state.request.is_some()
+                || !state.out.is_empty()
+                || !state.out_datagrams.is_empty()
+        })
+    }
+
     /// Whether the peer will send no more.
     #[getter]
     fn ended(&self, py: Python<'_>) -> bool {
@@ -719,18 +753,55 @@ impl Connection {
 
     #[pyo3(signature = (event, handler, /))]
     fn on(slf: &Bound<'_, Self>, event: &str, handler: Option<Py<PyAny>>) -> PyResult<()> {
-        let event = Event::parse(event)?;
-        let py = slf.py();
-        let old = slf.get().state.with(py, |state| state.handlers.get_or_insert_default().set(event, handler));
-        drop(old);
-        if event == Event::Data {
-            // What came before the handler did waits in the inbox.
-            let waiting = slf.get().state.with(py, |state| state.unread.len() > state.unread_at || !state.queue.is_empty());
-            if waiting {
-                Core::pump_later(&slf.get().core, py, slf.as_unbound());
-            }
-        }
-        Ok(())
+        Self::set_handler(slf, Event::parse(event)?, handler)
+    }
+
+    /// `fn(conn, request)` when it has been accepted.
+    #[pyo3(signature = (handler, /))]
+    fn on_accept(slf: &Bound<'_, Self>, handler: Py<PyAny>) -> PyResult<Py<PyAny>> {
+        Self::register(slf, Event::Accept, handler)
+    }
+
+    /// `fn(conn, request)` when it is connected.
+    #[pyo3(signature = (handler, /))]
+    fn on_connect(slf: &Bound<'_, Self>, handler: Py<PyAny>) -> PyResult<Py<PyAny>> {
+        Self::register(slf, Event::Connect, handler)
+    }
+
+    /// `fn(conn, request, packet)` per message.
+    #[pyo3(signature = (handler, /))]
+    fn on_data(slf: &Bound<'_, Self>, handler: Py<PyAny>) -> PyResult<Py<PyAny>> {
+        Self::register(slf, Event::Data, handler)
+    }
+
+    /// `fn(conn, request)` when the transport has taken everything sent so far.
+    #[pyo3(signature = (handler, /))]
+    fn on_sent(slf: &Bound<'_, Self>, handler: Py<PyAny>) -> PyResult<Py<PyAny>> {
+        Self::register(slf, Event::Sent, handler)
+    }
+
+    /// `fn(conn, request)` when it is below the high-water mark again.
+    #[pyo3(signature = (handler, /))]
+    fn on_writable(slf: &Bound<'_, Self>, handler: Py<PyAny>) -> PyResult<Py<PyAny>> {
+        Self::register(slf, Event::Writable, handler)
+    }
+
+    /// `fn(conn, request)` when the peer sends no more.
+    #[pyo3(signature = (handler, /))]
+    fn on_end(slf: &Bound<'_, Self>, handler: Py<PyAny>) -> PyResult<Py<PyAny>> {
+        Self::register(slf, Event::End, handler)
+    }
+
+    /// `fn(conn, request, reason)`, once.
+    #[pyo3(signature = (handler, /))]
+    fn on_close(slf: &Bound<'_, Self>, handler: Py<PyAny>) -> PyResult<Py<PyAny>> {
+        Self::register(slf, Event::Close, handler)
+    }
+
+    /// `fn(conn, request, error)` when it could not be made, broke, or a handler raised.
+    #[pyo3(signature = (handler, /))]
+    fn on_error(slf: &Bound<'_, Self>, handler: Py<PyAny>) -> PyResult<Py<PyAny>> {
+        Self::register(slf, Event::Error, handler)
     }
 
     #[pyo3(signature = (url, /, *, framing=None, pool=0, request=None))]

@@ -16,7 +16,7 @@ use pyo3::{PyTraverseError, PyVisit};
 use super::cell::{Counter, GilCell, thread_mark};
 use super::connection::{Connection, Wire};
 use super::dispatch;
-use super::endpoint::Endpoint;
+use super::endpoint::{Endpoint, Event};
 use super::engine::Engine;
 use super::packet::{Account, Packet};
 use super::request::Request;
@@ -118,6 +118,8 @@ pub struct State {
     pub replaced: Option<Py<PyAny>>,
     pub stand_in_entered: bool,
     outgoing: Option<Py<Endpoint>>,
+    /// Code objects of handlers whose parameters have been looked at, by address and event.
+    checked: HashMap<(usize, u8), Py<PyAny>>,
     fatal: Option<PyErr>,
     pub tick: u32,
     spare: HashMap<String, VecDeque<Wire>>,
@@ -131,6 +133,7 @@ pub struct Core {
     pub request_type: Py<PyType>,
     resolve: Py<PyAny>,
     on_failure: Py<PyAny>,
+    check: Py<PyAny>,
     targets: Py<PyDict>,
     pub tasks: dispatch::Tasks,
     pub limits: Limits,
@@ -358,6 +361,22 @@ impl Core {
         }
     }
 
+    /// Refuses a function that cannot be called as `event`'s handlers are. Asked once per code object and event.
+    pub fn check_handler(&self, py: Python<'_>, event: Event, handler: &Py<PyAny>) -> PyResult<()> {
+        let code = handler.getattr(py, intern!(py, "__code__")).ok();
+        let key = code.as_ref().map(|code| (code.as_ptr() as usize, event as u8));
+        if key.is_some_and(|key| self.state.with(py, |state| state.checked.contains_key(&key))) {
+            return Ok(());
+        }
+        self.check.call1(py, (event.name(), handler))?;
+        if let (Some(key), Some(code)) = (key, code) {
+            // The code object is kept, so that its address stays its own.
+            let old = self.state.with(py, |state| state.checked.insert(key, code));
+            drop(old);
+        }
+        Ok(())
+    }
+
     /// The endpoint of connections that handlers open without naming one.
     pub fn outgoing(slf: &Py<Self>, py: Python<'_>) -> PyResult<Py<Endpoint>> {
         let core = slf.get();
@@ -416,6 +435,7 @@ impl Core {
         Ok(Self {
             call_soon: event_loop.getattr(py, "call_soon")?,
             tasks: dispatch::Tasks::new(py)?,
+            check: py.import("libvnf.handlers")?.getattr("check_handler")?.unbind(),
             event_loop,
             connection_type: connection,
             request_type: request,
