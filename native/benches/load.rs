@@ -81,7 +81,7 @@ struct Mirror {
 
 impl Mirror {
     fn new() -> Self {
-        Self { mtu: 1500, frames: vec![Vec::with_capacity(2048); 4096], next: 0, waiting: 0 }
+        Self { mtu: 1500, frames: vec![Vec::new(); 4096], next: 0, waiting: 0 }
     }
 }
 
