@@ -170,7 +170,10 @@ impl Connection {
         Self::wake(slf, py, Wait::Connected);
         Self::wake(slf, py, Wait::Writable);
         let waiting = inner.state.with(py, |state| {
-            !state.out.is_empty() || !state.out_datagrams.is_empty() || state.end_wanted || state.phase == Phase::Closing
+            !state.out.is_empty()
+                || !state.out_datagrams.is_empty()
+                || state.end_wanted
+                || state.phase == Phase::Closing
         });
         if waiting {
             Self::mark_dirty(slf, py);
@@ -199,7 +202,8 @@ impl Connection {
     /// The handler of messages, and the request the connection carries.
     pub fn data_handler(&self, py: Python<'_>) -> Option<(Py<PyAny>, Option<Py<Request>>)> {
         let (own, carried) = self.state.with(py, |state| {
-            let own = state.handlers.as_ref().and_then(|handlers| handlers.get(Event::Data)).map(|fun| fun.clone_ref(py));
+            let own =
+                state.handlers.as_ref().and_then(|handlers| handlers.get(Event::Data)).map(|fun| fun.clone_ref(py));
             (own, state.request.as_ref().map(|request| request.clone_ref(py)))
         });
         let handler = own.or_else(|| {
@@ -214,9 +218,9 @@ impl Connection {
     }
 
     pub fn handler(&self, py: Python<'_>, event: Event) -> Option<Py<PyAny>> {
-        let own = self
-            .state
-            .with(py, |state| state.handlers.as_ref().and_then(|all| all.get(event)).map(|handler| handler.clone_ref(py)));
+        let own = self.state.with(py, |state| {
+            state.handlers.as_ref().and_then(|all| all.get(event)).map(|handler| handler.clone_ref(py))
+        });
         own.or_else(|| {
             self.endpoint.get().state.with(py, |state| state.handlers.get(event).map(|handler| handler.clone_ref(py)))
         })
@@ -255,7 +259,8 @@ impl Connection {
     /// Ends being busy; true when it was and more may wait.
     pub fn set_busy_false(&self, py: Python<'_>) -> bool {
         self.state.with(py, |state| {
-            std::mem::replace(&mut state.busy, false) && (state.unread.len() > state.unread_at || !state.queue.is_empty())
+            std::mem::replace(&mut state.busy, false)
+                && (state.unread.len() > state.unread_at || !state.queue.is_empty())
         })
     }
 
@@ -333,7 +338,12 @@ impl Connection {
     }
 
     /// After a handler raised: `error` handlers hear of it; without request ids the connection is over.
-    pub fn handler_failed(slf: &Py<Self>, py: Python<'_>, request: Option<&Py<Request>>, error: &Bound<'_, PyBaseException>) {
+    pub fn handler_failed(
+        slf: &Py<Self>,
+        py: Python<'_>,
+        request: Option<&Py<Request>>,
+        error: &Bound<'_, PyBaseException>,
+    ) {
         let inner = slf.get();
         if let Some(handler) = inner.handler(py, Event::Error) {
             let told = handler.bind(py).call1((slf, request, error));
@@ -383,7 +393,9 @@ impl Connection {
             let failed = matches!(what, Wait::Connected | Wait::Writable);
             Self::settle(py, &future, if failed { error.as_ref() } else { None });
         }
-        if let Some(client) = inner.endpoint.get().state.with(py, |state| state.client.as_ref().map(|c| c.clone_ref(py))) {
+        if let Some(client) =
+            inner.endpoint.get().state.with(py, |state| state.client.as_ref().map(|c| c.clone_ref(py)))
+        {
             super::client::Client::lost(&client, py, slf, &reason);
         }
         let reason = PyString::new(py, &reason);
@@ -415,9 +427,9 @@ impl Connection {
     pub fn tick(slf: &Py<Self>, py: Python<'_>, tick: u32, close_s: u32) {
         let inner = slf.get();
         let idle_s = inner.endpoint.get().state.with(py, |state| state.idle_s);
-        let (since, phase, occupied) = inner.state.with(py, |state| {
-            (tick.wrapping_sub(state.last_tick), state.phase, state.busy || state.open_requests > 0)
-        });
+        let (since, phase, occupied) = inner
+            .state
+            .with(py, |state| (tick.wrapping_sub(state.last_tick), state.phase, state.busy || state.open_requests > 0));
         match phase {
             Phase::Open if !occupied && idle_s.is_some_and(|idle_s| f64::from(since) > idle_s) => {
                 Self::abort_with(slf, py, "idle");
@@ -725,7 +737,8 @@ impl Connection {
         drop(old);
         if event == Event::Data {
             // What came before the handler did waits in the inbox.
-            let waiting = slf.get().state.with(py, |state| state.unread.len() > state.unread_at || !state.queue.is_empty());
+            let waiting =
+                slf.get().state.with(py, |state| state.unread.len() > state.unread_at || !state.queue.is_empty());
             if waiting {
                 Core::pump_later(&slf.get().core, py, slf.as_unbound());
             }
@@ -748,14 +761,20 @@ impl Connection {
                 Some((connection, request)) if connection.is(slf) => Some(request.clone_ref(py)),
                 _ => None,
             });
-            current.or_else(|| inner.state.with(py, |state| state.request.as_ref().map(|request| request.clone_ref(py))))
+            current
+                .or_else(|| inner.state.with(py, |state| state.request.as_ref().map(|request| request.clone_ref(py))))
         });
         let endpoint = Core::outgoing(&inner.core, py)?;
         Self::open(py, &inner.core, &endpoint, url, framing, pool, request)
     }
 
     #[pyo3(signature = (until=None, size=None, limit=65_536, /))]
-    fn take(slf: &Bound<'_, Self>, until: Option<&[u8]>, size: Option<usize>, limit: usize) -> PyResult<Option<Py<Packet>>> {
+    fn take(
+        slf: &Bound<'_, Self>,
+        until: Option<&[u8]>,
+        size: Option<usize>,
+        limit: usize,
+    ) -> PyResult<Option<Py<Packet>>> {
         slf.get().core.get().check_thread()?;
         Self::take_from_inbox(slf.as_unbound(), slf.py(), until, size, limit)
     }
@@ -772,9 +791,11 @@ impl Connection {
             let now = over
                 || match what {
                     Wait::Connected => state.phase == Phase::Open,
-                    Wait::Readable => state.unread.len() > state.unread_at && state.needed == 0
-                        || !state.queue.is_empty()
-                        || state.peer_ended,
+                    Wait::Readable => {
+                        state.unread.len() > state.unread_at && state.needed == 0
+                            || !state.queue.is_empty()
+                            || state.peer_ended
+                    }
                     Wait::Writable => state.phase == Phase::Open && !state.write_blocked,
                     Wait::Closed => false,
                 };
@@ -805,7 +826,10 @@ impl Connection {
         let py = slf.py();
         let phase = format!("{:?}", slf.get().phase(py)).to_lowercase();
         let (local, remote) = (slf.get().address(py, true)?, slf.get().address(py, false)?);
-        Ok(format!("<Connection {} {local} ↔ {remote} {phase}>", slf.get().endpoint.get().state.with(py, |s| s.name.clone())))
+        Ok(format!(
+            "<Connection {} {local} ↔ {remote} {phase}>",
+            slf.get().endpoint.get().state.with(py, |s| s.name.clone())
+        ))
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {

@@ -40,7 +40,8 @@ pub struct Limits {
 impl Limits {
     fn parse(limits: &Bound<'_, PyDict>) -> PyResult<Self> {
         let number = |name: &str| -> PyResult<f64> {
-            let found = limits.get_item(name)?.ok_or_else(|| PyValueError::new_err(format!("limits: {name} is missing")))?;
+            let found =
+                limits.get_item(name)?.ok_or_else(|| PyValueError::new_err(format!("limits: {name} is missing")))?;
             found.extract()
         };
         let idle_s = match limits.get_item("idle_s")? {
@@ -162,7 +163,11 @@ impl Core {
             // for ever does not hold the loop.
             for _ in 0..2 {
                 let (dirty, closing, deferred) = core.state.with(py, |state| {
-                    (std::mem::take(&mut state.dirty), std::mem::take(&mut state.closing), std::mem::take(&mut state.deferred))
+                    (
+                        std::mem::take(&mut state.dirty),
+                        std::mem::take(&mut state.closing),
+                        std::mem::take(&mut state.deferred),
+                    )
                 });
                 if dirty.is_empty() && closing.is_empty() && deferred.is_empty() {
                     break;
@@ -189,7 +194,8 @@ impl Core {
         }
         let (fatal, more) = core.state.with(py, |state| {
             state.depth -= 1;
-            let more = state.depth == 0 && (!state.dirty.is_empty() || !state.closing.is_empty() || !state.deferred.is_empty());
+            let more = state.depth == 0
+                && (!state.dirty.is_empty() || !state.closing.is_empty() || !state.deferred.is_empty());
             (if state.depth == 0 { state.fatal.take() } else { None }, more)
         });
         if more {
@@ -324,7 +330,13 @@ impl Core {
     }
 
     /// An exception came out of a handler: tell, and end the request where there is an id, else the connection.
-    pub fn failed(slf: &Py<Self>, py: Python<'_>, connection: Option<&Py<Connection>>, request: Option<&Py<Request>>, error: PyErr) {
+    pub fn failed(
+        slf: &Py<Self>,
+        py: Python<'_>,
+        connection: Option<&Py<Connection>>,
+        request: Option<&Py<Request>>,
+        error: PyErr,
+    ) {
         let core = slf.get();
         core.counters.handler_errors.bump();
         if !error.is_instance_of::<pyo3::exceptions::PyException>(py) {
@@ -361,7 +373,9 @@ impl Core {
     /// The endpoint of connections that handlers open without naming one.
     pub fn outgoing(slf: &Py<Self>, py: Python<'_>) -> PyResult<Py<Endpoint>> {
         let core = slf.get();
-        if let Some(outgoing) = core.state.with(py, |state| state.outgoing.as_ref().map(|outgoing| outgoing.clone_ref(py))) {
+        if let Some(outgoing) =
+            core.state.with(py, |state| state.outgoing.as_ref().map(|outgoing| outgoing.clone_ref(py)))
+        {
             return Ok(outgoing);
         }
         let outgoing = Py::new(py, Endpoint::plain(py, slf.clone_ref(py), "outgoing"))?;
@@ -390,7 +404,8 @@ impl Core {
         let old = self.state.with(py, |state| {
             let mut old = Vec::new();
             for spare in state.spare.values_mut() {
-                let (out, kept): (VecDeque<_>, VecDeque<_>) = std::mem::take(spare).into_iter().partition(|wire| gone(wire));
+                let (out, kept): (VecDeque<_>, VecDeque<_>) =
+                    std::mem::take(spare).into_iter().partition(|wire| gone(wire));
                 *spare = kept;
                 old.extend(out);
             }
@@ -466,8 +481,9 @@ impl Core {
             (state.tick, state.connections.len())
         });
         for place in 0..count {
-            let connection =
-                core.state.with(py, |state| state.connections[place].as_ref().map(|connection| connection.clone_ref(py)));
+            let connection = core
+                .state
+                .with(py, |state| state.connections[place].as_ref().map(|connection| connection.clone_ref(py)));
             if let Some(connection) = connection {
                 Connection::tick(&connection, py, tick, CLOSE_S);
             }
