@@ -138,8 +138,11 @@ class Connection:
     @property
     def closed(self) -> bool: ...
     @property
+    def busy(self) -> bool:
+        """Closing it now would cut something off: a handler or session, an open request, unsent bytes."""
+    @property
     def ended(self) -> bool:
-        """Whether the peer will send no more."""
+        """``take`` has told the peer's end; until then an empty packet is an empty message."""
     @property
     def close_reason(self) -> str | None: ...
     @property

@@ -439,6 +439,7 @@ impl Connection {
     /// Not yet, or never: an empty packet at the peer's end, an error when the connection broke.
     fn nothing_more(slf: &Py<Self>, py: Python<'_>, available: usize, peer_ended: bool, phase: Phase) -> PyResult<Option<Py<Packet>>> {
         if peer_ended && available == 0 {
+            slf.get().state.with(py, |state| state.end_told = true);
             return Packet::from_body(py, Body::Empty).map(Some);
         }
         if peer_ended {
