@@ -446,6 +446,7 @@ impl Connection {
         phase: Phase,
     ) -> PyResult<Option<Py<Packet>>> {
         if peer_ended && available == 0 {
+            slf.get().state.with(py, |state| state.end_told = true);
             return Packet::from_body(py, Body::Empty).map(Some);
         }
         if peer_ended {
