@@ -372,8 +372,12 @@ class Splice:
     def close(self, /) -> None:
         """Stops it, if it still runs."""
 
-def run_load(options: dict[str, Any], progress: Callable[[dict[str, Any]], None], /) -> dict[str, Any]:
-    """Runs the load generator (``vnf load``) and returns its report."""
+def run_load(options: dict[str, Any], progress: Callable[[dict[str, Any]], bool], /) -> dict[str, Any]:
+    """Runs the load generator (``vnf load``) and returns its report.
+
+    ``progress`` is called about ten times a second; once it returns True the run ends and reports what was measured.
+    Raises ``ValueError`` for options that contradict themselves, ``OSError`` when the endpoint is not reached.
+    """
 
 def core_distance_ns() -> float:
     """The round trip of a cache line between cpu 0 and 1: the class ("near", "far") a measurement belongs to."""
