@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import logging
 import os
 import random
+import traceback
 from collections.abc import Callable, Mapping
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal, Self, TypeAlias
@@ -271,6 +273,7 @@ class Network:
     def _lost_packets(self, cores: dict[str, _native.Core]) -> list[str]:
         if all(free == slots for core in cores.values() for _, slots, free, _ in core.pool_statistics().values()):
             return []
+        forget_logged_frames()
         gc.collect()  # a kept packet may be part of a cycle that nobody refers to
         return [
             f"{name}: {slots - free} packet(s) of the {size} B pool are still kept"
@@ -280,6 +283,13 @@ class Network:
         ]
 
 
+def forget_logged_frames() -> None:
+    """Whoever captures logs (pytest does) keeps the frames of logged exceptions, and what their variables refer to."""
+    for record in gc.get_objects():
+        if isinstance(record, logging.LogRecord) and record.exc_info and record.exc_info[2]:
+            traceback.clear_frames(record.exc_info[2])
+
+
 def made_with(vnf: Startable, settings: Mapping[str, object] | None) -> VNF:
     """The VNF, loaded or made with these settings and without those of this process's environment."""
     if isinstance(vnf, VNF):
@@ -287,13 +297,11 @@ def made_with(vnf: Startable, settings: Mapping[str, object] | None) -> VNF:
             raise ConfigError(f"the settings of {vnf.name} are final: give start its file, or a function that makes it")
         return vnf
     config = Config.read(sets=[f"{key}={value}" for key, value in (settings or {}).items()], environment={})
-    if not callable(vnf):
-        return runtime.load(os.fspath(vnf), config)
     before, runtime._active = runtime._active, config
     try:
-        return vnf()
+        return vnf() if callable(vnf) else runtime.load(os.fspath(vnf), config)
     finally:
-        runtime._active = before
+        runtime._active = before  # the next VNF of this process is another test's
 
 
 class StateLayerMissing(VNFError, NotImplementedError):

@@ -430,7 +430,8 @@ class UnderUnittest(unittest.IsolatedAsyncioTestCase):
             self.assertEqual(await a.ask(b"x"), b"x")
 
 
-def test_the_fixture_is_a_network_and_tells_the_story_of_a_failure(pytester):
+def test_the_fixture_is_a_network_and_tells_the_story_of_a_failure(pytester, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(GUIDE.parents[2]))
     pytester.makeconftest('pytest_plugins = ["libvnf.testing.fixtures"]')
     pytester.makepyfile(
         """
