@@ -6,7 +6,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-export PATH := $(HOME)/.cargo/bin:$(PATH)
+# ip and nft are in /usr/sbin, which not every shell looks through.
+export PATH := $(HOME)/.cargo/bin:$(PATH):/usr/sbin:/sbin
 # maturin sets this for its own build; a test binary built with it would not link.
 unexport PYO3_BUILD_EXTENSION_MODULE
 
@@ -57,7 +58,7 @@ test: setup packages-test ## cargo test, then pytest: unit, model, integration, 
 	@grep -E '^test result' .make/cargo-test.log
 	@$(PY) -m pytest $(PYTEST_ARGS)
 
-lint: lint-python lint-rust lint-scripts ## ruff, mypy, stubtest, clippy, rustfmt, shellcheck
+lint: lint-python lint-rust lint-scripts docs ## ruff, mypy, stubtest, clippy, rustfmt, shellcheck, sphinx
 
 lint-python: setup
 	@tools/step ruff "ruff check" $(VENV)/bin/ruff check

@@ -138,6 +138,9 @@ class Connection:
     @property
     def closed(self) -> bool: ...
     @property
+    def ended(self) -> bool:
+        """Whether the peer will send no more."""
+    @property
     def close_reason(self) -> str | None: ...
     @property
     def buffered(self) -> int:
@@ -172,7 +175,6 @@ class Connection:
         *,
         framing: Framing | None = None,
         pool: int = 0,
-        connect_s: float | None = None,
         request: Request | None = None,
     ) -> Self:
         """A connection to ``url`` that carries this one's request. Usable at once: what is sent waits until connected."""
@@ -214,7 +216,11 @@ class Core:
     def connections(self, /) -> list[Connection]: ...
     def flush(self, /) -> None: ...
     def tick(self, /) -> None:
-        """One step of the coarse clock behind ``idle_s``: call it every idle_s / 8 seconds."""
+        """A second has passed: ends idle connections, and closing ones that never finish."""
+    def unthrottle(self, /) -> int:
+        """Lets streams go on that waited because Python kept their packets; returns how many still wait."""
+    @property
+    def throttled(self) -> int: ...
     def statistics(self, /) -> dict[str, int]: ...
     def pool_statistics(self, /) -> dict[str, tuple[int, int, int, int]]:
         """Per size class ("256", "2048", …): slot bytes, slots, free now, times exhausted."""
@@ -247,11 +253,20 @@ class Endpoint:
     ) -> Self: ...
     @property
     def open_connections(self) -> int: ...
+    @property
+    def opened(self) -> int: ...
+    @property
+    def messages(self) -> int: ...
     def on(self, event: str, fn: Callable[..., Any] | None, /) -> None: ...
 
 @final
 class Target:
     """Where a native ``connect`` goes: an address on a bypass port."""
+
+    @property
+    def datagram(self) -> bool: ...
+    def open(self, connection: Connection, /) -> None:
+        """Makes the flow; a failure reaches the connection at the loop's next turn."""
 
 class PythonTarget:
     """The shape ``resolve`` returns for transports written in Python (not a class of this module)."""
@@ -313,6 +328,8 @@ class Client:
     ) -> Self: ...
     @property
     def outstanding(self) -> int: ...
+    @property
+    def connections(self) -> int: ...
     def add(self, connection: Connection, /) -> None:
         """One more connection to spread requests over (of ``endpoint``)."""
     def ask(self, packet: Buffer, /, timeout_s: float | None = None) -> asyncio.Future[Packet]: ...
@@ -338,6 +355,7 @@ class Engine:
         descriptor is readable; None: until a wake descriptor is readable."""
     def ports(self, /) -> list[dict[str, Any]]:
         """Per port: name, type, link ("up" or the reason), mac, addresses, counters."""
+    def statistics(self, /) -> dict[str, int]: ...
     def close(self, /) -> None: ...
 
 @final
@@ -354,8 +372,12 @@ class Splice:
     def close(self, /) -> None:
         """Stops it, if it still runs."""
 
-def run_load(options: dict[str, Any], progress: Callable[[dict[str, Any]], None], /) -> dict[str, Any]:
-    """Runs the load generator (``vnf load``) and returns its report."""
+def run_load(options: dict[str, Any], progress: Callable[[dict[str, Any]], bool], /) -> dict[str, Any]:
+    """Runs the load generator (``vnf load``) and returns its report.
+
+    ``progress`` is called about ten times a second; once it returns True the run ends and reports what was measured.
+    Raises ``ValueError`` for options that contradict themselves, ``OSError`` when the endpoint is not reached.
+    """
 
 def core_distance_ns() -> float:
     """The round trip of a cache line between cpu 0 and 1: the class ("near", "far") a measurement belongs to."""

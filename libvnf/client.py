@@ -143,8 +143,8 @@ class Client:
         core = self._vnf.core
         url = EndpointURL.parse(self.url)
         self._endpoint = _native.Endpoint(core, self.url, datagram=url.datagram, framing=self._framing)
-        if "error" in self._handlers:
-            self._endpoint.on("error", self._handlers["error"])
+        for event in ("data", "error"):
+            self._endpoint.on(event, self._handlers.get(event))
         self._native = _native.Client(
             core, self._endpoint, request_id=self._request_id, timeout_s=self._timeout_s, retries=self._retries
         )
@@ -192,8 +192,6 @@ class Client:
 
     async def _serve(self, connection: Connection) -> None:
         assert self._native is not None
-        if "data" in self._handlers:
-            connection.on("data", self._handlers["data"])
         self._native.add(connection)
         self._up.add(connection)
         waiting, self._waiting = self._waiting, None

@@ -350,6 +350,8 @@ def line_of(text: str, path: Sequence[str]) -> int | None:
             continue
         if len(here) > best[0] and list(path[: len(here)]) == here:
             best = (len(here), number)
+        elif best[1] is None and here[: len(path)] == list(path):
+            best = (0, number)  # the first of the tables below it
     return best[1]
 
 

@@ -70,8 +70,7 @@ def _or_exit(make: Callable[[], Config]) -> Config:
 
 def complain(error: BaseException) -> None:
     """One clear line."""
-    text = str(error)
-    print(text if getattr(error, "file", None) else f"vnf: {text}", file=sys.stderr, flush=True)
+    print(error, file=sys.stderr, flush=True)
 
 
 # --- loading -----------------------------------------------------------------------------------------------------
@@ -103,8 +102,10 @@ def _import(path: str) -> ModuleType:
         with open(path, "rb") as stream:
             code = compile(stream.read(), path, "exec", dont_inherit=True)
         exec(code, module.__dict__)
-    except (ConfigError, LoadError) as error:
-        raise error if getattr(error, "file", None) else LoadError(f"{path}: {error}") from None
+    except ConfigError as error:
+        raise error.at(file=path, line=_line(path, error)) from None
+    except VNFError as error:
+        raise LoadError(f"{path}:{_line(path, error)}: {error}") from None
     except SyntaxError as error:
         raise LoadError(f"{error.filename or path}:{error.lineno}: {type(error).__name__}: {error.msg}") from None
     except OSError as error:
@@ -124,10 +125,20 @@ def _brief(path: str, error: BaseException) -> str:
     """The clear line first, then the author's own frames."""
     import traceback
 
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
-    line = next((frame.lineno for frame in reversed(frames) if frame.filename == path), None)
-    head = f"{path}:{line}: " if line else f"{path}: "
-    return f"{head}{type(error).__name__}: {error}\n" + "".join(traceback.format_list(frames[-5:])).rstrip()
+    here = os.path.dirname(__file__)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(here)]
+    head = f"{path}:{_line(path, error)}: {type(error).__name__}: {error}\n"
+    return head + "".join(traceback.format_list(frames[-5:])).rstrip()
+
+
+def _line(path: str, error: BaseException) -> int | None:
+    """The line of the author's file that led to the error."""
+    line, trace = None, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == path:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line
 
 
 def _choose(path: str, app: str, module: ModuleType) -> VNF:

@@ -249,7 +249,7 @@ class VNF:
         except BaseException:
             await self.close()
             raise
-        self._tick_s = self.limits.idle_s / 8
+        self._tick_s = 1.0
         self._tick = self._loop.call_later(self._tick_s, self._on_tick)
         return listening
 

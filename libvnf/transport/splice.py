@@ -53,8 +53,6 @@ async def _native_splice(left: Connection, right: Connection) -> tuple[int, int]
             moved[number] += len(piece)
     for connection in (left, right):
         await _flushed(connection)
-        if connection.ended:  # its end was read before: the thread sees it again, as end of file
-            connection.transport.pause_reading()
     left_socket, right_socket = _stream_socket(left), _stream_socket(right)
     if left_socket is None or right_socket is None:
         raise ConnectionError("closed")
@@ -81,8 +79,9 @@ def _settle(future: asyncio.Future[None]) -> None:
 async def _flushed(connection: Connection) -> None:
     """Until the kernel has every byte sent so far: the thread's bytes must come after them."""
     connection.core.flush()
-    while connection.buffered:
-        await connection.wait("sent")
+    # With a high-water mark of nothing, "writable" means that the transport's own buffer is empty.
+    connection.transport.set_write_buffer_limits(high=0)
+    await connection.wait("writable")
 
 
 async def _copy_both(left: Connection, right: Connection) -> tuple[int, int]:

@@ -116,10 +116,7 @@ mod tests {
         assert_eq!(prefixed(2, 0, 0, false).cut(b"\0\x03ab", 0), Cut::More(5));
         assert_eq!(prefixed(2, 0, 0, true).cut(b"\0\x03abcd", 0), Cut::Message { start: 2, end: 5, next: 5 });
         // Diameter (RFC 6733 §3): three bytes at offset 1, counting the four bytes of version and length too.
-        assert_eq!(
-            prefixed(3, 1, -4, false).cut(b"\x01\0\0\x06ab", 0),
-            Cut::Message { start: 0, end: 6, next: 6 }
-        );
+        assert_eq!(prefixed(3, 1, -4, false).cut(b"\x01\0\0\x06ab", 0), Cut::Message { start: 0, end: 6, next: 6 });
     }
 
     #[test]

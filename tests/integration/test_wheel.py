@@ -54,7 +54,7 @@ def test_the_tutorial_runs_from_the_wheel_alone(
     shutil.copy(ROOT / "docs" / "tutorial" / "echo.py", tmp_path)
     port = free_port()
     vnf = process([programs / "vnf", "run", "echo.py", "--set", f"listen=tcp://:{port}"], cwd=tmp_path, env=variables)
-    vnf.wait_for(rf"\b{port}\b")
+    vnf.wait_for("^echo: ready in ")
     with socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S) as peer:
         peer.sendall(b"one\ntwo\n")
         answer = b""

@@ -52,6 +52,7 @@ UNSAFE = {
     "stack/arena": "the same, for the state of flows",
     "py": "buffers lent to Python, coroutines stepped by its C API",
     "load/sys": "system calls of the load generator that std does not offer",
+    "splice": "splice(2) between two sockets",
 }
 
 # Bytes and clocks come in as arguments, results go out.

@@ -1,5 +1,5 @@
 //! What a user writes, as text, checked and turned into what a run needs: endpoints are URLs, a transport is
-//! `kernel` or `memif:PATH,key=value,…`. Nothing is opened here. Every refusal is one line that says what was found and
+//! `kernel` or `memif:PATH,key=value,…`. [`parse`] opens nothing. Every refusal is one line that says what was found and
 //! what was wanted.
 
 use std::collections::hash_map::RandomState;
@@ -8,8 +8,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Drive, Endpoint, IdField, LoadError, Respond};
-use crate::stack::{Cidr, HostConfig};
+use super::{Drive, Endpoint, IdField, LoadConfig, LoadError, PortTransport, Respond, Transport};
+use crate::packet::{Pool, PoolConfig};
+use crate::port::memif::{Memif, MemifConfig, Role};
+use crate::stack::{Cidr, Host, HostConfig};
 
 /// One run as options: the keys of `run_load`'s dictionary.
 #[derive(Clone, Debug, PartialEq)]
@@ -73,7 +75,7 @@ pub enum TransportOptions {
     Memif(MemifOptions),
 }
 
-/// `memif:PATH,id=0,role=client,secret=…,address=10.0.0.1/24,virtual=…,gateway=…,mtu=1500,mac=02:…,ring_slots=1024`;
+/// `memif:PATH,id=0,role=client,secret=…,address=10.0.0.1/24,virtual=…,gateway=…,mtu=1500,mac=02:…,ring_slots=1024,buffer_bytes=2048`;
 /// `address` (at least one), `virtual` and `gateway` may repeat. The first address of a family is the client end's.
 #[derive(Clone, Debug)]
 pub struct MemifOptions {
@@ -83,7 +85,32 @@ pub struct MemifOptions {
     pub server: bool,
     pub secret: Option<String>,
     pub ring_slots: usize,
+    pub buffer_bytes: usize,
     pub host: HostConfig,
+}
+
+/// Opens the plan's transport: after this everything is there but the peer.
+pub fn open(plan: Plan) -> Result<LoadConfig, LoadError> {
+    let Plan { drive, respond, transport, cpu } = plan;
+    let transport = match transport {
+        TransportOptions::Kernel => Transport::Kernel,
+        TransportOptions::Memif(memif) => {
+            let role = if memif.server { Role::Server } else { Role::Client };
+            let config = MemifConfig {
+                id: memif.id,
+                secret: memif.secret.map(String::into_bytes),
+                ring_slots: memif.ring_slots as u32,
+                buffer_bytes: memif.buffer_bytes as u32,
+                mtu: memif.host.mtu,
+                ..MemifConfig::new("load", memif.path, role)
+            };
+            let port = Memif::new(config).map_err(LoadError::system("transport"))?;
+            let pool = Pool::new(&PoolConfig::default()).map_err(LoadError::system("packet pool"))?;
+            let host = Host::new(memif.host);
+            Transport::Port(Box::new(PortTransport { port: Box::new(port), host, pool }))
+        }
+    };
+    Ok(LoadConfig { drive, respond, transport, cpu })
 }
 
 fn refuse<T>(message: String) -> Result<T, LoadError> {
@@ -229,6 +256,7 @@ fn parse_memif(text: &str) -> Result<MemifOptions, LoadError> {
         server: false,
         secret: None,
         ring_slots: 1024,
+        buffer_bytes: 2048,
         host: HostConfig {
             mac: random_mac(),
             addresses: Vec::new(),
@@ -257,9 +285,15 @@ fn parse_memif(text: &str) -> Result<MemifOptions, LoadError> {
             "gateway" => memif.host.gateways.push(parse_ip(key, value)?),
             "mtu" => {
                 memif.host.mtu = number(key, value)?;
-                // RFC 8200, section 5: the least an IPv6 link carries; and the largest IP packet.
-                if !(1280..=65_535).contains(&memif.host.mtu) {
-                    return refuse(format!("mtu={value}: expected 1280 to 65535"));
+                // RFC 791: the least every host takes; and a jumbo frame.
+                if !(576..=9216).contains(&memif.host.mtu) {
+                    return refuse(format!("mtu={value}: expected 576 to 9216"));
+                }
+            }
+            "buffer_bytes" => {
+                memif.buffer_bytes = number(key, value)?;
+                if !(256..=65_536).contains(&memif.buffer_bytes) {
+                    return refuse(format!("buffer_bytes={value}: expected 256 to 65536"));
                 }
             }
             "mac" => memif.host.mac = parse_mac(value)?,
@@ -271,7 +305,7 @@ fn parse_memif(text: &str) -> Result<MemifOptions, LoadError> {
             }
             _ => {
                 return refuse(format!(
-                    "memif option '{key}': expected id, role, secret, address, virtual, gateway, mtu, mac or ring_slots"
+                    "memif option '{key}': expected id, role, secret, address, virtual, gateway, mtu, mac, ring_slots or buffer_bytes"
                 ));
             }
         }

@@ -46,6 +46,13 @@ impl Pace {
         self.start = now;
         self.measured_from = now + self.warmup;
         self.end = self.measured_from + self.duration;
+        self.next = 0;
+    }
+
+    /// Requests are due from now on, but nothing counts before [`Self::begin`].
+    pub fn rehearse(&mut self, now: u64) {
+        self.begun = true;
+        self.start = now;
     }
 
     pub fn begun(&self) -> bool {
@@ -98,7 +105,7 @@ impl Pace {
 
     pub fn phase(&self, now: u64) -> Phase {
         match now {
-            _ if !self.begun => Phase::Connecting,
+            _ if self.measured_from == u64::MAX => Phase::Connecting,
             _ if now >= self.end => Phase::Draining,
             _ if now >= self.measured_from => Phase::Measuring,
             _ => Phase::Warmup,
@@ -114,7 +121,8 @@ impl Pace {
     }
 
     pub fn measured_seconds(&self) -> f64 {
-        if self.begun { self.end.saturating_sub(self.measured_from) as f64 / 1e9 } else { 0.0 }
+        let is_set = self.measured_from != u64::MAX;
+        if is_set { self.end.saturating_sub(self.measured_from) as f64 / 1e9 } else { 0.0 }
     }
 
     /// Scheduled in the measured time and never issued.
@@ -165,6 +173,17 @@ mod tests {
         pace.cut(1050 * MS);
         assert_eq!(pace.unsent(), 20);
         assert!((pace.measured_seconds() - 0.04).abs() < 1e-9);
+    }
+
+    #[test]
+    fn nothing_counts_in_a_rehearsal() {
+        let mut pace = Pace::new(Some(1000.0), Duration::ZERO, Duration::from_millis(100));
+        pace.rehearse(5 * MS);
+        assert_eq!((pace.due(6 * MS), pace.phase(6 * MS)), (Some(5 * MS), Phase::Connecting));
+        pace.advance();
+        assert!(!pace.measures(5 * MS));
+        pace.begin(9 * MS);
+        assert_eq!((pace.due(9 * MS), pace.phase(9 * MS)), (Some(9 * MS), Phase::Measuring));
     }
 
     #[test]

@@ -25,10 +25,6 @@ impl Clock {
     pub fn at(self, instant: Instant) -> u64 {
         instant.saturating_duration_since(self.0).as_nanos() as u64
     }
-
-    pub fn instant(self, time: u64) -> Instant {
-        self.0 + Duration::from_nanos(time)
-    }
 }
 
 pub struct Ticker<'a> {

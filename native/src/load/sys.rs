@@ -243,6 +243,18 @@ impl Epoll {
     }
 }
 
+/// Sleeps until the descriptor is readable, at most `timeout`.
+pub fn sleep_on(fd: RawFd, timeout: Duration) {
+    let mut wanted = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    let timeout = libc::timespec {
+        tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_nsec: timeout.subsec_nanos().into(),
+    };
+    // SAFETY: one pollfd and one timespec that live through the call; no signal mask. Whatever it returns, the caller
+    // looks again.
+    unsafe { libc::ppoll(&raw mut wanted, 1, &raw const timeout, std::ptr::null()) };
+}
+
 /// Room for several datagrams, received and sent with one call. Each has a buffer of `stride` bytes.
 pub struct Datagrams {
     stride: usize,

@@ -169,12 +169,7 @@ impl Client {
                             Err(error) => Core::failed(&self.core, py, None, None, error),
                         }
                     }
-                    None => {
-                        let told = self.core.get().report(py, &asked.connection, request.as_ref(), error.value(py));
-                        if let Err(error) = told {
-                            error.write_unraisable(py, None);
-                        }
-                    }
+                    None => self.core.get().report(py, Some(&asked.connection), request.as_ref(), error.value(py)),
                 }
                 if let Some(request) = request {
                     request.get().let_go(py);
@@ -230,7 +225,7 @@ impl Client {
         core.check_thread()?;
         let timeout_s = timeout_s.unwrap_or(inner.timeout_s);
         let now: f64 = inner.time.call0(py)?.extract(py)?;
-        let mut bytes: Box<[u8]> = with_bytes(packet, Into::into)?;
+        let mut bytes: Box<[u8]> = with_bytes(packet, |bytes| bytes.into())?;
         let connection = inner.state.with(py, |state| {
             let open = state.connections.len();
             (0..open).find_map(|_| {
@@ -397,7 +392,7 @@ impl Client {
     #[pyo3(signature = (packet, request, on_reply, /))]
     fn send(slf: Py<Self>, py: Python<'_>, packet: &Bound<'_, PyAny>, request: Option<Py<Request>>, on_reply: Py<PyAny>) -> PyResult<()> {
         if let Some(request) = &request {
-            request.get().hold_now(py)?;
+            request.get().hold(py)?;
         }
         let held = request.as_ref().map(|request| request.clone_ref(py));
         Self::begin(&slf, py, packet, None, Waiting::Callback(on_reply, request)).inspect_err(|_| {

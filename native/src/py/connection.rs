@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use pyo3::exceptions::{PyConnectionError, PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyBaseException, PyConnectionError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 use pyo3::{PyTraverseError, PyVisit, intern};
@@ -126,7 +126,6 @@ pub struct State {
     pub last_tick: u32,
     pub account: Option<Arc<Account>>,
     pub pool: Option<(String, usize)>,
-    pub made: bool,
     pub finishing: bool,
 }
 
@@ -159,18 +158,15 @@ impl Connection {
         let core = inner.core.get();
         let place = core.register(py, slf);
         let tick = core.state.with(py, |state| state.tick);
-        let accepted = inner.state.with(py, |state| {
+        inner.state.with(py, |state| {
             state.wire = wire;
             state.place = Some(place);
             state.last_tick = tick;
-            state.made = true;
             if state.phase == Phase::Connecting {
                 state.phase = Phase::Open;
             }
-            state.request.is_none() && !state.dirty
         });
         inner.endpoint.get().opened.bump();
-        let _ = accepted;
         Self::wake(slf, py, Wait::Connected);
         Self::wake(slf, py, Wait::Writable);
         let waiting = inner.state.with(py, |state| {
@@ -337,20 +333,17 @@ impl Connection {
     }
 
     /// After a handler raised: `error` handlers hear of it; without request ids the connection is over.
-    pub fn handler_failed(slf: &Py<Self>, py: Python<'_>, request: Option<&Py<Request>>, error: &Bound<'_, PyAny>) {
+    pub fn handler_failed(slf: &Py<Self>, py: Python<'_>, request: Option<&Py<Request>>, error: &Bound<'_, PyBaseException>) {
         let inner = slf.get();
         if let Some(handler) = inner.handler(py, Event::Error) {
             let told = handler.bind(py).call1((slf, request, error));
             if let Err(second) = told {
                 // The handler of errors failed itself: log, and go on with the end below.
-                let value = second.value(py);
-                if let Err(third) = inner.core.get().report(py, slf, request, value) {
-                    third.write_unraisable(py, None);
-                }
+                inner.core.get().report(py, Some(slf), request, second.value(py));
             }
         }
         match request {
-            Some(request) if inner.endpoint.get().request_id.is_some() => request.get().finish_now(py),
+            Some(request) if inner.endpoint.get().request_id.is_some() => request.get().finish(py),
             _ => Self::abort_with(slf, py, "handler error"),
         }
     }
@@ -358,7 +351,7 @@ impl Connection {
     /// Ends it for good at the end of the batch: handlers told, waiters woken, the request let go.
     pub fn finish(slf: &Py<Self>, py: Python<'_>) {
         let inner = slf.get();
-        let (wire, place, waiters, reason, ids, queue, error, made) = inner.state.with(py, |state| {
+        let (wire, place, waiters, reason, ids, queue, error) = inner.state.with(py, |state| {
             state.phase = Phase::Closed;
             state.out = Vec::new();
             let left = state.unread.split_off(state.unread_at.min(state.unread.len()));
@@ -371,7 +364,6 @@ impl Connection {
                 state.ids.take(),
                 std::mem::take(&mut state.out_datagrams),
                 state.error.as_ref().map(|error| error.clone_ref(py)),
-                state.made,
             )
         });
         drop((ids, queue));
@@ -395,7 +387,6 @@ impl Connection {
             super::client::Client::lost(&client, py, slf, &reason);
         }
         let reason = PyString::new(py, &reason);
-        let _ = made;
         Self::fire(slf, py, Event::Close, Some(reason.as_any()));
         let (request, handlers) = inner.state.with(py, |state| (state.request.take(), state.handlers.take()));
         drop(handlers);
@@ -481,8 +472,7 @@ impl Connection {
         }
         if inner.open_connections() >= inner.limits.max_connections {
             inner.counters.connections_refused.bump();
-            let error = PyConnectionError::new_err("max_connections reached");
-            Self::failed_with(&connection, py, error.into_value(py).into_any());
+            Self::fail_soon(&connection, py, PyConnectionError::new_err("max_connections reached"));
             return Ok(connection);
         }
         match native {
@@ -492,6 +482,30 @@ impl Connection {
             }
         }
         Ok(connection)
+    }
+
+    /// `failed_with` at the loop's next turn: not before the author had the chance to say who hears of it.
+    pub fn fail_soon(slf: &Py<Self>, py: Python<'_>, error: PyErr) {
+        let told = slf.getattr(py, intern!(py, "failed")).and_then(|failed| {
+            let event_loop = &slf.get().core.get().event_loop;
+            event_loop.call_method1(py, intern!(py, "call_soon"), (failed, error.into_value(py)))
+        });
+        if let Err(error) = told {
+            error.write_unraisable(py, None);
+        }
+    }
+
+    /// The network says that a datagram cannot reach the peer. A client goes on (it has time-outs); others end.
+    pub fn unreachable(slf: &Py<Self>, py: Python<'_>, error: &Bound<'_, PyAny>) {
+        let inner = slf.get();
+        if inner.endpoint.get().state.with(py, |state| state.client.is_some()) {
+            return;
+        }
+        let kept = error.clone().unbind();
+        inner.state.with(py, |state| state.error.get_or_insert(kept).clone_ref(py));
+        Self::fire(slf, py, Event::Error, Some(error));
+        Self::finish_with(slf, py, &format!("unreachable: {error}"));
+        Self::wake(slf, py, Wait::Readable);
     }
 
     /// The connection could not be made.
@@ -555,7 +569,6 @@ impl Connection {
                 last_tick: 0,
                 account: None,
                 pool: None,
-                made: false,
                 finishing: false,
             }),
             core,
@@ -617,6 +630,12 @@ impl Connection {
     #[getter]
     fn closed(&self, py: Python<'_>) -> bool {
         matches!(self.phase(py), Phase::Closing | Phase::Closed)
+    }
+
+    /// Whether the peer will send no more.
+    #[getter]
+    fn ended(&self, py: Python<'_>) -> bool {
+        self.state.with(py, |state| state.peer_ended)
     }
 
     #[getter]
@@ -731,7 +750,7 @@ impl Connection {
             });
             current.or_else(|| inner.state.with(py, |state| state.request.as_ref().map(|request| request.clone_ref(py))))
         });
-        let endpoint = inner.core.get().outgoing(py, &inner.core)?;
+        let endpoint = Core::outgoing(&inner.core, py)?;
         Self::open(py, &inner.core, &endpoint, url, framing, pool, request)
     }
 

@@ -16,6 +16,7 @@ use pyo3::{PyTraverseError, PyVisit};
 use super::cell::{Counter, GilCell, thread_mark};
 use super::connection::{Connection, Wire};
 use super::dispatch;
+use super::endpoint::Endpoint;
 use super::engine::Engine;
 use super::packet::{Account, Packet};
 use super::request::Request;
@@ -23,6 +24,8 @@ use crate::packet::{Pool, PoolConfig};
 
 /// Seconds a closing connection may take to send what is queued.
 const CLOSE_S: u32 = 10;
+/// How often streams that wait for kept packets are looked at.
+const THROTTLED_LOOK_S: f64 = 0.01;
 
 pub struct Limits {
     pub connect_s: f64,
@@ -114,6 +117,7 @@ pub struct State {
     pub stand_in: Option<Py<PyAny>>,
     pub replaced: Option<Py<PyAny>>,
     pub stand_in_entered: bool,
+    outgoing: Option<Py<Endpoint>>,
     fatal: Option<PyErr>,
     pub tick: u32,
     spare: HashMap<String, VecDeque<Wire>>,
@@ -242,10 +246,27 @@ impl Core {
         Self::schedule_flush(slf, py);
     }
 
-    pub fn throttle(&self, py: Python<'_>, connection: &Py<Connection>) {
+    /// A stream waits until Python lets go of its packets. Letting go happens anywhere, so it is looked for by a timer.
+    pub fn throttle(slf: &Py<Self>, py: Python<'_>, connection: &Py<Connection>) {
+        let core = slf.get();
         let connection = connection.clone_ref(py);
-        self.counters.streams_throttled.bump();
-        self.state.with(py, |state| state.throttled.push(connection));
+        core.counters.streams_throttled.bump();
+        let first = core.state.with(py, |state| {
+            state.throttled.push(connection);
+            state.throttled.len() == 1
+        });
+        if first {
+            Self::look_at_throttled_later(slf, py);
+        }
+    }
+
+    fn look_at_throttled_later(slf: &Py<Self>, py: Python<'_>) {
+        let set = slf.bind(py).getattr(intern!(py, "unthrottle")).and_then(|unthrottle| {
+            slf.get().event_loop.call_method1(py, intern!(py, "call_later"), (THROTTLED_LOOK_S, unthrottle))
+        });
+        if let Err(error) = set {
+            error.write_unraisable(py, None);
+        }
     }
 
     /// Takes a connection into the registry; returns its place.
@@ -313,17 +334,40 @@ impl Core {
             return;
         }
         let value = error.value(py);
-        let told = core.on_failure.bind(py).call1((
+        core.report(py, connection, request, value);
+        if let Some(connection) = connection {
+            Connection::handler_failed(connection, py, request, value);
+        }
+    }
+
+    /// Tells the log what a handler raised.
+    pub fn report(
+        &self,
+        py: Python<'_>,
+        connection: Option<&Py<Connection>>,
+        request: Option<&Py<Request>>,
+        error: &Bound<'_, pyo3::exceptions::PyBaseException>,
+    ) {
+        let told = self.on_failure.bind(py).call1((
             connection.map(|connection| connection.bind(py)),
             request.map(|request| request.bind(py)),
-            value,
+            error,
         ));
         if let Err(second) = told {
             second.write_unraisable(py, None);
         }
-        if let Some(connection) = connection {
-            Connection::handler_failed(connection, py, request, value);
+    }
+
+    /// The endpoint of connections that handlers open without naming one.
+    pub fn outgoing(slf: &Py<Self>, py: Python<'_>) -> PyResult<Py<Endpoint>> {
+        let core = slf.get();
+        if let Some(outgoing) = core.state.with(py, |state| state.outgoing.as_ref().map(|outgoing| outgoing.clone_ref(py))) {
+            return Ok(outgoing);
         }
+        let outgoing = Py::new(py, Endpoint::plain(py, slf.clone_ref(py), "outgoing"))?;
+        let kept = outgoing.clone_ref(py);
+        core.state.with(py, |state| state.outgoing = Some(kept));
+        Ok(outgoing)
     }
 
     pub fn spare_put(&self, py: Python<'_>, key: &str, wire: Wire, limit: usize) -> Option<Wire> {
@@ -442,7 +486,11 @@ impl Core {
             }
         }
         Self::leave(&slf, py)?;
-        Ok(core.state.with(py, |state| state.throttled.len()))
+        let left = core.state.with(py, |state| state.throttled.len());
+        if left > 0 {
+            Self::look_at_throttled_later(&slf, py);
+        }
+        Ok(left)
     }
 
     #[getter]
@@ -496,6 +544,7 @@ impl Core {
                 state.throttled.iter().try_for_each(|connection| visit.call(connection))?;
                 state.engines.iter().try_for_each(|engine| visit.call(engine))?;
                 state.spare.values().flatten().try_for_each(|wire| wire.traverse(visit))?;
+                visit.call(&state.outgoing)?;
                 visit.call(&state.blank)?;
                 visit.call(&state.stand_in)
             })

@@ -226,11 +226,8 @@ pub fn message(py: Python<'_>, connection: &Py<Connection>, incoming: Incoming) 
         Err(error) => return Core::failed(core, py, Some(connection), None, error),
     };
     if let Some(request) = carried {
-        if !request.get().take_hold(py) {
-            // It has ended: the message comes too late for it, but not for the connection.
-            run_message(py, connection, &handler, packet, request, None);
-            return;
-        }
+        // If it has ended, the message comes too late for it, but not for the connection.
+        request.get().take_hold(py);
         run_message(py, connection, &handler, packet, request, None);
         return;
     }
@@ -352,6 +349,21 @@ fn run_message(
     }
     retire_packet(py, core.get(), connection, packet);
     retire_request(py, core.get(), request);
+}
+
+/// Gives a client's reply to the function that waits for it; the request goes on from there.
+pub fn run_reply(py: Python<'_>, connection: &Py<Connection>, function: &Py<PyAny>, request: Option<Py<Request>>, packet: Py<Packet>) {
+    match request {
+        Some(request) => run_message(py, connection, function, packet, request, None),
+        None => {
+            let core = &connection.get().core;
+            match (connection, py.None(), &packet).into_pyobject(py) {
+                Ok(arguments) => run_plain(core, py, Some(connection), function, &arguments),
+                Err(error) => Core::failed(core, py, Some(connection), None, error),
+            }
+            retire_packet(py, core.get(), connection, packet);
+        }
+    }
 }
 
 /// Runs a handler that belongs to no message: an event, a timer, a session.
@@ -647,10 +659,10 @@ impl Driver {
     }
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        let coroutine = self.state.with(py, |state| {
-            state.awaited = None;
-            state.coroutine.as_ref().map(|coroutine| coroutine.clone_ref(py))
+        let (coroutine, awaited) = self.state.with(py, |state| {
+            (state.coroutine.as_ref().map(|coroutine| coroutine.clone_ref(py)), state.awaited.take())
         });
+        drop(awaited);
         if let Some(coroutine) = coroutine {
             self.core.get().enter(py);
             let closed = coroutine.call_method0(py, intern!(py, "close"));

@@ -86,6 +86,32 @@ pub struct Endpoint {
     pub messages: Counter,
 }
 
+impl Endpoint {
+    /// Without handlers, framing or ids; `new` gives those.
+    pub fn plain(py: Python<'_>, core: Py<Core>, name: &str) -> Self {
+        let request = core.get().request_type.clone_ref(py);
+        Self {
+            datagram: false,
+            framing: FramingSpec::Pieces,
+            request_id: None,
+            state: GilCell::new(State {
+                name: name.into(),
+                handler: None,
+                session: None,
+                request,
+                handlers: Handlers::default(),
+                client: None,
+                accepting: true,
+                idle_s: None,
+            }),
+            core,
+            opened: Counter::default(),
+            closed: Counter::default(),
+            messages: Counter::default(),
+        }
+    }
+}
+
 #[pymethods]
 impl Endpoint {
     #[new]
@@ -93,32 +119,20 @@ impl Endpoint {
     fn new(
         py: Python<'_>,
         core: Py<Core>,
-        name: String,
+        name: &str,
         datagram: bool,
         framing: Option<&Bound<'_, PyAny>>,
         request_id: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
-        let request = core.get().request_type.clone_ref(py);
-        let idle_s = if datagram { core.get().limits.idle_s } else { None };
-        Ok(Self {
+        let idle_s = core.get().limits.idle_s.filter(|_| datagram);
+        let endpoint = Self {
             datagram,
             framing: FramingSpec::from_object(framing)?,
             request_id: IdSpec::from_object(request_id)?,
-            state: GilCell::new(State {
-                name,
-                handler: None,
-                session: None,
-                request,
-                handlers: Handlers::default(),
-                client: None,
-                accepting: true,
-                idle_s,
-            }),
-            core,
-            opened: Counter::default(),
-            closed: Counter::default(),
-            messages: Counter::default(),
-        })
+            ..Self::plain(py, core, name)
+        };
+        endpoint.state.with(py, |state| state.idle_s = idle_s);
+        Ok(endpoint)
     }
 
     #[getter]

@@ -167,6 +167,15 @@ impl FramingSpec {
         ))
     }
 
+    /// Tells pooled connections with different framings apart.
+    pub fn key(&self) -> String {
+        match self {
+            Self::Pieces => "pieces".into(),
+            Self::Native(framing) => format!("{framing:?}"),
+            Self::Python(function) => format!("{:p}", function.as_ptr()),
+        }
+    }
+
     pub fn clone_ref(&self, py: Python<'_>) -> Self {
         match self {
             Self::Pieces => Self::Pieces,

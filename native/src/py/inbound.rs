@@ -147,7 +147,7 @@ impl Connection {
             || (kept > 0 && core.account.kept() > core.limits.max_kept_bytes);
         if over && !datagram {
             inner.state.with(py, |state| state.throttled = true);
-            core.throttle(py, slf);
+            Core::throttle(&inner.core, py, slf);
             return false;
         }
         true
@@ -187,9 +187,7 @@ impl Connection {
             },
             Err(error) => {
                 let core = inner.core.get();
-                if let Err(second) = core.report(py, slf, None, error.value(py)) {
-                    second.write_unraisable(py, None);
-                }
+                core.report(py, Some(slf), None, error.value(py));
                 Self::framing_failed(slf, py, "the framing function raised");
                 return false;
             }
@@ -207,7 +205,7 @@ impl Connection {
             Ok(size) if size == 0 || size > bytes.len() => {
                 inner.state.with(py, |state| {
                     state.searched = bytes.len();
-                    state.needed = size;
+                    state.needed = size.max(bytes.len() + 1);
                 });
                 if bytes.len() >= largest {
                     Self::framing_failed(slf, py, "never complete");
@@ -305,7 +303,7 @@ impl Connection {
     }
 
     /// The peer will send no more.
-    pub fn ended(slf: &Py<Self>, py: Python<'_>) {
+    pub fn end_of_stream(slf: &Py<Self>, py: Python<'_>) {
         let inner = slf.get();
         inner.state.with(py, |state| state.peer_ended = true);
         Self::wake(slf, py, Wait::Readable);

@@ -1,1 +1,47 @@
+//! The Python module `libvnf._native`: the only place that knows Python.
+//!
+//! * `core`, `dispatch`, `endpoint` — the batch, the calling of handlers, what connections have in common.
+//! * `connection`, `inbound`, `outbound` — one connection.
+//! * `request`, `packet`, `framing`, `client` — the values that handlers get and give.
+//! * `protocol` — the way in from asyncio transports; `engine`, `ports`, `polling` — from bypass ports.
+//! * `splicer`, `loader` — faces of `crate::splice` and `crate::load`.
 
+mod cell;
+mod client;
+mod connection;
+mod core;
+mod dispatch;
+mod endpoint;
+mod engine;
+mod framing;
+mod inbound;
+mod outbound;
+mod packet;
+mod polling;
+mod ports;
+mod protocol;
+mod request;
+mod splicer;
+
+use pyo3::prelude::*;
+
+#[pymodule(gil_used = true)]
+fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<client::Client>()?;
+    module.add_class::<connection::Connection>()?;
+    module.add_class::<core::Core>()?;
+    module.add_class::<dispatch::Driver>()?;
+    module.add_class::<endpoint::Endpoint>()?;
+    module.add_class::<engine::Engine>()?;
+    module.add_class::<engine::Target>()?;
+    module.add_class::<framing::Delimiter>()?;
+    module.add_class::<framing::Field>()?;
+    module.add_class::<framing::Fixed>()?;
+    module.add_class::<framing::LengthPrefixed>()?;
+    module.add_class::<packet::Packet>()?;
+    module.add_class::<protocol::DatagramProtocol>()?;
+    module.add_class::<protocol::StreamProtocol>()?;
+    module.add_class::<request::Request>()?;
+    module.add_class::<splicer::Splice>()?;
+    Ok(())
+}

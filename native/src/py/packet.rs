@@ -13,7 +13,7 @@ use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyBufferError, PyIndexError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyInt, PyMemoryView, PySlice};
-use pyo3::{PyTypeInfo, ffi};
+use pyo3::ffi;
 
 use super::cell::GilCell;
 use crate::framing::find;
@@ -222,7 +222,7 @@ impl Packet {
         let py = data.py();
         let body = match data.cast_exact::<PyBytes>() {
             Ok(bytes) => Body::Bytes(bytes.clone().unbind()),
-            Err(_) => Body::Heap(with_bytes(data, Into::into)?),
+            Err(_) => Body::Heap(with_bytes(data, |bytes| bytes.into())?),
         };
         Self::from_body(py, body)
     }
@@ -370,7 +370,3 @@ pub fn is_unshared(packet: &Py<Packet>) -> bool {
     unsafe { ffi::Py_REFCNT(packet.as_ptr()) == 1 }
 }
 
-/// Whether `object` is a packet.
-pub fn is_packet(object: &Bound<'_, PyAny>) -> bool {
-    Packet::is_exact_type_of(object)
-}

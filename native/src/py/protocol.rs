@@ -128,7 +128,7 @@ impl StreamProtocol {
             return Ok(false);
         };
         inner.core.get().enter(py);
-        Connection::ended(&connection, py);
+        Connection::end_of_stream(&connection, py);
         Core::leave(&inner.core, py)?;
         Ok(true)
     }

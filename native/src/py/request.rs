@@ -67,7 +67,8 @@ impl Request {
         }
     }
 
-    fn finish(&self, py: Python<'_>) {
+    /// Ends it, whoever still carries it.
+    pub fn finish(&self, py: Python<'_>) {
         let found = self.0.with(py, |state| {
             if state.ended {
                 return None;
@@ -108,7 +109,7 @@ impl Request {
         self.finish(py);
     }
 
-    fn hold(&self, py: Python<'_>) -> PyResult<()> {
+    pub fn hold(&self, py: Python<'_>) -> PyResult<()> {
         if self.take_hold(py) { Ok(()) } else { Err(PyRuntimeError::new_err("the request has ended")) }
     }
 

@@ -66,39 +66,51 @@ impl Key {
         Self { ports: u32::from(port) << 16 | self.ports & 0xffff, ..self }
     }
 
+    #[inline]
+    fn hash(&self, seed: &SeedableRandomState) -> u64 {
+        let mut hasher = seed.build_hasher();
+        hasher.write_u128(self.local);
+        hasher.write_u128(self.remote);
+        hasher.write_u32(self.ports);
+        hasher.finish()
+    }
+
     /// What the ephemeral ports are counted for.
     fn pair(&self) -> (u128, u128, u16) {
         (self.local, self.remote, self.ports as u16)
     }
 }
 
+/// In the order of use: receiving touches the first two cache lines, sending the next two.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub(super) struct Flow {
     pub key: Key,
-    pub owner: u32,
-    /// Tells this flow from an earlier one in the same place.
-    pub serial: u64,
-    /// Opened by the peer: the peer's frames say where replies go.
-    pub is_server: bool,
-    /// `None`: no route, replies go where the peer's frames come from.
-    pub next_hop: Option<(IpAddr, IpAddr)>,
-    /// The link address in `header` holds until then, unless the neighbours' epoch has changed.
-    pub fresh_until: Option<Instant>,
-    pub epoch: u32,
     /// When traffic from the neighbour is next worth telling the neighbour table.
     pub confirm_at: Option<Instant>,
-    pub mtu: usize,
-    pub dont_fragment: bool,
     header: [u8; HEADER_V6],
+    /// Opened by the peer: the peer's frames say where replies go.
+    pub is_server: bool,
     is_v4: bool,
+    pub owner: u32,
+    pub epoch: u32,
+    /// The link address in `header` holds until then, unless the neighbours' epoch has changed.
+    pub fresh_until: Option<Instant>,
     /// Everything the UDP checksum covers but the lengths and the payload.
     udp_sum: Sum,
     /// The IPv4 header but the total length.
     ip_sum: Sum,
+    pub mtu: u16,
+    pub dont_fragment: bool,
+    /// Tells this flow from an earlier one in the same place.
+    pub serial: u64,
+    /// The neighbour and the address of ours that asks for it. `None`: no route, replies go where the peer's frames come
+    /// from.
+    pub next_hop: Option<(IpAddr, IpAddr)>,
 }
 
 impl Flow {
-    fn new(key: Key, owner: u32, mac: Mac, mtu: usize) -> Self {
+    fn new(key: Key, owner: u32, mac: Mac, mtu: u16) -> Self {
         let (local, remote) = (key.local(), key.remote());
         let mut header = [0; HEADER_V6];
         let mut ip_sum = Sum::ZERO;
@@ -169,9 +181,9 @@ impl Flow {
         // 0: a router from before RFC 1191, which does not say.
         let least = if self.is_v4 { 576 } else { ipv6::MINIMUM_MTU };
         let may_fragment = self.is_v4 && mtu < least && self.dont_fragment;
-        let lowered = mtu.max(least) < self.mtu;
+        let lowered = mtu.max(least) < usize::from(self.mtu);
         if lowered {
-            self.mtu = mtu.max(least);
+            self.mtu = mtu.max(least) as u16;
         }
         if may_fragment {
             self.dont_fragment = false;
@@ -246,18 +258,9 @@ impl Flows {
     }
 
     #[inline]
-    fn hash(&self, key: &Key) -> u64 {
-        let mut hasher = self.hasher.build_hasher();
-        hasher.write_u128(key.local);
-        hasher.write_u128(key.remote);
-        hasher.write_u32(key.ports);
-        hasher.finish()
-    }
-
-    #[inline]
     pub fn find(&self, key: &Key) -> Option<u32> {
         let is_it = |&index: &u32| matches!(&self.slab[index as usize], Some(flow) if flow.key == *key);
-        self.table.find(self.hash(key), is_it).copied()
+        self.table.find(key.hash(&self.hasher), is_it).copied()
     }
 
     #[inline]
@@ -270,7 +273,7 @@ impl Flows {
         self.slab.get_mut(id.0 as usize)?.as_mut()
     }
 
-    pub fn insert(&mut self, key: Key, owner: u32, mac: Mac, mtu: usize) -> Result<(FlowId, &mut Flow), OpenError> {
+    pub fn insert(&mut self, key: Key, owner: u32, mac: Mac, mtu: u16) -> Result<(FlowId, &mut Flow), OpenError> {
         if self.find(&key).is_some() {
             return Err(OpenError::InUse);
         }
@@ -284,24 +287,15 @@ impl Flows {
                 (self.slab.len() - 1) as u32
             }
         };
-        let hash = self.hash(&key);
         let Self { slab, hasher, table, .. } = self;
-        table.insert_unique(hash, index, |&index| match &slab[index as usize] {
-            Some(flow) => {
-                let mut hasher = hasher.build_hasher();
-                hasher.write_u128(flow.key.local);
-                hasher.write_u128(flow.key.remote);
-                hasher.write_u32(flow.key.ports);
-                hasher.finish()
-            }
-            None => 0,
-        });
+        let hash_of = |&index: &u32| slab[index as usize].as_ref().map_or(0, |flow| flow.key.hash(hasher));
+        table.insert_unique(key.hash(hasher), index, hash_of);
         Ok((FlowId(index), slab[index as usize].insert(flow)))
     }
 
     pub fn remove(&mut self, id: FlowId) {
         let Some(flow) = self.slab.get_mut(id.0 as usize).and_then(Option::take) else { return };
-        let hash = self.hash(&flow.key);
+        let hash = flow.key.hash(&self.hasher);
         if let Ok(entry) = self.table.find_entry(hash, |&index| index == id.0) {
             entry.remove();
         }
@@ -364,11 +358,9 @@ impl Flows {
         }
         let Some(taken) = self.crowded.get_mut(&key.pair()) else { return };
         set(taken, port, is_taken);
-        // Looked at once in a while: counting is 256 words.
-        if !is_taken
-            && port.is_multiple_of(64)
-            && taken.iter().map(|word| word.count_ones() as usize).sum::<usize>() < EPHEMERAL_PORTS / 2
-        {
+        // Counting is 256 words: now and then will do.
+        let count = |taken: &Taken| taken.iter().map(|word| word.count_ones() as usize).sum::<usize>();
+        if !is_taken && port.is_multiple_of(64) && count(taken) < EPHEMERAL_PORTS / 2 {
             self.crowded.remove(&key.pair());
         }
     }

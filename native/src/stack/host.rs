@@ -26,7 +26,7 @@ use crate::port::Port;
 /// One host on one port.
 pub struct Host {
     pub(super) mac: Mac,
-    pub(super) mtu: usize,
+    pub(super) mtu: u16,
     pub(super) addresses: Addresses,
     pub(super) neighbours: Neighbours,
     pub(super) flows: Flows,
@@ -62,7 +62,7 @@ impl Host {
     pub fn new(config: HostConfig) -> Self {
         Self {
             mac: config.mac,
-            mtu: config.mtu.clamp(576, usize::from(u16::MAX)),
+            mtu: config.mtu.clamp(576, usize::from(u16::MAX)) as u16,
             addresses: Addresses::new(&config),
             neighbours: Neighbours::new(),
             flows: Flows::new(),

@@ -196,7 +196,7 @@ impl Host {
             hop_limit: ipv6::HOP_LIMIT,
             identification: self.random.next() as u32,
             dont_fragment: false,
-            mtu: self.mtu,
+            mtu: self.mtu.into(),
         };
         let mut frames = 0;
         let sent = output::emit(&out, head, body, &mut frames, &mut |parts| port.send(parts));

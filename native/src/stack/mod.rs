@@ -8,6 +8,7 @@
 mod addresses;
 mod counters;
 mod flows;
+pub mod fuzzing;
 mod host;
 mod icmp;
 mod link;

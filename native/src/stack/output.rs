@@ -76,15 +76,12 @@ pub(super) fn emit(envelope: &Envelope, head: &[u8; 8], body: &[u8], frames: &mu
     }
 }
 
+/// Takes a piece's offset, whether more follow, and its bytes in two parts.
+type SendPiece<'a> = &'a mut dyn FnMut(usize, bool, [&[u8]; 2]) -> Sent;
+
 /// Cuts `head` and `body` into pieces of at most `room` bytes, all but the last a multiple of 8. The first that is not
 /// taken ends it: what follows would be of no use.
-fn pieces(
-    len: usize,
-    room: usize,
-    head: &[u8; 8],
-    body: &[u8],
-    send: &mut dyn FnMut(usize, bool, [&[u8]; 2]) -> Sent,
-) -> Sent {
+fn pieces(len: usize, room: usize, head: &[u8; 8], body: &[u8], send: SendPiece<'_>) -> Sent {
     if len <= room {
         return send(0, false, [head, body]);
     }

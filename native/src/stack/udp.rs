@@ -176,7 +176,7 @@ impl Host {
         if let Some(flow) = self.flows.get(id)
             && flow.epoch == self.neighbours.epoch()
             && flow.fresh_until.is_some_and(|until| now < until)
-            && flow.ip_overhead() + udp::HEADER + payload.len() <= flow.mtu
+            && flow.ip_overhead() + udp::HEADER + payload.len() <= usize::from(flow.mtu)
             && flow.dont_fragment
         {
             let (header, len) = flow.whole_header(payload);
@@ -210,7 +210,7 @@ impl Host {
             hop_limit: ipv6::HOP_LIMIT,
             identification: self.random.next() as u32,
             dont_fragment: flow.dont_fragment,
-            mtu: flow.mtu,
+            mtu: flow.mtu.into(),
         };
         let head = flow.udp_header(payload);
         let mut frames = 0;

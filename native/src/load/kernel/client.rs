@@ -9,13 +9,11 @@ use std::os::fd::OwnedFd;
 
 use super::super::ledger::Ledger;
 use super::super::sys::{self, Datagrams, Epoll, Event};
-use super::super::{Drive, Endpoint, Failure, LoadError};
-use super::{READS_IN_A_ROW, Read, SPIN_NS};
+use super::super::{Drive, Endpoint, Failure, LoadError, REACH_NS, SPIN_NS};
+use super::{READS_IN_A_ROW, Read};
 
 const OPENING_AT_ONCE: usize = 64;
 const REST_NS: u64 = 1_000_000;
-/// Without any connection opened for so long, or for the timeout if that is longer, the endpoint is not reached.
-const CONNECT_NS: u64 = 5_000_000_000;
 const BUFFER_BYTES: usize = 256 * 1024;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,7 +166,7 @@ impl<'a> Client<'a> {
         }
         if self.open == self.links.len() {
             self.ledger.pace.begin(now);
-        } else if now - *self.last_opened.get_or_insert(now) > CONNECT_NS.max(self.drive.timeout.as_nanos() as u64) {
+        } else if now - *self.last_opened.get_or_insert(now) > REACH_NS.max(self.drive.timeout.as_nanos() as u64) {
             let detail = format!("{} of {} connections opened, no other in time", self.open, self.links.len());
             return Err(self.unreached(Failure::Timeout, detail));
         }

@@ -12,14 +12,10 @@ use self::client::Client;
 use self::server::Server;
 use super::progress::{Clock, Ticker};
 use super::sys::{self, Epoll, Event};
-use super::{Drive, LoadError, Progress, Report, Respond};
+use super::{Drive, LoadError, PATIENCE_NS, Progress, Report, Respond};
 
 /// Tokens of the server's descriptors have this bit; the client's have not.
 const SERVER: u64 = 1 << 63;
-/// Before the next request of a schedule is due, this long is spun rather than slept: waking up takes up to 50 µs.
-const SPIN_NS: u64 = 80_000;
-/// How long a stop may go unnoticed.
-const PATIENCE_NS: u64 = 50_000_000;
 /// Reads of one descriptor in a row: a flood must not keep the others waiting.
 const READS_IN_A_ROW: usize = 32;
 

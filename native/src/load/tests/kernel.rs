@@ -8,30 +8,14 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::*;
+use super::super::*;
+use super::drive;
 
 fn here(port: u16) -> SocketAddr {
     static NEXT: AtomicU32 = AtomicU32::new(1);
     let [_, _, high, low] = std::process::id().to_be_bytes();
     let address = Ipv4Addr::new(127, high, low, NEXT.fetch_add(1, Ordering::Relaxed) as u8);
     (address, port).into()
-}
-
-fn drive(endpoint: Endpoint) -> Drive {
-    Drive {
-        endpoint,
-        connections: 4,
-        requests_per_connection: None,
-        outstanding: 16,
-        rate: None,
-        size: 64,
-        request_id: None,
-        verify: true,
-        duration: Duration::from_millis(150),
-        warmup: Duration::from_millis(10),
-        timeout: Duration::from_secs(10),
-        reset: false,
-    }
 }
 
 fn respond(drive: &Drive) -> Vec<Respond> {

@@ -1,8 +1,9 @@
-"""Fixtures that every folder of tests shares. What they hand out is taken back at the end of the test, in any case."""
+"""Fixtures that all tests share, those of the examples too. What they hand out is taken back, however a test ends."""
 
 import contextlib
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,18 @@ def process() -> Iterator[Callable[..., Process]]:
             return child
 
         yield start
+
+
+@pytest.fixture
+def vnf_run(process: Callable[..., Process]) -> Callable[..., Process]:
+    """``vnf_run(file, "--set", "x=1", netns=…)`` is ``vnf run file --set x=1``, once it serves."""
+
+    def start(file: Path, *options: str, **kwargs: Any) -> Process:
+        child = process([sys.executable, "-m", "libvnf", "run", file, *options], **kwargs)
+        child.wait_for(r"^\S+: ready in ")
+        return child
+
+    return start
 
 
 @pytest.fixture

@@ -1,1 +1,0 @@
-//! The host as its peers see it: frames in, frames out.

@@ -1,0 +1,7 @@
+//! The host as its peers see it: frames in, frames out.
+
+mod echo_and_errors;
+mod fragments;
+mod link;
+mod udp;
+mod wire;
