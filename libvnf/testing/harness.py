@@ -13,7 +13,7 @@ import logging
 import os
 import random
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal, Self, TypeAlias
 
@@ -114,7 +114,7 @@ class Network:
         for failure in self.failures:
             if not isinstance(failure, OSError):
                 raise self._annotated(failure)
-        leaks += self._lost_packets(cores) if self.check_leaks else []
+        leaks += self._kept_packets(cores) if self.check_leaks else []
         if leaks:
             raise self._annotated(LeakError("; ".join(leaks)))
 
@@ -270,17 +270,22 @@ class Network:
             if core.open_requests
         ]
 
-    def _lost_packets(self, cores: dict[str, _native.Core]) -> list[str]:
-        if all(free == slots for core in cores.values() for _, slots, free, _ in core.pool_statistics().values()):
-            return []
-        forget_logged_frames()
-        gc.collect()  # a kept packet may be part of a cycle that nobody refers to
-        return [
-            f"{name}: {slots - free} packet(s) of the {size} B pool are still kept"
-            for name, core in cores.items()
-            for size, slots, free, _ in core.pool_statistics().values()
-            if free != slots
-        ]
+    def _kept_packets(self, cores: dict[str, _native.Core]) -> list[str]:
+        found = list(kept(cores))
+        if found:
+            forget_logged_frames()
+            gc.collect()  # a kept packet may be part of a cycle that nobody refers to
+            found = list(kept(cores))
+        return found
+
+
+def kept(cores: dict[str, _native.Core]) -> Iterator[str]:
+    """Packets that somebody still refers to: their bytes count as kept, and their slots are missing in the pool."""
+    for name, core in cores.items():
+        size = core.statistics()["kept_bytes"]
+        missing = sum(slots - free for _, slots, free, _ in core.pool_statistics().values())
+        if size or missing:
+            yield f"{name}: packets are still kept: {size} bytes, {missing} slot(s) of the pool"
 
 
 def forget_logged_frames() -> None:
