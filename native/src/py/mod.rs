@@ -15,6 +15,7 @@ mod endpoint;
 mod engine;
 mod framing;
 mod inbound;
+mod loader;
 mod outbound;
 mod packet;
 mod polling;
@@ -43,5 +44,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<protocol::StreamProtocol>()?;
     module.add_class::<request::Request>()?;
     module.add_class::<splicer::Splice>()?;
+    module.add_function(wrap_pyfunction!(loader::run_load, module)?)?;
+    module.add_function(wrap_pyfunction!(loader::core_distance_ns, module)?)?;
     Ok(())
 }
