@@ -532,13 +532,13 @@ impl Connection {
 impl Connection {
     #[new]
     #[pyo3(signature = (core, endpoint, /))]
-    fn new(core: Py<Core>, endpoint: Py<Endpoint>) -> Self {
+    fn new(py: Python<'_>, core: Py<Core>, endpoint: Py<Endpoint>) -> Self {
         Self {
             state: GilCell::new(State {
                 wire: Wire::None,
                 phase: Phase::Connecting,
                 datagram: endpoint.get().datagram,
-                framing: FramingSpec::default(),
+                framing: endpoint.get().framing.clone_ref(py),
                 handlers: None,
                 request: None,
                 author: None,
