@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EVENTS", "Connection", "check_arity"]
 
-HIGH_WATER = 65536
-"""Bytes that ``drain`` lets wait before it asks the transport."""
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 EVENTS: dict[str, tuple[str, ...]] = {
@@ -160,8 +157,6 @@ class Connection(_native.Connection):
 
     async def drain(self) -> None:
         """Until what is queued is below the high-water mark. ``ConnectionError`` when it closes instead."""
-        if self.buffered >= HIGH_WATER:
-            self.core.flush()  # what this turn has sent waits for its end: the transport must see it to say no
         await self.wait("writable")
 
     async def splice(self, other: Connection) -> tuple[int, int]:

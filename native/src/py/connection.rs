@@ -17,6 +17,7 @@ use super::dispatch;
 use super::endpoint::{Endpoint, Event, Handlers};
 use super::engine::{Engine, Target};
 use super::framing::FramingSpec;
+use super::outbound::HIGH_WATER;
 use super::packet::{Account, Packet};
 use super::protocol::{DatagramProtocol, StreamProtocol};
 use super::request::Request;
@@ -775,7 +776,7 @@ impl Connection {
                     Wait::Readable => state.unread.len() > state.unread_at && state.needed == 0
                         || !state.queue.is_empty()
                         || state.peer_ended,
-                    Wait::Writable => state.phase == Phase::Open && !state.write_blocked,
+                    Wait::Writable => state.phase == Phase::Open && !state.write_blocked && state.out.len() < HIGH_WATER,
                     Wait::Closed => false,
                 };
             if !now {
