@@ -29,6 +29,8 @@ UDP_BUFFER_BYTES = 4 << 20
 class KernelTransport:
     """See :class:`~libvnf.transport.base.Transport`."""
 
+    carries_unix = True
+
     def __init__(self, core: _native.Core, name: str = "kernel", mapping: Mapping[str, str] | None = None) -> None:
         self.name = name
         self._core = core
