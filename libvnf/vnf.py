@@ -293,6 +293,10 @@ class VNF:
 
         task.add_done_callback(done)
 
+    def endpoints(self) -> set[_native.Endpoint]:
+        """Of its servers."""
+        return {server.endpoint for server in self._servers if server.endpoint is not None}
+
     def refuse(self) -> None:
         """Draining: no new connections, no new peers."""
         for server in self._servers:

@@ -329,7 +329,9 @@ def _peer(sock: socket.socket) -> Any:
 
 def bound(family: int, kind: socket.SocketKind, address: Any) -> socket.socket:
     """A bound, non-blocking socket; it listens when a server takes it."""
-    sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
+    # asyncio sets TCP_NODELAY only on sockets whose protocol says TCP.
+    protocol = socket.IPPROTO_TCP if kind == socket.SOCK_STREAM else socket.IPPROTO_UDP
+    sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
     try:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
