@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import _native
-from .connection import EVENTS, check_arity
+from .handlers import EVENTS, check_arity
 from .errors import ConfigError
 from .request import Request
 

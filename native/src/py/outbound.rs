@@ -1,9 +1,9 @@
 //! How bytes leave: queued by `send`, flushed at the end of the batch; and the ways a connection is closed.
 
 use pyo3::exceptions::PyConnectionError;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
-use pyo3::intern;
 
 use super::connection::{Connection, Phase, Wait, Wire};
 use super::core::Core;
@@ -195,7 +195,8 @@ impl Connection {
                 }
             }
             None => {
-                let close = inner.state.with(py, |state| state.phase == Phase::Closing && !matches!(state.wire, Wire::None));
+                let close =
+                    inner.state.with(py, |state| state.phase == Phase::Closing && !matches!(state.wire, Wire::None));
                 if close {
                     Self::finish_with(slf, py, "closed");
                 }
@@ -317,7 +318,9 @@ impl Connection {
         }
         let found = self.state.with(py, |state| match &state.wire {
             Wire::Datagram { address: Some(address), .. } if !local => Found::Address(address.clone_ref(py)),
-            Wire::Stream { transport, .. } | Wire::Datagram { transport, .. } => Found::Transport(transport.clone_ref(py)),
+            Wire::Stream { transport, .. } | Wire::Datagram { transport, .. } => {
+                Found::Transport(transport.clone_ref(py))
+            }
             Wire::Flow { engine, port, flow, .. } => Found::Flow(engine.clone_ref(py), *port, *flow),
             Wire::None => Found::None,
         });
@@ -331,9 +334,9 @@ impl Connection {
             }
         };
         let address = address.bind(py);
-        if let Ok((host, port)) = address.get_item(0).and_then(|host| {
-            Ok((host.extract::<String>()?, address.get_item(1)?.extract::<u32>()?))
-        }) {
+        if let Ok((host, port)) =
+            address.get_item(0).and_then(|host| Ok((host.extract::<String>()?, address.get_item(1)?.extract::<u32>()?)))
+        {
             return Ok(if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") });
         }
         Ok(address.extract::<String>().unwrap_or_default())
