@@ -154,7 +154,6 @@ class VNF:
         url: str,
         *,
         framing: _native.Framing | None = None,
-        connect_s: float | None = None,
     ) -> Connection:
         """A connection outside any other: ``await`` it, use it with ``async with``, or at once."""
         datagram = EndpointURL.parse(url).supported().datagram
@@ -184,8 +183,8 @@ class VNF:
     def _carriers(self, url: EndpointURL) -> list[Transport]:
         """The transports that ``url`` is for: all, the one it names, or kernel sockets for ``unix://``."""
         if url.scheme == "unix":
-            kernel = [transport for transport in self._transports if transport.describe() == "kernel"]
-            return kernel[:1] or [self._kernel()]
+            local = [transport for transport in self._transports if transport.unix]
+            return local[:1] or [self._kernel()]
         if not url.via or len(self._transports) == 1:
             return self._transports
         named = [transport for transport in self._transports if transport.name == url.via]
@@ -197,7 +196,7 @@ class VNF:
     def _kernel(self) -> Transport:
         from .transport.kernel import KernelTransport
 
-        transport = KernelTransport(self.core)
+        transport = KernelTransport(self.core, connect_s=self.limits.connect_s)
         self._transports.append(transport)
         return transport
 
@@ -259,7 +258,9 @@ class VNF:
             if port.type == "kernel":
                 from .transport.kernel import KernelTransport
 
-                self._transports.append(KernelTransport(self.core, port.name, port.options.get("map")))
+                mapping = port.options.get("map")
+                transport = KernelTransport(self.core, port.name, mapping, connect_s=self.limits.connect_s)
+                self._transports.append(transport)
             else:
                 from .transport.bypass import BypassTransport, EngineDriver
 

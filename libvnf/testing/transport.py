@@ -20,6 +20,8 @@ class MemoryTransport:
 
     name = "memory"
 
+    unix = True
+
     def __init__(self, core: _native.Core, host: Host) -> None:
         self.core = core
         self.host = host

@@ -18,6 +18,8 @@ class Transport(Protocol):
 
     name: str
     """The port's name; ``kernel`` for sockets."""
+    unix: bool
+    """Whether it carries ``unix://``."""
 
     async def listen(self, url: EndpointURL, endpoint: _native.Endpoint) -> list[str]:
         """Serves ``endpoint`` at ``url``; returns what it listens on, as urls (port 0 resolved).
