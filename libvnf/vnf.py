@@ -181,9 +181,9 @@ class VNF:
         return candidates[0]
 
     def _carriers(self, url: EndpointURL) -> list[Transport]:
-        """The transports that ``url`` is for: all, the one it names, or kernel sockets for ``unix://``."""
+        """The transports that ``url`` is for: all, the one it names, or the one that carries ``unix://``."""
         if url.scheme == "unix":
-            local = [transport for transport in self._transports if transport.unix]
+            local = [transport for transport in self._transports if transport.carries_unix]
             return local[:1] or [self._kernel()]
         if not url.via or len(self._transports) == 1:
             return self._transports

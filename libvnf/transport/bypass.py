@@ -72,7 +72,7 @@ class EngineDriver:
 class BypassTransport:
     """One port. See :class:`~libvnf.transport.base.Transport`."""
 
-    unix = False
+    carries_unix = False
 
     def __init__(self, driver: EngineDriver, port: PortConfig) -> None:
         self.name = port.name

@@ -29,7 +29,7 @@ UDP_BUFFER_BYTES = 4 << 20
 class KernelTransport:
     """See :class:`~libvnf.transport.base.Transport`."""
 
-    unix = True
+    carries_unix = True
 
     def __init__(
         self,

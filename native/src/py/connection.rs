@@ -17,6 +17,7 @@ use super::dispatch;
 use super::endpoint::{Endpoint, Event, Handlers};
 use super::engine::{Engine, Target};
 use super::framing::FramingSpec;
+use super::outbound::HIGH_WATER;
 use super::packet::{Account, Packet};
 use super::protocol::{DatagramProtocol, StreamProtocol};
 use super::request::Request;
@@ -879,7 +880,9 @@ impl Connection {
                             || !state.queue.is_empty()
                             || state.peer_ended
                     }
-                    Wait::Writable => state.phase == Phase::Open && !state.write_blocked,
+                    Wait::Writable => {
+                        state.phase == Phase::Open && !state.write_blocked && state.out.len() < HIGH_WATER
+                    }
                     Wait::Closed => false,
                 };
             if !now {

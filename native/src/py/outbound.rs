@@ -10,6 +10,9 @@ use super::core::Core;
 use super::endpoint::Event;
 use super::packet::{Packet, with_bytes};
 
+/// Queued bytes that make `drain` wait; unread bytes at which a stream is stopped while its handler is busy.
+pub const HIGH_WATER: usize = 65_536;
+
 /// Where the bytes of one `send` go, decided while the state is borrowed.
 enum Route {
     Queued,
@@ -201,6 +204,10 @@ impl Connection {
                     Self::finish_with(slf, py, "closed");
                 }
             }
+        }
+        // Who waits to write was held up by what this batch queued, unless the transport says stop.
+        if inner.state.with(py, |state| state.phase == Phase::Open && !state.write_blocked && state.out.is_empty()) {
+            Self::wake(slf, py, Wait::Writable);
         }
         if sent {
             Self::fire(slf, py, Event::Sent, None);
