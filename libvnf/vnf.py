@@ -204,12 +204,14 @@ class VNF:
 
     @property
     def core(self) -> _native.Core:
+        """The native core it runs on; ``RuntimeError`` while it does not."""
         if self._core is None:
             raise RuntimeError(f"{self.name} does not run yet: connect from a handler, a timer or after start")
         return self._core
 
     @property
     def running(self) -> bool:
+        """Between ``start`` and ``close``."""
         return self._core is not None
 
     async def start(

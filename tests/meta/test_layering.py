@@ -29,7 +29,7 @@ NATIVE = {
 
 # From the bottom up. A module imports from its own layer and those below it; `if TYPE_CHECKING:` is free.
 LAYERS = (
-    ("errors", "failures", "task"),
+    ("errors", "failures", "handlers", "task"),
     ("config", "flow", "framing", "packet", "replica"),
     ("transport",),
     ("connection", "request"),
