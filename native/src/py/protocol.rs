@@ -144,7 +144,7 @@ impl StreamProtocol {
         inner.core.get().enter(py);
         let reason = match &error {
             Some(error) => format!("reset: {}", error.bind(py).str()?),
-            None => "ended".into(),
+            None => "ended".to_string(),
         };
         let over = connection.get().state.with(py, |state| {
             // The peer's data may still be read; its end is part of it unless the connection broke.
@@ -152,7 +152,7 @@ impl StreamProtocol {
             state.finishing
         });
         if !over {
-            Connection::finish_with(&connection, py, &reason);
+            Connection::finish_with(&connection, py, reason.clone());
         }
         inner.hand_over(py, None);
         Core::leave(&inner.core, py)
@@ -338,7 +338,7 @@ impl DatagramProtocol {
         inner.core.get().enter(py);
         let reason = match &error {
             Some(error) => format!("lost: {}", error.bind(py).str()?),
-            None => "closed".into(),
+            None => "closed".to_string(),
         };
         let old = inner.transport.with(py, Option::take);
         drop(old);
@@ -350,7 +350,7 @@ impl DatagramProtocol {
         all.extend(inner.connection.as_ref().map(|connection| connection.clone_ref(py)));
         for connection in all {
             if connection.get().phase(py) != Phase::Closed {
-                Connection::finish_with(&connection, py, &reason);
+                Connection::finish_with(&connection, py, reason.clone());
             }
         }
         Core::leave(&inner.core, py)
