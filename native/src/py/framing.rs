@@ -46,7 +46,7 @@ pub struct LengthPrefixed {
 #[pymethods]
 impl LengthPrefixed {
     #[new]
-    #[pyo3(signature = (size, offset=0, adjust=0, strip=false, limit=LARGEST_MESSAGE))]
+    #[pyo3(signature = (size, offset=0, adjust=0, strip=false, limit=16_777_216))]
     fn new(size: usize, offset: usize, adjust: i64, strip: bool, limit: usize) -> PyResult<Self> {
         if !matches!(size, 1 | 2 | 3 | 4 | 8) {
             return Err(PyValueError::new_err(format!("LengthPrefixed: size is {size}: expected 1, 2, 3, 4 or 8")));

@@ -262,8 +262,20 @@ impl Connection {
             )
         });
         drop((ids, queue));
-        if let Wire::Flow { engine, port, flow, owner } = &wire {
-            engine.get().close_flow(py, *port, *flow, *owner);
+        match &wire {
+            Wire::Flow { engine, port, flow, owner } => engine.get().close_flow(py, *port, *flow, *owner),
+            Wire::Datagram { address: Some(address), protocol, .. } => {
+                if let Err(error) = protocol.get().forget(py, address, slf) {
+                    error.write_unraisable(py, None);
+                }
+            }
+            Wire::Datagram { address: None, transport, .. } => {
+                // A client's socket is its own.
+                if let Err(error) = transport.call_method0(py, intern!(py, "close")) {
+                    error.write_unraisable(py, None);
+                }
+            }
+            Wire::None | Wire::Stream { .. } => {}
         }
         drop(wire);
         if let Some(place) = place {

@@ -369,11 +369,6 @@ impl Packet {
         };
         if filled == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
     }
-
-    #[classmethod]
-    fn __class_getitem__<'py>(cls: &Bound<'py, pyo3::types::PyType>, _item: &Bound<'py, PyAny>) -> Bound<'py, PyAny> {
-        cls.clone().into_any()
-    }
 }
 
 /// Whether only the caller refers to `packet`.

@@ -2,7 +2,7 @@
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyTuple};
+use pyo3::types::{PyBytes, PyDict};
 use pyo3::{PyTraverseError, PyVisit, intern};
 
 use super::cell::GilCell;
@@ -240,6 +240,16 @@ impl DatagramProtocol {
         Ok(Some(connection))
     }
 
+    /// Forgets a peer whose connection has ended.
+    pub fn forget(&self, py: Python<'_>, address: &Py<PyAny>, connection: &Py<Connection>) -> PyResult<()> {
+        let peers = self.peers.bind(py);
+        // A newer connection may have the address already.
+        if peers.get_item(address)?.is_some_and(|found| found.is(connection)) {
+            peers.del_item(address)?;
+        }
+        Ok(())
+    }
+
     /// Ends the oldest of the idle peers among the first few, so that strangers cannot shut the door for others.
     fn evict(&self, py: Python<'_>) -> PyResult<bool> {
         let peers = self.peers.bind(py);
@@ -359,14 +369,6 @@ impl DatagramProtocol {
     fn pause_writing(&self) {}
 
     fn resume_writing(&self) {}
-
-    /// Forgets a peer whose connection has ended.
-    #[pyo3(signature = (address, /))]
-    pub fn forget(&self, py: Python<'_>, address: &Bound<'_, PyAny>) -> PyResult<()> {
-        let arguments = PyTuple::new(py, [address, &py.None().into_bound(py)])?;
-        self.peers.bind(py).call_method1(intern!(py, "pop"), arguments)?;
-        Ok(())
-    }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.core)?;
