@@ -53,6 +53,7 @@ class Client:
         self._tasks: list[asyncio.Task[None]] = []
         self._up: set[Connection] = set()
         self._waiting: asyncio.Future[None] | None = None
+        self._wanted = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self.reconnects = 0
 
@@ -76,6 +77,7 @@ class Client:
         Raises ``ConnectionError`` at once while no connection is up.
         """
         if not self._up or self._native is None:
+            self._wanted.set()
             raise ConnectionError(f"{self.url}: not connected")
         self._native.send(packet, request, on_reply)
         self._arm(None)
@@ -93,6 +95,7 @@ class Client:
     async def _connected(self, timeout_s: float) -> None:
         if self._up:
             return
+        self._wanted.set()
         if self._waiting is None:
             self._waiting = asyncio.get_running_loop().create_future()
         waiting = self._waiting
@@ -180,8 +183,18 @@ class Client:
             except Exception as error:
                 self._vnf.failed(None, None, error)
             self.reconnects += 1
-            await asyncio.sleep(pause * (0.5 + random.random()))
-            pause = min(pause * 2, BACKOFF_S[1])
+            pause = await self._pause(pause)
+
+    async def _pause(self, pause: float) -> float:
+        """Waits before the next attempt; the next pause. A request that finds nothing connected cuts it short."""
+        await asyncio.sleep(BACKOFF_S[0] * (0.5 + random.random()))
+        try:
+            async with asyncio.timeout((pause - BACKOFF_S[0]) * (0.5 + random.random())):
+                await self._wanted.wait()
+        except TimeoutError:
+            return min(pause * 2, BACKOFF_S[1])
+        self._wanted.clear()
+        return BACKOFF_S[0]
 
     async def _shake_hands(self, connection: Connection) -> None:
         handler = self._handlers.get("connect")
