@@ -144,10 +144,10 @@ class Connection:
     def closed(self) -> bool: ...
     @property
     def busy(self) -> bool:
-        """Whether something is under way: a handler runs, a request is open, bytes wait to leave."""
+        """Closing it now would cut something off: a handler or session, an open request, unsent bytes."""
     @property
     def ended(self) -> bool:
-        """Whether the peer will send no more."""
+        """``take`` has told the peer's end; until then an empty packet is an empty message."""
     @property
     def close_reason(self) -> str | None: ...
     @property

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection"]
 
+HIGH_WATER = 64 << 10
+"""Bytes queued in one batch before ``drain`` lets it end."""
+
 # How long ask waits, per core: the VNF's limits.ask_s. (The native core has no use for it.)
 ASK_S: dict[_native.Core, float] = {}
 # Connections in the middle of an ask. The native object has no field for it, and most connections never ask.
@@ -120,6 +123,8 @@ class Connection(_native.Connection):
 
     async def drain(self) -> None:
         """Until what is queued is below the high-water mark. ``ConnectionError`` when it closes instead."""
+        if self.buffered >= HIGH_WATER:
+            await asyncio.sleep(0)  # the batch ends, and flushes
         await self.wait("writable")
 
     async def splice(self, other: Connection) -> tuple[int, int]:

@@ -392,6 +392,8 @@ impl Client {
 
     #[pyo3(signature = (connection, /))]
     fn add(&self, py: Python<'_>, connection: Py<Connection>) {
+        connection.get().state.with(py, |state| state.matched = true);
+        Core::pump_later(&connection.get().core, py, &connection);
         self.state.with(py, |state| state.connections.push(connection));
     }
 

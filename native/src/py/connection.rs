@@ -17,6 +17,7 @@ use super::dispatch;
 use super::endpoint::{Endpoint, Event, Handlers};
 use super::engine::{Engine, Target};
 use super::framing::FramingSpec;
+use super::outbound::HIGH_WATER;
 use super::packet::{Account, Packet};
 use super::protocol::{DatagramProtocol, StreamProtocol};
 use super::request::Request;
@@ -108,6 +109,10 @@ pub struct State {
     pub pumping: bool,
     pub reading_stopped: bool,
     pub peer_ended: bool,
+    /// `take` has said so: an empty packet before was an empty message.
+    pub end_told: bool,
+    /// A client matches its messages, from `Client::add` on; until then (the handshake) they go to the inbox.
+    pub matched: bool,
     // Outbound.
     pub out: Vec<u8>,
     pub out_datagrams: VecDeque<Box<[u8]>>,
@@ -326,7 +331,8 @@ impl Connection {
     /// Whether the author takes messages out of the inbox, rather than having a handler called.
     pub fn is_pulled(&self, py: Python<'_>) -> bool {
         self.data_handler(py).is_none()
-            && self.endpoint.get().state.with(py, |state| state.client.is_none() || state.session.is_some())
+            && (!self.state.with(py, |state| state.matched)
+                || self.endpoint.get().state.with(py, |state| state.session.is_some()))
     }
 
     /// Ends the futures that wait for `what`.
@@ -567,13 +573,13 @@ impl Connection {
 impl Connection {
     #[new]
     #[pyo3(signature = (core, endpoint, /))]
-    fn new(core: Py<Core>, endpoint: Py<Endpoint>) -> Self {
+    fn new(py: Python<'_>, core: Py<Core>, endpoint: Py<Endpoint>) -> Self {
         Self {
             state: GilCell::new(State {
                 wire: Wire::None,
                 phase: Phase::Connecting,
                 datagram: endpoint.get().datagram,
-                framing: FramingSpec::default(),
+                framing: endpoint.get().framing.clone_ref(py),
                 handlers: None,
                 request: None,
                 author: None,
@@ -588,6 +594,8 @@ impl Connection {
                 pumping: false,
                 reading_stopped: false,
                 peer_ended: false,
+                end_told: false,
+                matched: false,
                 out: Vec::new(),
                 out_datagrams: VecDeque::new(),
                 dirty: false,
@@ -667,22 +675,26 @@ impl Connection {
         matches!(self.phase(py), Phase::Closing | Phase::Closed)
     }
 
-    /// Whether something is under way: a handler runs, a request is open, bytes wait to leave.
-    #[getter]
-    fn busy(&self, py: Python<'_>) -> bool {
-        self.state.with(py, |state| {
-            state.busy
-                || state.open_requests > 0
-                || state.request.is_some()
-                || !state.out.is_empty()
-                || !state.out_datagrams.is_empty()
-        })
-    }
-
-    /// Whether the peer will send no more.
+    /// Whether `take` has told the peer's end.
     #[getter]
     fn ended(&self, py: Python<'_>) -> bool {
-        self.state.with(py, |state| state.peer_ended)
+        self.state.with(py, |state| state.end_told)
+    }
+
+    /// Whether closing it now would cut something off: a handler or session, an open request, unsent bytes.
+    #[getter]
+    fn busy(&self, py: Python<'_>) -> bool {
+        let session = self.endpoint.get().state.with(py, |state| state.session.is_some());
+        self.state.with(py, |state| {
+            session
+                || state.busy
+                || state.open_requests > 0
+                || state.request.is_some()
+                || state.dirty
+                || state.write_blocked
+                || !state.out.is_empty()
+                || !state.queue.is_empty()
+        })
     }
 
     #[getter]
@@ -867,7 +879,9 @@ impl Connection {
                             || !state.queue.is_empty()
                             || state.peer_ended
                     }
-                    Wait::Writable => state.phase == Phase::Open && !state.write_blocked,
+                    Wait::Writable => {
+                        state.phase == Phase::Open && !state.write_blocked && state.out.len() < HIGH_WATER
+                    }
                     Wait::Closed => false,
                 };
             if !now {

@@ -349,6 +349,12 @@ impl Core {
             return;
         }
         let value = error.value(py);
+        // Before Python 3.12 the traceback of a caught error is not yet part of the exception.
+        if let Some(traceback) = error.traceback(py)
+            && let Err(second) = value.setattr(intern!(py, "__traceback__"), traceback)
+        {
+            second.write_unraisable(py, None);
+        }
         core.report(py, connection, request, value);
         if let Some(connection) = connection {
             Connection::handler_failed(connection, py, request, value);

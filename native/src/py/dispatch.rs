@@ -226,8 +226,9 @@ pub fn message(py: Python<'_>, connection: &Py<Connection>, incoming: Incoming) 
     core.get().counters.messages_in.bump();
     endpoint.messages.bump();
     let Some((handler, carried)) = inner.data_handler(py) else {
-        if let Some(client) = endpoint.state.with(py, |state| state.client.as_ref().map(|client| client.clone_ref(py)))
-        {
+        let matched = inner.state.with(py, |state| state.matched);
+        let client = endpoint.state.with(py, |state| state.client.as_ref().map(|client| client.clone_ref(py)));
+        if let Some(client) = client.filter(|_| matched) {
             super::client::Client::message(&client, py, connection, incoming);
             return;
         }

@@ -291,8 +291,6 @@ impl Engine {
             Ok(connection) => connection,
             Err(error) => return Core::failed(&self.core, py, None, None, error),
         };
-        let framing = endpoint.get().framing.clone_ref(py);
-        connection.get().state.with(py, |state| state.framing = framing);
         let held = connection.clone_ref(py);
         let (adopted, old) = self.state.with(py, |state| {
             let open = &mut state.ports[index];

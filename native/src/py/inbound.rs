@@ -10,12 +10,11 @@ use super::core::Core;
 use super::dispatch::{self, Incoming};
 use super::endpoint::Event;
 use super::framing::FramingSpec;
+use super::outbound::HIGH_WATER;
 use super::packet::{Body, Packet};
 use crate::framing::{Cut, LARGEST_MESSAGE, find};
 use crate::packet::Pool;
 
-/// Unread bytes at which a stream is stopped while its handler is busy.
-const HIGH_WATER: usize = 65_536;
 /// Datagrams that may wait for a busy handler or in an inbox.
 const DATAGRAM_QUEUE: usize = 1_024;
 
@@ -446,6 +445,7 @@ impl Connection {
         phase: Phase,
     ) -> PyResult<Option<Py<Packet>>> {
         if peer_ended && available == 0 {
+            slf.get().state.with(py, |state| state.end_told = true);
             return Packet::from_body(py, Body::Empty).map(Some);
         }
         if peer_ended {

@@ -84,8 +84,6 @@ impl StreamProtocol {
                 if Connection::admit(py, core, endpoint.get()) {
                     match Connection::create(py, &inner.core, endpoint) {
                         Ok(connection) => {
-                            let framing = endpoint.get().framing.clone_ref(py);
-                            connection.get().state.with(py, |state| state.framing = framing);
                             inner.hand_over(py, Some(connection.clone_ref(py)));
                             Connection::accepted(&connection, py, wire);
                         }
@@ -232,8 +230,6 @@ impl DatagramProtocol {
             return Ok(None);
         };
         let connection = Connection::create(py, &inner.core, endpoint)?;
-        let framing = endpoint.get().framing.clone_ref(py);
-        connection.get().state.with(py, |state| state.framing = framing);
         peers.set_item(address, &connection)?;
         let address = Some(address.clone().unbind());
         Connection::accepted(
