@@ -300,7 +300,8 @@ impl Connection {
         if inner.handler(py, Event::Close).is_some() {
             Self::fire(slf, py, Event::Close, Some(PyString::new(py, &reason).as_any()));
         }
-        let (request, handlers) = inner.state.with(py, |state| (state.request.take(), state.handlers.take()));
+        let (request, handlers) =
+            inner.state.with(py, |state| (state.request.take(), (state.handlers.take(), state.on_data.take())));
         drop(handlers);
         if let Some(request) = request {
             request.get().let_go(py);
