@@ -255,11 +255,11 @@ impl Engine {
 
     fn deliver(&self, slf: &Py<Self>, py: Python<'_>, index: usize, now: Instant, pool: &Pool, frames: &mut Vec<Slot>) {
         for (count, frame) in frames.drain(..).enumerate() {
-            if count % HAND_OVER == HAND_OVER - 1 {
-                self.flush(py);
-            }
             let meant = self.state.with(py, |state| {
                 let open = &mut state.ports[index];
+                if count % HAND_OVER == HAND_OVER - 1 {
+                    open.port.hand_over();
+                }
                 match open.host.receive(frame, now, pool, open.port.as_mut()) {
                     Input::Consumed => {
                         open.unflushed = true;
