@@ -17,7 +17,7 @@ use super::dispatch;
 use super::endpoint::{Endpoint, Event, Handlers};
 use super::engine::{Engine, Target};
 use super::framing::FramingSpec;
-use super::outbound::HIGH_WATER;
+use super::outbound::{HIGH_WATER, close_wire};
 use super::packet::{Account, Packet};
 use super::protocol::{DatagramProtocol, StreamProtocol};
 use super::request::Request;
@@ -408,6 +408,10 @@ impl Connection {
         drop((ids, queue));
         if let Wire::Flow { engine, port, flow, owner } = &wire {
             engine.get().close_flow(py, *port, *flow, *owner);
+        }
+        // Without an address of its own it is a connection out, and the socket is its alone; a server's peers share one.
+        if let Wire::Datagram { address: None, .. } = &wire {
+            close_wire(py, &wire, false);
         }
         drop(wire);
         if let Some(place) = place {
