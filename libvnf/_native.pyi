@@ -7,9 +7,11 @@ belongs to the thread of the event loop that its :class:`Core` was made for; a c
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any, Final, final
+from typing import Any, Final, TypeVar, final
 
 from typing_extensions import Buffer, Self
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 __all__ = [
     "Client",
@@ -102,6 +104,9 @@ class Request:
 
     def __new__(cls, *args: object, **kwargs: object) -> Self: ...
     @property
+    def busy(self) -> bool:
+        """Whether something is under way: a handler runs, a request is open, bytes wait to leave."""
+    @property
     def ended(self) -> bool: ...
     @property
     def id(self) -> int | bytes | str | None:
@@ -138,8 +143,11 @@ class Connection:
     @property
     def closed(self) -> bool: ...
     @property
+    def busy(self) -> bool:
+        """Closing it now would cut something off: a handler or session, an open request, unsent bytes."""
+    @property
     def ended(self) -> bool:
-        """Whether the peer will send no more."""
+        """``take`` has told the peer's end; until then an empty packet is an empty message."""
     @property
     def close_reason(self) -> str | None: ...
     @property
@@ -166,8 +174,24 @@ class Connection:
     def pause(self, /) -> None:
         """No more messages until ``resume``; the peer is slowed down (streams) or its datagrams are dropped, counted."""
     def resume(self, /) -> None: ...
-    def on(self, event: str, fn: Callable[..., Any] | None, /) -> None:
-        """Sets this connection's handler of ``accept data sent writable end close error connect``."""
+    def on(self, event: str, handler: Callable[..., Any] | None, /) -> None:
+        """Sets this connection's handler of ``accept connect data sent writable end close error``; None removes it."""
+    def on_accept(self, handler: F, /) -> F:
+        """``fn(conn, request)`` when it has been accepted. This and the next return the function: they decorate."""
+    def on_connect(self, handler: F, /) -> F:
+        """``fn(conn, request)`` when it is connected."""
+    def on_data(self, handler: F, /) -> F:
+        """``fn(conn, request, packet)`` per message."""
+    def on_sent(self, handler: F, /) -> F:
+        """``fn(conn, request)`` when the transport has taken everything sent so far."""
+    def on_writable(self, handler: F, /) -> F:
+        """``fn(conn, request)`` when it is below the high-water mark again."""
+    def on_end(self, handler: F, /) -> F:
+        """``fn(conn, request)`` when the peer sends no more."""
+    def on_close(self, handler: F, /) -> F:
+        """``fn(conn, request, reason)``, once."""
+    def on_error(self, handler: F, /) -> F:
+        """``fn(conn, request, error)`` when it could not be made, broke, or a handler raised."""
     def connect(
         self,
         url: str,

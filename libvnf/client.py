@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import _native
 from .config import EndpointURL
-from .connection import Connection, check_arity
+from .connection import Connection
+from .handlers import check_arity
 from .request import Request
 
 if TYPE_CHECKING:

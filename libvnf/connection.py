@@ -19,44 +19,10 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-__all__ = ["EVENTS", "Connection", "check_arity"]
+__all__ = ["Connection"]
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-EVENTS: dict[str, tuple[str, ...]] = {
-    "accept": ("conn", "request"),
-    "data": ("conn", "request", "packet"),
-    "sent": ("conn", "request"),
-    "writable": ("conn", "request"),
-    "end": ("conn", "request"),
-    "close": ("conn", "request", "reason"),
-    "error": ("conn", "request", "error"),
-    "connect": ("conn", "request"),
-}
-"""Each event, and what its handler is called with."""
-
-
-def check_arity(fn: Callable[..., Any], wanted: tuple[str, ...]) -> None:
-    """Refuses a handler that cannot be called with ``wanted``: at its registration, not when a peer first writes."""
-    import inspect
-
-    if not callable(fn):
-        raise ConfigError(f"{fn!r} is not a function: a handler is fn({', '.join(wanted)})")
-    try:
-        signature = inspect.signature(fn)
-    except (TypeError, ValueError):
-        return  # a builtin that does not tell
-    try:
-        signature.bind(*wanted)
-    except TypeError:
-        code = getattr(inspect.unwrap(fn), "__code__", None)
-        name = getattr(fn, "__qualname__", repr(fn))
-        raise ConfigError(
-            f"{name}{signature} is called as {name.rpartition('.')[2]}({', '.join(wanted)})",
-            file=code and code.co_filename,
-            line=code and code.co_firstlineno,
-        ) from None
-
+HIGH_WATER = 64 << 10
+"""Bytes queued in one batch before ``drain`` lets it end."""
 
 # How long ask waits, per core: the VNF's limits.ask_s. (The native core has no use for it.)
 ASK_S: dict[_native.Core, float] = {}
@@ -157,6 +123,8 @@ class Connection(_native.Connection):
 
     async def drain(self) -> None:
         """Until what is queued is below the high-water mark. ``ConnectionError`` when it closes instead."""
+        if self.buffered >= HIGH_WATER:
+            await asyncio.sleep(0)  # the batch ends, and flushes
         await self.wait("writable")
 
     async def splice(self, other: Connection) -> tuple[int, int]:
@@ -167,44 +135,6 @@ class Connection(_native.Connection):
         from .transport.splice import splice
 
         return await splice(self, other)
-
-    # --- events, as decorators -----------------------------------------------------------------------------------
-
-    def _on(self, event: str, fn: F) -> F:
-        check_arity(fn, EVENTS[event])
-        self.on(event, fn)
-        return fn
-
-    def on_accept(self, fn: F) -> F:
-        return self._on("accept", fn)
-
-    def on_data(self, fn: F) -> F:
-        """``fn(conn, request, packet)`` per message."""
-        return self._on("data", fn)
-
-    def on_sent(self, fn: F) -> F:
-        """``fn(conn, request)``: everything sent so far has been taken by the transport."""
-        return self._on("sent", fn)
-
-    def on_writable(self, fn: F) -> F:
-        """``fn(conn, request)``: below the high-water mark again."""
-        return self._on("writable", fn)
-
-    def on_end(self, fn: F) -> F:
-        """``fn(conn, request)``: the peer sends no more."""
-        return self._on("end", fn)
-
-    def on_close(self, fn: F) -> F:
-        """``fn(conn, request, reason)``, once."""
-        return self._on("close", fn)
-
-    def on_error(self, fn: F) -> F:
-        """``fn(conn, request, error)``: it could not be made, it broke, or a handler raised."""
-        return self._on("error", fn)
-
-    def on_connect(self, fn: F) -> F:
-        """``fn(conn, request)``: connected."""
-        return self._on("connect", fn)
 
 
 def _expire(future: asyncio.Future[None], what: str, timeout_s: float) -> None:

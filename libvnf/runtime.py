@@ -84,12 +84,12 @@ def load(spec: str, config: Config) -> VNF:
         raise LoadError(f"{path}: no such file")
     if os.path.isdir(path):
         raise LoadError(f"{path}: is a directory; name the file of a VNF")
-    _active, _loading = config, True
+    before, _active, _loading = _active, config, True
     _made.clear()
     try:
         module = _import(path)
     finally:
-        _loading = False
+        _active, _loading = before, False
     return _choose(path, app, module)
 
 
@@ -290,13 +290,18 @@ async def _serve(vnf: VNF, kind: str, signals: Signals) -> int:
 async def drain(vnf: VNF, at_once: asyncio.Future[int]) -> int:
     """Grace, then no new connections; closes what is idle as it becomes so. Returns how many are left to reset."""
     core, limits, loop = vnf.core, vnf.limits, asyncio.get_running_loop()
+    served = vnf.endpoints()
+
+    def open_ones() -> list[Any]:
+        """Connections that peers opened. Those that the VNF opened serve the requests in flight until the end."""
+        return [one for one in core.connections() if not one.closed and one.endpoint in served]
+
     say(vnf, f"draining: {core.open_connections} connections, {core.open_requests} requests")
     await asyncio.wait([at_once], timeout=limits.grace_s)
     vnf.refuse()
     deadline = loop.time() + limits.drain_s
     while not at_once.done():
-        left = [connection for connection in core.connections() if not connection.closed]
-        for connection in left:
+        for connection in (left := open_ones()):
             if not connection.busy:
                 connection.close()
         left = [connection for connection in left if not connection.closed]
@@ -306,4 +311,4 @@ async def drain(vnf: VNF, at_once: asyncio.Future[int]) -> int:
             break
         # Every connection is looked at: less often when there are many.
         await asyncio.wait([at_once], timeout=min(0.01 + len(left) / 100_000, deadline - loop.time()))
-    return len([connection for connection in core.connections() if not connection.closed])
+    return len(open_ones())

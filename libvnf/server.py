@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import _native
-from .connection import EVENTS, check_arity
+from .handlers import EVENTS, check_arity
 from .errors import ConfigError
 from .request import Request
 
@@ -28,9 +29,8 @@ def request_type(fn: Callable[..., Any]) -> type[Request]:
     annotation = parameters[1].annotation if len(parameters) > 1 else inspect.Parameter.empty
     if isinstance(annotation, str):
         # from __future__ import annotations: only names the handler can see at its registration.
-        scope = inspect.getclosurevars(fn).nonlocals if hasattr(fn, "__code__") else {}
         try:
-            annotation = eval(annotation, getattr(fn, "__globals__", {}), dict(scope))
+            annotation = eval(annotation, getattr(fn, "__globals__", {}), _enclosed(fn))
         except NameError:
             return Request
     if annotation in (inspect.Parameter.empty, Any) or annotation is _native.Request:
@@ -43,6 +43,15 @@ def request_type(fn: Callable[..., Any]) -> type[Request]:
         file=code and code.co_filename,
         line=code and code.co_firstlineno,
     )
+
+
+def _enclosed(fn: Callable[..., Any]) -> dict[str, Any]:
+    """The names ``fn`` has from the functions around it; one that is bound later is not there yet."""
+    found = {}
+    for name, cell in zip(getattr(getattr(fn, "__code__", None), "co_freevars", ()), getattr(fn, "__closure__", None) or (), strict=False):
+        with contextlib.suppress(ValueError):
+            found[name] = cell.cell_contents
+    return found
 
 
 class Server:

@@ -182,10 +182,10 @@ class VNF:
         return candidates[0]
 
     def _carriers(self, url: EndpointURL) -> list[Transport]:
-        """The transports that ``url`` is for: all, the one it names, or kernel sockets for ``unix://``."""
+        """The transports that ``url`` is for: all, the one it names, or the one that carries ``unix://``."""
         if url.scheme == "unix":
-            kernel = [transport for transport in self._transports if transport.describe() == "kernel"]
-            return kernel[:1] or [self._kernel()]
+            local = [transport for transport in self._transports if transport.carries_unix]
+            return local[:1] or [self._kernel()]
         if not url.via or len(self._transports) == 1:
             return self._transports
         named = [transport for transport in self._transports if transport.name == url.via]
@@ -292,6 +292,10 @@ class VNF:
                 self.failed(None, None, error)
 
         task.add_done_callback(done)
+
+    def endpoints(self) -> set[_native.Endpoint]:
+        """Of its servers."""
+        return {server.endpoint for server in self._servers if server.endpoint is not None}
 
     def refuse(self) -> None:
         """Draining: no new connections, no new peers."""

@@ -231,10 +231,11 @@ class Stream(asyncio.Transport):
             self._sent_bytes += size
             self._send(Parcel(Kind.DATA, bytes(self._buffer[:size])))
             del self._buffer[:size]
-        if not self._buffer and (self._end_wanted or self._closing) and not self._end_sent:
+        if not self._buffer and self._closing and any(parcel.kind is Kind.DATA for parcel in self._inbox):
+            self._send(Parcel(Kind.RESET))  # closing on unread data: RFC 2525 §2.17
+        elif not self._buffer and (self._end_wanted or self._closing) and not self._end_sent:
             self._end_sent = True
-            unread = self._closing and any(parcel.kind is Kind.DATA for parcel in self._inbox)
-            self._send(Parcel(Kind.RESET if unread else Kind.END))  # closing on unread data resets: RFC 2525 §2.17
+            self._send(Parcel(Kind.END))
         if not self._buffer and self._closing:
             self._lose(None)
         else:

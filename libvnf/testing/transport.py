@@ -19,6 +19,7 @@ class MemoryTransport:
     """See :class:`~libvnf.transport.base.Transport`."""
 
     name = "memory"
+    carries_unix = True
 
     def __init__(self, core: _native.Core, host: Host) -> None:
         self.core = core

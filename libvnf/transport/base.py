@@ -19,6 +19,9 @@ class Transport(Protocol):
     name: str
     """The port's name; ``kernel`` for sockets."""
 
+    carries_unix: bool
+    """Whether ``unix://`` endpoints go here; where no transport says so, kernel sockets are opened for them."""
+
     async def listen(self, url: EndpointURL, endpoint: _native.Endpoint) -> list[str]:
         """Serves ``endpoint`` at ``url``; returns what it listens on, as urls (port 0 resolved).
 

@@ -72,6 +72,8 @@ class EngineDriver:
 class BypassTransport:
     """One port. See :class:`~libvnf.transport.base.Transport`."""
 
+    carries_unix = False
+
     def __init__(self, driver: EngineDriver, port: PortConfig) -> None:
         self.name = port.name
         self._driver, self._port = driver, port

@@ -29,6 +29,8 @@ UDP_BUFFER_BYTES = 4 << 20
 class KernelTransport:
     """See :class:`~libvnf.transport.base.Transport`."""
 
+    carries_unix = True
+
     def __init__(self, core: _native.Core, name: str = "kernel", mapping: Mapping[str, str] | None = None) -> None:
         self.name = name
         self._core = core
@@ -327,7 +329,9 @@ def _peer(sock: socket.socket) -> Any:
 
 def bound(family: int, kind: socket.SocketKind, address: Any) -> socket.socket:
     """A bound, non-blocking socket; it listens when a server takes it."""
-    sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
+    # asyncio sets TCP_NODELAY only on sockets whose protocol says TCP.
+    protocol = socket.IPPROTO_TCP if kind == socket.SOCK_STREAM else socket.IPPROTO_UDP
+    sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
     try:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

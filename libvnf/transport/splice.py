@@ -44,10 +44,11 @@ def _stream_socket(connection: Connection) -> socket.socket | None:
 
 
 async def _native_splice(left: Connection, right: Connection) -> tuple[int, int]:
-    """What Python has read already goes first; then the loop lets go of both sockets until the thread is done."""
+    """What Python has read already goes first; the loop has let go of both sockets until the thread is done."""
     moved = [0, 0]
+    left.pause()
+    right.pause()
     for number, (source, sink) in enumerate(((left, right), (right, left))):
-        source.transport.pause_reading()
         while (piece := source.take()) is not None and len(piece):
             sink.send(piece)
             moved[number] += len(piece)
@@ -78,9 +79,11 @@ def _settle(future: asyncio.Future[None]) -> None:
 
 async def _flushed(connection: Connection) -> None:
     """Until the kernel has every byte sent so far: the thread's bytes must come after them."""
-    connection.core.flush()
     # With a high-water mark of nothing, "writable" means that the transport's own buffer is empty.
     connection.transport.set_write_buffer_limits(high=0)
+    while connection.buffered:
+        await asyncio.sleep(0)  # the batch ends, and flushes
+        await connection.wait("writable")
     await connection.wait("writable")
 
 

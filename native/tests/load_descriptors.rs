@@ -1,7 +1,7 @@
 //! Alone in its process, because it counts the process's descriptors.
 
 use std::net::TcpListener;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use libvnf_native::load::{Drive, Endpoint, LoadConfig, Respond, run};
@@ -25,7 +25,7 @@ fn a_connection_per_request_leaks_no_descriptor() {
             size: 32,
             request_id: None,
             verify: true,
-            duration: Duration::from_millis(300),
+            duration: Duration::from_secs(3600),
             warmup: Duration::ZERO,
             timeout: Duration::from_secs(10),
             reset: false,
@@ -33,9 +33,13 @@ fn a_connection_per_request_leaks_no_descriptor() {
         ..LoadConfig::default()
     };
     let before = descriptors();
-    let mut most = 0;
-    let report = run(config, &AtomicBool::new(false), &mut |_| most = most.max(descriptors())).unwrap();
-    assert!(report.connections_opened > 100, "{report:?}");
+    let (mut most, stop) = (0, AtomicBool::new(false));
+    let report = run(config, &stop, &mut |progress| {
+        most = most.max(descriptors());
+        stop.store(progress.requests > 1000, Ordering::Relaxed);
+    })
+    .unwrap();
+    assert!(report.connections_opened > 1000, "{report:?}");
     assert!(most <= before + 40, "{most} descriptors during {} connections", report.connections_opened);
     assert_eq!(descriptors(), before);
 }

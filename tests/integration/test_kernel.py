@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import threading
@@ -48,8 +49,10 @@ async def stream(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
 
 
 async def close(writer: asyncio.StreamWriter) -> None:
+    """A reset by the other side is an end too."""
     writer.close()
-    await writer.wait_closed()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
 
 
 def udp(url: str) -> socket.socket:

@@ -44,13 +44,13 @@ def test_no_datagram_is_invented_and_none_comes_more_often_than_it_was_doubled(
                 await net.run_for(0.001)
             await net.run_for(1)
             statistics = net.statistics()["network"]
-            strangers = {data: times for data, times in arrived.items() if data not in sent}
-            assert all(times <= 4 for times in arrived.values())
+            strangers = [data for data in arrived if data not in sent]
             assert len(strangers) <= statistics.get("corrupted", 0)
-            if not corrupt:
-                assert not strangers
-            if not duplicate:
-                assert all(times == 1 for data, times in arrived.items() if data not in strangers)
+            assert sum(arrived.values()) <= 4 * count
+            if not corrupt:  # one flipped bit may turn a datagram into another that was sent
+                assert all(times <= 4 for times in arrived.values())
+            if not corrupt and not duplicate:
+                assert all(times == 1 for times in arrived.values())
             if not loss:
                 assert sum(arrived.values()) >= count
             if not (loss or duplicate or corrupt):
@@ -115,6 +115,9 @@ def test_each_ask_over_a_lossy_wire_ends_once_with_its_own_answer_or_a_timeout(s
     vnf = VNF("b")
     client = vnf.client("udp://c:1", request_id=Field(0, 4), timeout_s=0.5, retries=retries)
 
+    async def ask(question):
+        return bytes(await client.ask(question))  # the packet itself would be one that this test keeps of the VNF's
+
     def on_c(conn, request, packet):
         conn.send(bytes(packet[:4]) + b" answer to " + bytes(packet[4:]))
 
@@ -124,7 +127,7 @@ def test_each_ask_over_a_lossy_wire_ends_once_with_its_own_answer_or_a_timeout(s
             await net.start(vnf)
             await net.run_for(1)
             questions = [number.to_bytes(4, "big") + b"%04d" % number for number in range(count)]
-            results = await asyncio.gather(*map(client.ask, questions), return_exceptions=True)
+            results = await asyncio.gather(*map(ask, questions), return_exceptions=True)
             assert len(results) == count
             for question, result in zip(questions, results, strict=True):
                 if isinstance(result, BaseException):

@@ -46,7 +46,9 @@ class End(asyncio.Protocol):
 operations = st.lists(
     st.tuples(
         st.integers(0, 1),
-        st.sampled_from(["write", "write", "write", "pause", "resume", "end", "close", "abort", "wait", "cut", "partition"]),
+        st.sampled_from(
+            ["write", "write", "write", "pause", "resume", "end", "close", "abort", "wait", "cut", "partition"]
+        ),
         st.integers(1, 4000),
     ),
     max_size=40,

@@ -201,6 +201,17 @@ async def test_closing_on_unread_data_resets_the_other_end(fabric):
     assert isinstance(await client.lost, ConnectionResetError)
 
 
+@on_fabric(in_flight_bytes=1)
+async def test_closing_on_unread_data_resets_also_after_the_own_end(fabric):
+    client, server = await pair(fabric, keep_open=True)
+    client.transport.pause_reading()
+    client.transport.write_eof()
+    server.transport.write(b"never read")
+    await asyncio.sleep(1)
+    client.transport.close()
+    assert isinstance(await server.lost, ConnectionResetError)
+
+
 @on_fabric()
 async def test_writing_to_an_end_that_is_gone_resets(fabric):
     client, server = await pair(fabric, keep_open=True)

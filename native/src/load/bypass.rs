@@ -22,6 +22,8 @@ use crate::stack::{Datagram, FlowId, Host, Input, OpenError, To, Unreachable};
 const BATCH: usize = 64;
 /// How often timers are looked at, and how long there must be nothing to do before the thread sleeps.
 const COARSE_NS: u64 = 1_000_000;
+/// After polling in vain for so long the cpu is offered to others: the peer may be waiting for this very one.
+const YIELD_NS: u64 = 100_000;
 /// Owner numbers of the server end's flows have this bit; those of the client's are its connections.
 const ANSWERS: u32 = 1 << 31;
 /// Flows the server end keeps; with more peers the longest known one is forgotten, and adopted anew when it sends.
@@ -197,7 +199,7 @@ impl<'a> Bypass<'a> {
     pub fn run(mut self, stop: &AtomicBool, progress: &mut dyn FnMut(&Progress)) -> Result<Report, LoadError> {
         let clock = Clock::start();
         let mut ticker = Ticker::new(progress);
-        let (mut coarse, mut busy_until) = (0, 0);
+        let (mut coarse, mut busy_until, mut received_at) = (0, 0, 0);
         self.begin()?;
         loop {
             let received = self.port.receive(&self.pool, &mut self.frames, BATCH);
@@ -225,6 +227,11 @@ impl<'a> Bypass<'a> {
                 if self.client.as_ref().is_some_and(|client| client.finished(now)) {
                     break;
                 }
+            }
+            if received > 0 {
+                received_at = now;
+            } else if now - received_at > YIELD_NS {
+                std::thread::yield_now();
             }
             if received > 0 || (self.up && self.client.as_ref().is_some_and(|client| client.ledger.in_flight() > 0)) {
                 busy_until = now + COARSE_NS;

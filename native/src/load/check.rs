@@ -8,6 +8,8 @@ use super::{Drive, Endpoint, LoadError};
 const DATAGRAM_BYTES: usize = 65_507;
 const STREAM_BYTES: usize = 1 << 20;
 const MOST: usize = 1 << 20;
+/// What may wait to be sent, over all connections.
+const WAITING_BYTES: usize = 1 << 30;
 
 impl Drive {
     /// Refuses what contradicts itself, saying what was found and what was wanted.
@@ -21,6 +23,10 @@ impl Drive {
             if !(1..=MOST).contains(&value) {
                 return refuse(format!("{name} {value}: expected 1 to {MOST}"));
             }
+        }
+        if self.size * self.outstanding > WAITING_BYTES {
+            let (size, outstanding) = (self.size, self.outstanding);
+            return refuse(format!("size {size} × outstanding {outstanding}: expected at most {WAITING_BYTES} bytes"));
         }
         if self.requests_per_connection == Some(0) {
             return refuse("requests per connection 0: expected at least 1".into());

@@ -550,6 +550,7 @@ mod tests {
             refused(Drive { request_id: narrow, outstanding: 200, ..drive() })
                 .contains("outstanding 200: an id of 1 bytes tells no more than 128")
         );
+        assert!(refused(Drive { size: 2048, outstanding: 1 << 20, ..drive() }).contains("at most 1073741824 bytes"));
         assert!(refused(Drive { rate: Some(f64::NAN), ..drive() }).contains("rate NaN"));
     }
 }

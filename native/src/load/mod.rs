@@ -39,7 +39,7 @@ use crate::stack::Host;
 
 pub use distance::core_distance;
 pub use histogram::Histogram;
-pub use report::{Failure, Failures, Figure, Phase, Progress, Report};
+pub use report::{Failure, Failures, Phase, Progress, Report};
 
 /// An endpoint that has shown no sign of life for so long (or for the timeout, if that is longer) is not reached.
 const REACH_NS: u64 = 5_000_000_000;

@@ -154,53 +154,9 @@ pub struct Report {
     pub cpu_seconds: f64,
 }
 
-/// One named number of a report, as a binding passes it on.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Figure {
-    Count(u64),
-    Real(f64),
-    Text(&'static str),
-}
-
-impl Progress {
-    /// Everything but nothing else, by name.
-    pub fn figures(&self) -> [(&'static str, Figure); 7] {
-        [
-            ("phase", Figure::Text(self.phase.name())),
-            ("seconds", Figure::Real(self.seconds)),
-            ("requests", Figure::Count(self.requests)),
-            ("rate", Figure::Real(self.rate)),
-            ("errors", Figure::Count(self.errors)),
-            ("p50_us", Figure::Real(self.p50_us)),
-            ("p99_us", Figure::Real(self.p99_us)),
-        ]
-    }
-}
-
 impl Report {
     /// The latency that `quantile` of the requests did not exceed, in microseconds.
     pub fn latency_us(&self, quantile: f64) -> f64 {
         self.latency.quantile(quantile) as f64 / 1e3
-    }
-
-    /// Everything by name, but for `errors` ([`Failures::named`]).
-    pub fn figures(&self) -> [(&'static str, Figure); 15] {
-        [
-            ("requests", Figure::Count(self.requests)),
-            ("seconds", Figure::Real(self.seconds)),
-            ("rate", Figure::Real(self.rate)),
-            ("min_us", Figure::Real(self.latency.min() as f64 / 1e3)),
-            ("mean_us", Figure::Real(self.latency.mean() / 1e3)),
-            ("p50_us", Figure::Real(self.latency_us(0.5))),
-            ("p90_us", Figure::Real(self.latency_us(0.9))),
-            ("p99_us", Figure::Real(self.latency_us(0.99))),
-            ("p999_us", Figure::Real(self.latency_us(0.999))),
-            ("max_us", Figure::Real(self.latency.max() as f64 / 1e3)),
-            ("unsent", Figure::Count(self.unsent)),
-            ("connections_opened", Figure::Count(self.connections_opened)),
-            ("connections_accepted", Figure::Count(self.connections_accepted)),
-            ("echoed", Figure::Count(self.echoed)),
-            ("cpu_seconds", Figure::Real(self.cpu_seconds)),
-        ]
     }
 }

@@ -125,9 +125,11 @@ impl Client {
         match found {
             Some(asked) => inner.answer(py, asked, packet),
             None => {
-                let handler = inner.endpoint.get().state.with(py, |state| {
-                    state.handlers.get(Event::Data).map(|handler| handler.clone_ref(py))
-                });
+                let handler = inner
+                    .endpoint
+                    .get()
+                    .state
+                    .with(py, |state| state.handlers.get(Event::Data).map(|handler| handler.clone_ref(py)));
                 match handler {
                     Some(handler) => match (connection, py.None(), &packet).into_pyobject(py) {
                         Ok(arguments) => dispatch::run_plain(&inner.core, py, Some(connection), &handler, &arguments),
@@ -156,9 +158,11 @@ impl Client {
         match asked.waiting {
             Waiting::Future(future) => settle(py, &future, Err(error.clone_ref(py))),
             Waiting::Callback(_, request) => {
-                let handler = self.endpoint.get().state.with(py, |state| {
-                    state.handlers.get(Event::Error).map(|handler| handler.clone_ref(py))
-                });
+                let handler = self
+                    .endpoint
+                    .get()
+                    .state
+                    .with(py, |state| state.handlers.get(Event::Error).map(|handler| handler.clone_ref(py)));
                 match handler {
                     Some(handler) => {
                         let arguments = (&asked.connection, &request, error.value(py)).into_pyobject(py);
@@ -184,9 +188,9 @@ impl Client {
     }
 
     fn remove(&self, py: Python<'_>, id: u64) -> Option<Asked> {
-        let (asked, by_key) = self.state.with(py, |state| {
-            (state.asked.remove(&id), state.by_key.as_ref().map(|by_key| by_key.clone_ref(py)))
-        });
+        let (asked, by_key) = self
+            .state
+            .with(py, |state| (state.asked.remove(&id), state.by_key.as_ref().map(|by_key| by_key.clone_ref(py))));
         if let (Some(Asked { key: Some(key), .. }), Some(by_key)) = (&asked, by_key)
             && let Err(error) = by_key.bind(py).del_item(key)
         {
@@ -258,7 +262,8 @@ impl Client {
                 (0, inner.free_id(py, u64::MAX)?, Some(key.unbind()))
             }
             None => {
-                let taken = inner.state.with(py, |state| state.asked.values().any(|asked| asked.connection.is(&connection)));
+                let taken =
+                    inner.state.with(py, |state| state.asked.values().any(|asked| asked.connection.is(&connection)));
                 if taken {
                     return Err(PyRuntimeError::new_err(
                         "client: without request_id one request at a time per connection: give request_id= or a larger pool",
@@ -360,7 +365,15 @@ impl Client {
         let time = core.get().event_loop.getattr(py, "time")?;
         let client = Py::new(
             py,
-            Self { core, endpoint: endpoint.clone_ref(py), ids, timeout_s, retries, state: GilCell::new(State::default()), time },
+            Self {
+                core,
+                endpoint: endpoint.clone_ref(py),
+                ids,
+                timeout_s,
+                retries,
+                state: GilCell::new(State::default()),
+                time,
+            },
         )?;
         let kept = client.clone_ref(py);
         endpoint.get().state.with(py, |state| state.client = Some(kept));
@@ -379,18 +392,31 @@ impl Client {
 
     #[pyo3(signature = (connection, /))]
     fn add(&self, py: Python<'_>, connection: Py<Connection>) {
+        connection.get().state.with(py, |state| state.matched = true);
+        Core::pump_later(&connection.get().core, py, &connection);
         self.state.with(py, |state| state.connections.push(connection));
     }
 
     #[pyo3(signature = (packet, /, timeout_s=None))]
-    fn ask<'py>(slf: Py<Self>, py: Python<'py>, packet: &Bound<'py, PyAny>, timeout_s: Option<f64>) -> PyResult<Bound<'py, PyAny>> {
+    fn ask<'py>(
+        slf: Py<Self>,
+        py: Python<'py>,
+        packet: &Bound<'py, PyAny>,
+        timeout_s: Option<f64>,
+    ) -> PyResult<Bound<'py, PyAny>> {
         let future = slf.get().core.get().event_loop.bind(py).call_method0(intern!(py, "create_future"))?;
         Self::begin(&slf, py, packet, timeout_s, Waiting::Future(future.clone().unbind()))?;
         Ok(future)
     }
 
     #[pyo3(signature = (packet, request, on_reply, /))]
-    fn send(slf: Py<Self>, py: Python<'_>, packet: &Bound<'_, PyAny>, request: Option<Py<Request>>, on_reply: Py<PyAny>) -> PyResult<()> {
+    fn send(
+        slf: Py<Self>,
+        py: Python<'_>,
+        packet: &Bound<'_, PyAny>,
+        request: Option<Py<Request>>,
+        on_reply: Py<PyAny>,
+    ) -> PyResult<()> {
         if let Some(request) = &request {
             request.get().hold(py)?;
         }
@@ -419,7 +445,9 @@ impl Client {
                 }
             }
             let asked = &state.asked;
-            due.extend(state.due_apart.extract_if(.., |(when, id)| *when <= now || !asked.contains_key(id)).map(|(_, id)| id));
+            due.extend(
+                state.due_apart.extract_if(.., |(when, id)| *when <= now || !asked.contains_key(id)).map(|(_, id)| id),
+            );
             due
         });
         for id in due {

@@ -17,6 +17,7 @@ use super::dispatch;
 use super::endpoint::{Endpoint, Event, Handlers};
 use super::engine::{Engine, Target};
 use super::framing::FramingSpec;
+use super::outbound::HIGH_WATER;
 use super::packet::{Account, Packet};
 use super::protocol::{DatagramProtocol, StreamProtocol};
 use super::request::Request;
@@ -108,6 +109,10 @@ pub struct State {
     pub pumping: bool,
     pub reading_stopped: bool,
     pub peer_ended: bool,
+    /// `take` has said so: an empty packet before was an empty message.
+    pub end_told: bool,
+    /// A client matches its messages, from `Client::add` on; until then (the handshake) they go to the inbox.
+    pub matched: bool,
     // Outbound.
     pub out: Vec<u8>,
     pub out_datagrams: VecDeque<Box<[u8]>>,
@@ -169,8 +174,12 @@ impl Connection {
         inner.endpoint.get().opened.bump();
         Self::wake(slf, py, Wait::Connected);
         Self::wake(slf, py, Wait::Writable);
+        Self::fire(slf, py, Event::Connect, None);
         let waiting = inner.state.with(py, |state| {
-            !state.out.is_empty() || !state.out_datagrams.is_empty() || state.end_wanted || state.phase == Phase::Closing
+            !state.out.is_empty()
+                || !state.out_datagrams.is_empty()
+                || state.end_wanted
+                || state.phase == Phase::Closing
         });
         if waiting {
             Self::mark_dirty(slf, py);
@@ -187,6 +196,28 @@ impl Connection {
         }
     }
 
+    fn set_handler(slf: &Bound<'_, Self>, event: Event, handler: Option<Py<PyAny>>) -> PyResult<()> {
+        let py = slf.py();
+        slf.get().core.get().check_thread()?;
+        let (old, waiting) = slf.get().state.with(py, |state| {
+            let old = state.handlers.get_or_insert_default().set(event, handler);
+            (old, event == Event::Data && (state.unread.len() > state.unread_at || !state.queue.is_empty()))
+        });
+        drop(old);
+        if waiting {
+            // What came before the handler did waits in the inbox.
+            Core::pump_later(&slf.get().core, py, slf.as_unbound());
+        }
+        Ok(())
+    }
+
+    /// Sets a handler after a look at its parameters; returns it, so that it can decorate.
+    fn register(slf: &Bound<'_, Self>, event: Event, handler: Py<PyAny>) -> PyResult<Py<PyAny>> {
+        slf.get().core.get().check_handler(slf.py(), event, &handler)?;
+        Self::set_handler(slf, event, Some(handler.clone_ref(slf.py())))?;
+        Ok(handler)
+    }
+
     pub fn phase(&self, py: Python<'_>) -> Phase {
         self.state.with(py, |state| state.phase)
     }
@@ -199,7 +230,8 @@ impl Connection {
     /// The handler of messages, and the request the connection carries.
     pub fn data_handler(&self, py: Python<'_>) -> Option<(Py<PyAny>, Option<Py<Request>>)> {
         let (own, carried) = self.state.with(py, |state| {
-            let own = state.handlers.as_ref().and_then(|handlers| handlers.get(Event::Data)).map(|fun| fun.clone_ref(py));
+            let own =
+                state.handlers.as_ref().and_then(|handlers| handlers.get(Event::Data)).map(|fun| fun.clone_ref(py));
             (own, state.request.as_ref().map(|request| request.clone_ref(py)))
         });
         let handler = own.or_else(|| {
@@ -214,9 +246,9 @@ impl Connection {
     }
 
     pub fn handler(&self, py: Python<'_>, event: Event) -> Option<Py<PyAny>> {
-        let own = self
-            .state
-            .with(py, |state| state.handlers.as_ref().and_then(|all| all.get(event)).map(|handler| handler.clone_ref(py)));
+        let own = self.state.with(py, |state| {
+            state.handlers.as_ref().and_then(|all| all.get(event)).map(|handler| handler.clone_ref(py))
+        });
         own.or_else(|| {
             self.endpoint.get().state.with(py, |state| state.handlers.get(event).map(|handler| handler.clone_ref(py)))
         })
@@ -255,7 +287,8 @@ impl Connection {
     /// Ends being busy; true when it was and more may wait.
     pub fn set_busy_false(&self, py: Python<'_>) -> bool {
         self.state.with(py, |state| {
-            std::mem::replace(&mut state.busy, false) && (state.unread.len() > state.unread_at || !state.queue.is_empty())
+            std::mem::replace(&mut state.busy, false)
+                && (state.unread.len() > state.unread_at || !state.queue.is_empty())
         })
     }
 
@@ -298,7 +331,8 @@ impl Connection {
     /// Whether the author takes messages out of the inbox, rather than having a handler called.
     pub fn is_pulled(&self, py: Python<'_>) -> bool {
         self.data_handler(py).is_none()
-            && self.endpoint.get().state.with(py, |state| state.client.is_none() || state.session.is_some())
+            && (!self.state.with(py, |state| state.matched)
+                || self.endpoint.get().state.with(py, |state| state.session.is_some()))
     }
 
     /// Ends the futures that wait for `what`.
@@ -333,7 +367,12 @@ impl Connection {
     }
 
     /// After a handler raised: `error` handlers hear of it; without request ids the connection is over.
-    pub fn handler_failed(slf: &Py<Self>, py: Python<'_>, request: Option<&Py<Request>>, error: &Bound<'_, PyBaseException>) {
+    pub fn handler_failed(
+        slf: &Py<Self>,
+        py: Python<'_>,
+        request: Option<&Py<Request>>,
+        error: &Bound<'_, PyBaseException>,
+    ) {
         let inner = slf.get();
         if let Some(handler) = inner.handler(py, Event::Error) {
             let told = handler.bind(py).call1((slf, request, error));
@@ -383,7 +422,9 @@ impl Connection {
             let failed = matches!(what, Wait::Connected | Wait::Writable);
             Self::settle(py, &future, if failed { error.as_ref() } else { None });
         }
-        if let Some(client) = inner.endpoint.get().state.with(py, |state| state.client.as_ref().map(|c| c.clone_ref(py))) {
+        if let Some(client) =
+            inner.endpoint.get().state.with(py, |state| state.client.as_ref().map(|c| c.clone_ref(py)))
+        {
             super::client::Client::lost(&client, py, slf, &reason);
         }
         let reason = PyString::new(py, &reason);
@@ -415,9 +456,9 @@ impl Connection {
     pub fn tick(slf: &Py<Self>, py: Python<'_>, tick: u32, close_s: u32) {
         let inner = slf.get();
         let idle_s = inner.endpoint.get().state.with(py, |state| state.idle_s);
-        let (since, phase, occupied) = inner.state.with(py, |state| {
-            (tick.wrapping_sub(state.last_tick), state.phase, state.busy || state.open_requests > 0)
-        });
+        let (since, phase, occupied) = inner
+            .state
+            .with(py, |state| (tick.wrapping_sub(state.last_tick), state.phase, state.busy || state.open_requests > 0));
         match phase {
             Phase::Open if !occupied && idle_s.is_some_and(|idle_s| f64::from(since) > idle_s) => {
                 Self::abort_with(slf, py, "idle");
@@ -532,13 +573,13 @@ impl Connection {
 impl Connection {
     #[new]
     #[pyo3(signature = (core, endpoint, /))]
-    fn new(core: Py<Core>, endpoint: Py<Endpoint>) -> Self {
+    fn new(py: Python<'_>, core: Py<Core>, endpoint: Py<Endpoint>) -> Self {
         Self {
             state: GilCell::new(State {
                 wire: Wire::None,
                 phase: Phase::Connecting,
                 datagram: endpoint.get().datagram,
-                framing: FramingSpec::default(),
+                framing: endpoint.get().framing.clone_ref(py),
                 handlers: None,
                 request: None,
                 author: None,
@@ -553,6 +594,8 @@ impl Connection {
                 pumping: false,
                 reading_stopped: false,
                 peer_ended: false,
+                end_told: false,
+                matched: false,
                 out: Vec::new(),
                 out_datagrams: VecDeque::new(),
                 dirty: false,
@@ -632,10 +675,26 @@ impl Connection {
         matches!(self.phase(py), Phase::Closing | Phase::Closed)
     }
 
-    /// Whether the peer will send no more.
+    /// Whether `take` has told the peer's end.
     #[getter]
     fn ended(&self, py: Python<'_>) -> bool {
-        self.state.with(py, |state| state.peer_ended)
+        self.state.with(py, |state| state.end_told)
+    }
+
+    /// Whether closing it now would cut something off: a handler or session, an open request, unsent bytes.
+    #[getter]
+    fn busy(&self, py: Python<'_>) -> bool {
+        let session = self.endpoint.get().state.with(py, |state| state.session.is_some());
+        self.state.with(py, |state| {
+            session
+                || state.busy
+                || state.open_requests > 0
+                || state.request.is_some()
+                || state.dirty
+                || state.write_blocked
+                || !state.out.is_empty()
+                || !state.queue.is_empty()
+        })
     }
 
     #[getter]
@@ -719,18 +778,55 @@ impl Connection {
 
     #[pyo3(signature = (event, handler, /))]
     fn on(slf: &Bound<'_, Self>, event: &str, handler: Option<Py<PyAny>>) -> PyResult<()> {
-        let event = Event::parse(event)?;
-        let py = slf.py();
-        let old = slf.get().state.with(py, |state| state.handlers.get_or_insert_default().set(event, handler));
-        drop(old);
-        if event == Event::Data {
-            // What came before the handler did waits in the inbox.
-            let waiting = slf.get().state.with(py, |state| state.unread.len() > state.unread_at || !state.queue.is_empty());
-            if waiting {
-                Core::pump_later(&slf.get().core, py, slf.as_unbound());
-            }
-        }
-        Ok(())
+        Self::set_handler(slf, Event::parse(event)?, handler)
+    }
+
+    /// `fn(conn, request)` when it has been accepted.
+    #[pyo3(signature = (handler, /))]
+    fn on_accept(slf: &Bound<'_, Self>, handler: Py<PyAny>) -> PyResult<Py<PyAny>> {
+        Self::register(slf, Event::Accept, handler)
+    }
+
+    /// `fn(conn, request)` when it is connected.
+    #[pyo3(signature = (handler, /))]
+    fn on_connect(slf: &Bound<'_, Self>, handler: Py<PyAny>) -> PyResult<Py<PyAny>> {
+        Self::register(slf, Event::Connect, handler)
+    }
+
+    /// `fn(conn, request, packet)` per message.
+    #[pyo3(signature = (handler, /))]
+    fn on_data(slf: &Bound<'_, Self>, handler: Py<PyAny>) -> PyResult<Py<PyAny>> {
+        Self::register(slf, Event::Data, handler)
+    }
+
+    /// `fn(conn, request)` when the transport has taken everything sent so far.
+    #[pyo3(signature = (handler, /))]
+    fn on_sent(slf: &Bound<'_, Self>, handler: Py<PyAny>) -> PyResult<Py<PyAny>> {
+        Self::register(slf, Event::Sent, handler)
+    }
+
+    /// `fn(conn, request)` when it is below the high-water mark again.
+    #[pyo3(signature = (handler, /))]
+    fn on_writable(slf: &Bound<'_, Self>, handler: Py<PyAny>) -> PyResult<Py<PyAny>> {
+        Self::register(slf, Event::Writable, handler)
+    }
+
+    /// `fn(conn, request)` when the peer sends no more.
+    #[pyo3(signature = (handler, /))]
+    fn on_end(slf: &Bound<'_, Self>, handler: Py<PyAny>) -> PyResult<Py<PyAny>> {
+        Self::register(slf, Event::End, handler)
+    }
+
+    /// `fn(conn, request, reason)`, once.
+    #[pyo3(signature = (handler, /))]
+    fn on_close(slf: &Bound<'_, Self>, handler: Py<PyAny>) -> PyResult<Py<PyAny>> {
+        Self::register(slf, Event::Close, handler)
+    }
+
+    /// `fn(conn, request, error)` when it could not be made, broke, or a handler raised.
+    #[pyo3(signature = (handler, /))]
+    fn on_error(slf: &Bound<'_, Self>, handler: Py<PyAny>) -> PyResult<Py<PyAny>> {
+        Self::register(slf, Event::Error, handler)
     }
 
     #[pyo3(signature = (url, /, *, framing=None, pool=0, request=None))]
@@ -748,14 +844,20 @@ impl Connection {
                 Some((connection, request)) if connection.is(slf) => Some(request.clone_ref(py)),
                 _ => None,
             });
-            current.or_else(|| inner.state.with(py, |state| state.request.as_ref().map(|request| request.clone_ref(py))))
+            current
+                .or_else(|| inner.state.with(py, |state| state.request.as_ref().map(|request| request.clone_ref(py))))
         });
         let endpoint = Core::outgoing(&inner.core, py)?;
         Self::open(py, &inner.core, &endpoint, url, framing, pool, request)
     }
 
     #[pyo3(signature = (until=None, size=None, limit=65_536, /))]
-    fn take(slf: &Bound<'_, Self>, until: Option<&[u8]>, size: Option<usize>, limit: usize) -> PyResult<Option<Py<Packet>>> {
+    fn take(
+        slf: &Bound<'_, Self>,
+        until: Option<&[u8]>,
+        size: Option<usize>,
+        limit: usize,
+    ) -> PyResult<Option<Py<Packet>>> {
         slf.get().core.get().check_thread()?;
         Self::take_from_inbox(slf.as_unbound(), slf.py(), until, size, limit)
     }
@@ -772,10 +874,14 @@ impl Connection {
             let now = over
                 || match what {
                     Wait::Connected => state.phase == Phase::Open,
-                    Wait::Readable => state.unread.len() > state.unread_at && state.needed == 0
-                        || !state.queue.is_empty()
-                        || state.peer_ended,
-                    Wait::Writable => state.phase == Phase::Open && !state.write_blocked,
+                    Wait::Readable => {
+                        state.unread.len() > state.unread_at && state.needed == 0
+                            || !state.queue.is_empty()
+                            || state.peer_ended
+                    }
+                    Wait::Writable => {
+                        state.phase == Phase::Open && !state.write_blocked && state.out.len() < HIGH_WATER
+                    }
                     Wait::Closed => false,
                 };
             if !now {
@@ -805,7 +911,10 @@ impl Connection {
         let py = slf.py();
         let phase = format!("{:?}", slf.get().phase(py)).to_lowercase();
         let (local, remote) = (slf.get().address(py, true)?, slf.get().address(py, false)?);
-        Ok(format!("<Connection {} {local} ↔ {remote} {phase}>", slf.get().endpoint.get().state.with(py, |s| s.name.clone())))
+        Ok(format!(
+            "<Connection {} {local} ↔ {remote} {phase}>",
+            slf.get().endpoint.get().state.with(py, |s| s.name.clone())
+        ))
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {

@@ -16,7 +16,7 @@ use pyo3::{PyTraverseError, PyVisit};
 use super::cell::{Counter, GilCell, thread_mark};
 use super::connection::{Connection, Wire};
 use super::dispatch;
-use super::endpoint::Endpoint;
+use super::endpoint::{Endpoint, Event};
 use super::engine::Engine;
 use super::packet::{Account, Packet};
 use super::request::Request;
@@ -40,7 +40,8 @@ pub struct Limits {
 impl Limits {
     fn parse(limits: &Bound<'_, PyDict>) -> PyResult<Self> {
         let number = |name: &str| -> PyResult<f64> {
-            let found = limits.get_item(name)?.ok_or_else(|| PyValueError::new_err(format!("limits: {name} is missing")))?;
+            let found =
+                limits.get_item(name)?.ok_or_else(|| PyValueError::new_err(format!("limits: {name} is missing")))?;
             found.extract()
         };
         let idle_s = match limits.get_item("idle_s")? {
@@ -118,6 +119,8 @@ pub struct State {
     pub replaced: Option<Py<PyAny>>,
     pub stand_in_entered: bool,
     outgoing: Option<Py<Endpoint>>,
+    /// Code objects of handlers whose parameters have been looked at, by address and event.
+    checked: HashMap<(usize, u8), Py<PyAny>>,
     fatal: Option<PyErr>,
     pub tick: u32,
     spare: HashMap<String, VecDeque<Wire>>,
@@ -131,6 +134,7 @@ pub struct Core {
     pub request_type: Py<PyType>,
     resolve: Py<PyAny>,
     on_failure: Py<PyAny>,
+    check: Py<PyAny>,
     targets: Py<PyDict>,
     pub tasks: dispatch::Tasks,
     pub limits: Limits,
@@ -162,7 +166,11 @@ impl Core {
             // for ever does not hold the loop.
             for _ in 0..2 {
                 let (dirty, closing, deferred) = core.state.with(py, |state| {
-                    (std::mem::take(&mut state.dirty), std::mem::take(&mut state.closing), std::mem::take(&mut state.deferred))
+                    (
+                        std::mem::take(&mut state.dirty),
+                        std::mem::take(&mut state.closing),
+                        std::mem::take(&mut state.deferred),
+                    )
                 });
                 if dirty.is_empty() && closing.is_empty() && deferred.is_empty() {
                     break;
@@ -189,7 +197,8 @@ impl Core {
         }
         let (fatal, more) = core.state.with(py, |state| {
             state.depth -= 1;
-            let more = state.depth == 0 && (!state.dirty.is_empty() || !state.closing.is_empty() || !state.deferred.is_empty());
+            let more = state.depth == 0
+                && (!state.dirty.is_empty() || !state.closing.is_empty() || !state.deferred.is_empty());
             (if state.depth == 0 { state.fatal.take() } else { None }, more)
         });
         if more {
@@ -324,7 +333,13 @@ impl Core {
     }
 
     /// An exception came out of a handler: tell, and end the request where there is an id, else the connection.
-    pub fn failed(slf: &Py<Self>, py: Python<'_>, connection: Option<&Py<Connection>>, request: Option<&Py<Request>>, error: PyErr) {
+    pub fn failed(
+        slf: &Py<Self>,
+        py: Python<'_>,
+        connection: Option<&Py<Connection>>,
+        request: Option<&Py<Request>>,
+        error: PyErr,
+    ) {
         let core = slf.get();
         core.counters.handler_errors.bump();
         if !error.is_instance_of::<pyo3::exceptions::PyException>(py) {
@@ -334,6 +349,12 @@ impl Core {
             return;
         }
         let value = error.value(py);
+        // Before Python 3.12 the traceback of a caught error is not yet part of the exception.
+        if let Some(traceback) = error.traceback(py)
+            && let Err(second) = value.setattr(intern!(py, "__traceback__"), traceback)
+        {
+            second.write_unraisable(py, None);
+        }
         core.report(py, connection, request, value);
         if let Some(connection) = connection {
             Connection::handler_failed(connection, py, request, value);
@@ -358,10 +379,28 @@ impl Core {
         }
     }
 
+    /// Refuses a function that cannot be called as `event`'s handlers are. Asked once per code object and event.
+    pub fn check_handler(&self, py: Python<'_>, event: Event, handler: &Py<PyAny>) -> PyResult<()> {
+        let code = handler.getattr(py, intern!(py, "__code__")).ok();
+        let key = code.as_ref().map(|code| (code.as_ptr() as usize, event as u8));
+        if key.is_some_and(|key| self.state.with(py, |state| state.checked.contains_key(&key))) {
+            return Ok(());
+        }
+        self.check.call1(py, (event.name(), handler))?;
+        if let (Some(key), Some(code)) = (key, code) {
+            // The code object is kept, so that its address stays its own.
+            let old = self.state.with(py, |state| state.checked.insert(key, code));
+            drop(old);
+        }
+        Ok(())
+    }
+
     /// The endpoint of connections that handlers open without naming one.
     pub fn outgoing(slf: &Py<Self>, py: Python<'_>) -> PyResult<Py<Endpoint>> {
         let core = slf.get();
-        if let Some(outgoing) = core.state.with(py, |state| state.outgoing.as_ref().map(|outgoing| outgoing.clone_ref(py))) {
+        if let Some(outgoing) =
+            core.state.with(py, |state| state.outgoing.as_ref().map(|outgoing| outgoing.clone_ref(py)))
+        {
             return Ok(outgoing);
         }
         let outgoing = Py::new(py, Endpoint::plain(py, slf.clone_ref(py), "outgoing"))?;
@@ -390,7 +429,8 @@ impl Core {
         let old = self.state.with(py, |state| {
             let mut old = Vec::new();
             for spare in state.spare.values_mut() {
-                let (out, kept): (VecDeque<_>, VecDeque<_>) = std::mem::take(spare).into_iter().partition(|wire| gone(wire));
+                let (out, kept): (VecDeque<_>, VecDeque<_>) =
+                    std::mem::take(spare).into_iter().partition(|wire| gone(wire));
                 *spare = kept;
                 old.extend(out);
             }
@@ -416,6 +456,7 @@ impl Core {
         Ok(Self {
             call_soon: event_loop.getattr(py, "call_soon")?,
             tasks: dispatch::Tasks::new(py)?,
+            check: py.import("libvnf.handlers")?.getattr("check_handler")?.unbind(),
             event_loop,
             connection_type: connection,
             request_type: request,
@@ -466,8 +507,9 @@ impl Core {
             (state.tick, state.connections.len())
         });
         for place in 0..count {
-            let connection =
-                core.state.with(py, |state| state.connections[place].as_ref().map(|connection| connection.clone_ref(py)));
+            let connection = core
+                .state
+                .with(py, |state| state.connections[place].as_ref().map(|connection| connection.clone_ref(py)));
             if let Some(connection) = connection {
                 Connection::tick(&connection, py, tick, CLOSE_S);
             }

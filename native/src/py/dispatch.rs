@@ -42,11 +42,20 @@ impl Tasks {
 pub enum Done {
     Nothing,
     /// The connection may have its next message.
-    Message { connection: Py<Connection>, request: Py<Request> },
+    Message {
+        connection: Py<Connection>,
+        request: Py<Request>,
+    },
     /// The request id may have its next message.
-    Exchange { connection: Py<Connection>, exchange: Py<Exchange>, request: Py<Request> },
+    Exchange {
+        connection: Py<Connection>,
+        exchange: Py<Exchange>,
+        request: Py<Request>,
+    },
     /// The session has returned: the connection closes.
-    Session { connection: Py<Connection> },
+    Session {
+        connection: Py<Connection>,
+    },
 }
 
 impl Done {
@@ -176,7 +185,13 @@ pub fn retire_packet(py: Python<'_>, core: &Core, connection: &Py<Connection>, p
     }
 }
 
-fn new_request(py: Python<'_>, core: &Py<Core>, class: &Py<PyType>, origin: &Py<Connection>, id: Option<Py<PyAny>>) -> PyResult<Py<Request>> {
+fn new_request(
+    py: Python<'_>,
+    core: &Py<Core>,
+    class: &Py<PyType>,
+    origin: &Py<Connection>,
+    id: Option<Py<PyAny>>,
+) -> PyResult<Py<Request>> {
     let inner = core.get();
     let plain = class.is(&inner.request_type);
     let blank = if plain { inner.state.with(py, |state| state.blank.take()) } else { None };
@@ -211,7 +226,9 @@ pub fn message(py: Python<'_>, connection: &Py<Connection>, incoming: Incoming) 
     core.get().counters.messages_in.bump();
     endpoint.messages.bump();
     let Some((handler, carried)) = inner.data_handler(py) else {
-        if let Some(client) = endpoint.state.with(py, |state| state.client.as_ref().map(|client| client.clone_ref(py))) {
+        let matched = inner.state.with(py, |state| state.matched);
+        let client = endpoint.state.with(py, |state| state.client.as_ref().map(|client| client.clone_ref(py)));
+        if let Some(client) = client.filter(|_| matched) {
             super::client::Client::message(&client, py, connection, incoming);
             return;
         }
@@ -248,7 +265,14 @@ pub fn message(py: Python<'_>, connection: &Py<Connection>, incoming: Incoming) 
     }
 }
 
-fn exchange(py: Python<'_>, connection: &Py<Connection>, handler: &Py<PyAny>, packet: Py<Packet>, spec: &IdSpec, class: &Py<PyType>) {
+fn exchange(
+    py: Python<'_>,
+    connection: &Py<Connection>,
+    handler: &Py<PyAny>,
+    packet: Py<Packet>,
+    spec: &IdSpec,
+    class: &Py<PyType>,
+) {
     let inner = connection.get();
     let core = &inner.core;
     let id: Py<PyAny> = match spec {
@@ -352,7 +376,13 @@ fn run_message(
 }
 
 /// Gives a client's reply to the function that waits for it; the request goes on from there.
-pub fn run_reply(py: Python<'_>, connection: &Py<Connection>, function: &Py<PyAny>, request: Option<Py<Request>>, packet: Py<Packet>) {
+pub fn run_reply(
+    py: Python<'_>,
+    connection: &Py<Connection>,
+    function: &Py<PyAny>,
+    request: Option<Py<Request>>,
+    packet: Py<Packet>,
+) {
     match request {
         Some(request) => run_message(py, connection, function, packet, request, None),
         None => {
@@ -367,7 +397,13 @@ pub fn run_reply(py: Python<'_>, connection: &Py<Connection>, function: &Py<PyAn
 }
 
 /// Runs a handler that belongs to no message: an event, a timer, a session.
-pub fn run_plain(core: &Py<Core>, py: Python<'_>, connection: Option<&Py<Connection>>, function: &Py<PyAny>, args: &Bound<'_, PyTuple>) {
+pub fn run_plain(
+    core: &Py<Core>,
+    py: Python<'_>,
+    connection: Option<&Py<Connection>>,
+    function: &Py<PyAny>,
+    args: &Bound<'_, PyTuple>,
+) {
     match function.bind(py).call1(args) {
         Ok(result) => {
             let result = result.unbind();
@@ -407,7 +443,13 @@ fn is_coroutine(object: &Py<PyAny>) -> bool {
 }
 
 /// Runs `call` while `connection` and `request` are what `connect` refers to.
-fn with_current<R>(py: Python<'_>, core: &Py<Core>, connection: &Py<Connection>, request: &Py<Request>, call: impl FnOnce() -> R) -> R {
+fn with_current<R>(
+    py: Python<'_>,
+    core: &Py<Core>,
+    connection: &Py<Connection>,
+    request: &Py<Request>,
+    call: impl FnOnce() -> R,
+) -> R {
     let mine = Some((connection.clone_ref(py), request.clone_ref(py)));
     let before = core.get().state.with(py, |state| std::mem::replace(&mut state.current, mine));
     let result = call();
@@ -489,7 +531,11 @@ fn begin_coroutine(py: Python<'_>, core: &Py<Core>, coroutine: Py<PyAny>, done: 
             let spare = done.clone_ref(py);
             let driver = Driver {
                 core: core.clone_ref(py),
-                state: GilCell::new(DriverState { coroutine: Some(coroutine), awaited: Some(awaited), done: Some(done) }),
+                state: GilCell::new(DriverState {
+                    coroutine: Some(coroutine),
+                    awaited: Some(awaited),
+                    done: Some(done),
+                }),
             };
             let tasks = &core.get().tasks;
             let made = Py::new(py, driver).and_then(|driver| {
@@ -641,7 +687,13 @@ impl Driver {
     }
 
     #[pyo3(signature = (kind, value=None, traceback=None, /))]
-    fn throw(&self, py: Python<'_>, kind: Py<PyAny>, value: Option<Py<PyAny>>, traceback: Option<Py<PyAny>>) -> PyResult<Py<PyAny>> {
+    fn throw(
+        &self,
+        py: Python<'_>,
+        kind: Py<PyAny>,
+        value: Option<Py<PyAny>>,
+        traceback: Option<Py<PyAny>>,
+    ) -> PyResult<Py<PyAny>> {
         drop(traceback);
         let awaited = self.state.with(py, |state| state.awaited.take());
         drop(awaited);

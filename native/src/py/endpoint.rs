@@ -35,6 +35,10 @@ impl Event {
         ("error", Self::Error),
     ];
 
+    pub fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(_, event)| *event == self).map_or("", |(name, _)| name)
+    }
+
     pub fn parse(name: &str) -> PyResult<Self> {
         Self::NAMES.iter().find(|(known, _)| *known == name).map(|(_, event)| *event).ok_or_else(|| {
             let known: Vec<_> = Self::NAMES.iter().map(|(name, _)| *name).collect();

@@ -291,8 +291,6 @@ impl Engine {
             Ok(connection) => connection,
             Err(error) => return Core::failed(&self.core, py, None, None, error),
         };
-        let framing = endpoint.get().framing.clone_ref(py);
-        connection.get().state.with(py, |state| state.framing = framing);
         let held = connection.clone_ref(py);
         let (adopted, old) = self.state.with(py, |state| {
             let open = &mut state.ports[index];
@@ -425,7 +423,14 @@ impl Engine {
     }
 
     #[pyo3(signature = (port, host, number, endpoint, /))]
-    fn listen(&self, py: Python<'_>, port: &str, host: Option<&str>, number: u16, endpoint: Py<Endpoint>) -> PyResult<()> {
+    fn listen(
+        &self,
+        py: Python<'_>,
+        port: &str,
+        host: Option<&str>,
+        number: u16,
+        endpoint: Py<Endpoint>,
+    ) -> PyResult<()> {
         let address = host.map(parse_address).transpose()?;
         let bound = self.state.with(py, |state| {
             let open = state.ports.iter_mut().find(|open| open.name == port)?;
@@ -562,7 +567,12 @@ impl Engine {
                     kind: open.kind,
                     link: open.port.link(),
                     mac: open.config.mac,
-                    addresses: open.config.addresses.iter().map(|cidr| format!("{}/{}", cidr.address, cidr.prefix)).collect(),
+                    addresses: open
+                        .config
+                        .addresses
+                        .iter()
+                        .map(|cidr| format!("{}/{}", cidr.address, cidr.prefix))
+                        .collect(),
                     counters: open.port.counters().into_iter().chain(open.host.counters()).collect(),
                 })
                 .collect::<Vec<_>>()

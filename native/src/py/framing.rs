@@ -53,7 +53,9 @@ impl LengthPrefixed {
             return Err(PyValueError::new_err(format!("LengthPrefixed: offset is {offset}: expected at most 65536")));
         }
         if !(1..=LARGEST_MESSAGE).contains(&limit) {
-            return Err(PyValueError::new_err(format!("LengthPrefixed: limit is {limit}: expected 1 to {LARGEST_MESSAGE}")));
+            return Err(PyValueError::new_err(format!(
+                "LengthPrefixed: limit is {limit}: expected 1 to {LARGEST_MESSAGE}"
+            )));
         }
         Ok(Self { size, offset, adjust, strip, limit })
     }

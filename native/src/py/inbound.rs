@@ -1,21 +1,20 @@
 //! How bytes come in: buffered, framed, given to handlers or kept in the inbox; and when to stop the peer.
 
 use pyo3::exceptions::{PyConnectionError, PyValueError};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyInt};
-use pyo3::intern;
 
 use super::connection::{Connection, Phase, State, Wait, Wire};
 use super::core::Core;
 use super::dispatch::{self, Incoming};
 use super::endpoint::Event;
 use super::framing::FramingSpec;
+use super::outbound::HIGH_WATER;
 use super::packet::{Body, Packet};
 use crate::framing::{Cut, LARGEST_MESSAGE, find};
 use crate::packet::Pool;
 
-/// Unread bytes at which a stream is stopped while its handler is busy.
-const HIGH_WATER: usize = 65_536;
 /// Datagrams that may wait for a busy handler or in an inbox.
 const DATAGRAM_QUEUE: usize = 1_024;
 
@@ -363,17 +362,15 @@ impl Connection {
             let available = state.available();
             state.needed = 0;
             let next = match (until, size) {
-                (Some(until), _) if !until.is_empty() => {
-                    match find(&state.unread[state.unread_at..], until) {
-                        Some(at) if at + until.len() <= limit => {
-                            let end = at + until.len();
-                            Next::Message(state.consume(&core.pool, 0, end, end))
-                        }
-                        Some(_) => Next::Broken("limit"),
-                        None if available >= limit => Next::Broken("limit"),
-                        None => Next::Nothing,
+                (Some(until), _) if !until.is_empty() => match find(&state.unread[state.unread_at..], until) {
+                    Some(at) if at + until.len() <= limit => {
+                        let end = at + until.len();
+                        Next::Message(state.consume(&core.pool, 0, end, end))
                     }
-                }
+                    Some(_) => Next::Broken("limit"),
+                    None if available >= limit => Next::Broken("limit"),
+                    None => Next::Nothing,
+                },
                 (_, Some(size)) if available >= size && size > 0 => {
                     Next::Message(state.consume(&core.pool, 0, size, size))
                 }
@@ -405,7 +402,8 @@ impl Connection {
                 Err(PyConnectionError::new_err(format!("framing: {why}")))
             }
             Next::Ask(function, bytes) => {
-                let size = function.bind(py).call1((PyBytes::new(py, &bytes),)).and_then(|found| found.extract::<i64>());
+                let size =
+                    function.bind(py).call1((PyBytes::new(py, &bytes),)).and_then(|found| found.extract::<i64>());
                 let size = match size {
                     Ok(size) => usize::try_from(size).ok().filter(|size| *size <= largest),
                     Err(_) => None,
@@ -416,7 +414,9 @@ impl Connection {
                         Err(PyConnectionError::new_err("framing: the framing function raised or lied"))
                     }
                     Some(size) if size == 0 || size > bytes.len() => {
-                        inner.state.with(py, |state| (state.searched, state.needed) = (bytes.len(), size.max(bytes.len() + 1)));
+                        inner.state.with(py, |state| {
+                            (state.searched, state.needed) = (bytes.len(), size.max(bytes.len() + 1))
+                        });
                         if bytes.len() >= largest {
                             Self::framing_failed(slf, py, "never complete");
                         }
@@ -437,12 +437,21 @@ impl Connection {
     }
 
     /// Not yet, or never: an empty packet at the peer's end, an error when the connection broke.
-    fn nothing_more(slf: &Py<Self>, py: Python<'_>, available: usize, peer_ended: bool, phase: Phase) -> PyResult<Option<Py<Packet>>> {
+    fn nothing_more(
+        slf: &Py<Self>,
+        py: Python<'_>,
+        available: usize,
+        peer_ended: bool,
+        phase: Phase,
+    ) -> PyResult<Option<Py<Packet>>> {
         if peer_ended && available == 0 {
+            slf.get().state.with(py, |state| state.end_told = true);
             return Packet::from_body(py, Body::Empty).map(Some);
         }
         if peer_ended {
-            return Err(PyConnectionError::new_err(format!("the peer ended inside a message, after {available} bytes")));
+            return Err(PyConnectionError::new_err(format!(
+                "the peer ended inside a message, after {available} bytes"
+            )));
         }
         if phase == Phase::Closed || phase == Phase::Closing {
             let (error, reason) = slf

@@ -1,14 +1,17 @@
 //! How bytes leave: queued by `send`, flushed at the end of the batch; and the ways a connection is closed.
 
 use pyo3::exceptions::PyConnectionError;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
-use pyo3::intern;
 
 use super::connection::{Connection, Phase, Wait, Wire};
 use super::core::Core;
 use super::endpoint::Event;
 use super::packet::{Packet, with_bytes};
+
+/// Queued bytes that make `drain` wait; unread bytes at which a stream is stopped while its handler is busy.
+pub const HIGH_WATER: usize = 65_536;
 
 /// Where the bytes of one `send` go, decided while the state is borrowed.
 enum Route {
@@ -195,11 +198,16 @@ impl Connection {
                 }
             }
             None => {
-                let close = inner.state.with(py, |state| state.phase == Phase::Closing && !matches!(state.wire, Wire::None));
+                let close =
+                    inner.state.with(py, |state| state.phase == Phase::Closing && !matches!(state.wire, Wire::None));
                 if close {
                     Self::finish_with(slf, py, "closed");
                 }
             }
+        }
+        // Who waits to write was held up by what this batch queued, unless the transport says stop.
+        if inner.state.with(py, |state| state.phase == Phase::Open && !state.write_blocked && state.out.is_empty()) {
+            Self::wake(slf, py, Wait::Writable);
         }
         if sent {
             Self::fire(slf, py, Event::Sent, None);
@@ -302,10 +310,8 @@ impl Connection {
             return;
         }
         Self::finish_with(slf, py, reason);
-        if let Some(transport) = transport
-            && let Err(error) = transport.call_method0(py, intern!(py, "abort"))
-        {
-            error.write_unraisable(py, None);
+        if let Some(transport) = transport {
+            abort(py, &transport);
         }
     }
 
@@ -319,7 +325,9 @@ impl Connection {
         }
         let found = self.state.with(py, |state| match &state.wire {
             Wire::Datagram { address: Some(address), .. } if !local => Found::Address(address.clone_ref(py)),
-            Wire::Stream { transport, .. } | Wire::Datagram { transport, .. } => Found::Transport(transport.clone_ref(py)),
+            Wire::Stream { transport, .. } | Wire::Datagram { transport, .. } => {
+                Found::Transport(transport.clone_ref(py))
+            }
             Wire::Flow { engine, port, flow, .. } => Found::Flow(engine.clone_ref(py), *port, *flow),
             Wire::None => Found::None,
         });
@@ -333,9 +341,9 @@ impl Connection {
             }
         };
         let address = address.bind(py);
-        if let Ok((host, port)) = address.get_item(0).and_then(|host| {
-            Ok((host.extract::<String>()?, address.get_item(1)?.extract::<u32>()?))
-        }) {
+        if let Ok((host, port)) =
+            address.get_item(0).and_then(|host| Ok((host.extract::<String>()?, address.get_item(1)?.extract::<u32>()?)))
+        {
             return Ok(if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") });
         }
         Ok(address.extract::<String>().unwrap_or_default())
@@ -343,11 +351,37 @@ impl Connection {
 }
 
 /// Ends a wire that no connection owns.
-pub fn close_wire(py: Python<'_>, wire: &Wire, abort: bool) {
-    let method = if abort { intern!(py, "abort") } else { intern!(py, "close") };
-    if let Wire::Stream { transport, .. } | Wire::Datagram { transport, .. } = wire
-        && let Err(error) = transport.call_method0(py, method)
-    {
+pub fn close_wire(py: Python<'_>, wire: &Wire, aborts: bool) {
+    match wire {
+        Wire::Stream { transport, .. } if aborts => abort(py, transport),
+        Wire::Stream { transport, .. } | Wire::Datagram { transport, .. } => {
+            if let Err(error) = transport.call_method0(py, intern!(py, "close")) {
+                error.write_unraisable(py, None);
+            }
+        }
+        Wire::None | Wire::Flow { .. } => {}
+    }
+}
+
+/// A TCP peer gets a reset (RFC 9293 3.10.5), so that it cannot take the cut for the end of the answer.
+fn abort(py: Python<'_>, transport: &Py<PyAny>) {
+    let socket = transport.call_method1(py, intern!(py, "get_extra_info"), (intern!(py, "socket"),));
+    // Transports that are no sockets have no descriptor, and their own way to abort.
+    if let Ok(fd) = socket.and_then(|socket| socket.call_method0(py, intern!(py, "fileno"))?.extract::<i32>(py)) {
+        reset_at_close(fd);
+    }
+    if let Err(error) = transport.call_method0(py, intern!(py, "abort")) {
         error.write_unraisable(py, None);
+    }
+}
+
+#[allow(unsafe_code)]
+fn reset_at_close(fd: i32) {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    // SAFETY: the option is read from `linger`, whose size is given; a descriptor that is not a socket is an error.
+    // Where it fails, the close is an ordinary one.
+    unsafe {
+        let size = size_of::<libc::linger>() as libc::socklen_t;
+        libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_LINGER, (&raw const linger).cast(), size);
     }
 }

@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use pyo3::basic::CompareOp;
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyBufferError, PyIndexError, PyTypeError};
+use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyInt, PyMemoryView, PySlice};
-use pyo3::ffi;
 
 use super::cell::GilCell;
 use crate::framing::find;
@@ -128,7 +128,12 @@ impl Packet {
     pub fn from_body(py: Python<'_>, body: Body) -> PyResult<Py<Self>> {
         let packet = Py::new(
             py,
-            Self(GilCell::new(Inner { body: Body::Empty, start: std::ptr::NonNull::dangling().as_ptr(), len: 0, account: None })),
+            Self(GilCell::new(Inner {
+                body: Body::Empty,
+                start: std::ptr::NonNull::dangling().as_ptr(),
+                len: 0,
+                account: None,
+            })),
         )?;
         packet.get().fill(py, body);
         Ok(packet)
@@ -369,4 +374,3 @@ pub fn is_unshared(packet: &Py<Packet>) -> bool {
     // SAFETY: a plain read of the reference count of a live object.
     unsafe { ffi::Py_REFCNT(packet.as_ptr()) == 1 }
 }
-

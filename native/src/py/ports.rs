@@ -16,7 +16,18 @@ pub struct PortOptions {
 }
 
 const KEYS: [&str; 12] = [
-    "type", "path", "role", "id", "secret", "ring_slots", "buffer_bytes", "mtu", "mac", "address", "virtual", "gateway",
+    "type",
+    "path",
+    "role",
+    "id",
+    "secret",
+    "ring_slots",
+    "buffer_bytes",
+    "mtu",
+    "mac",
+    "address",
+    "virtual",
+    "gateway",
 ];
 
 fn refuse<T>(message: String) -> PyResult<T> {
@@ -28,7 +39,9 @@ fn texts(options: &Bound<'_, PyDict>, key: &str) -> PyResult<Vec<String>> {
     match options.get_item(key)?.filter(|value| !value.is_none()) {
         None => Ok(Vec::new()),
         Some(value) if value.is_instance_of::<PyString>() => Ok(vec![value.extract()?]),
-        Some(value) => value.extract::<Vec<String>>().or_else(|_| refuse(format!("{key}: expected text, or a list of texts"))),
+        Some(value) => {
+            value.extract::<Vec<String>>().or_else(|_| refuse(format!("{key}: expected text, or a list of texts")))
+        }
     }
 }
 
@@ -108,7 +121,8 @@ impl PortOptions {
         if addresses.is_empty() {
             return refuse("address: expected at least one address such as 10.0.0.2/24".into());
         }
-        let every = |key: &str| -> PyResult<Vec<IpAddr>> { texts(options, key)?.iter().map(|text| ip(key, text)).collect() };
+        let every =
+            |key: &str| -> PyResult<Vec<IpAddr>> { texts(options, key)?.iter().map(|text| ip(key, text)).collect() };
         let host = HostConfig {
             mac: match texts(options, "mac")?.first() {
                 Some(text) => mac(text)?,
@@ -126,7 +140,9 @@ impl PortOptions {
         let opened = Memif::new(self.memif.clone());
         match opened {
             Ok(port) => Ok(Box::new(port)),
-            Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => Err(PyValueError::new_err(error.to_string())),
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => {
+                Err(PyValueError::new_err(error.to_string()))
+            }
             Err(error) => Err(error.into()),
         }
     }

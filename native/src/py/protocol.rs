@@ -39,7 +39,8 @@ impl StreamProtocol {
     fn leave_pool(slf: &Py<Self>, py: Python<'_>, abort: bool) {
         let inner = slf.get();
         inner.core.get().spare_remove(py, |wire| matches!(wire, Wire::Stream { protocol, .. } if protocol.is(slf)));
-        let transport = inner.transport.with(py, |transport| transport.as_ref().map(|transport| transport.clone_ref(py)));
+        let transport =
+            inner.transport.with(py, |transport| transport.as_ref().map(|transport| transport.clone_ref(py)));
         if let (Some(transport), true) = (transport, abort)
             && let Err(error) = transport.call_method0(py, intern!(py, "abort"))
         {
@@ -83,8 +84,6 @@ impl StreamProtocol {
                 if Connection::admit(py, core, endpoint.get()) {
                     match Connection::create(py, &inner.core, endpoint) {
                         Ok(connection) => {
-                            let framing = endpoint.get().framing.clone_ref(py);
-                            connection.get().state.with(py, |state| state.framing = framing);
                             inner.hand_over(py, Some(connection.clone_ref(py)));
                             Connection::accepted(&connection, py, wire);
                         }
@@ -200,7 +199,12 @@ pub struct DatagramProtocol {
 }
 
 impl DatagramProtocol {
-    fn peer(slf: &Py<Self>, py: Python<'_>, endpoint: &Py<Endpoint>, address: &Bound<'_, PyAny>) -> PyResult<Option<Py<Connection>>> {
+    fn peer(
+        slf: &Py<Self>,
+        py: Python<'_>,
+        endpoint: &Py<Endpoint>,
+        address: &Bound<'_, PyAny>,
+    ) -> PyResult<Option<Py<Connection>>> {
         let inner = slf.get();
         let core = inner.core.get();
         let peers = inner.peers.bind(py);
@@ -226,11 +230,13 @@ impl DatagramProtocol {
             return Ok(None);
         };
         let connection = Connection::create(py, &inner.core, endpoint)?;
-        let framing = endpoint.get().framing.clone_ref(py);
-        connection.get().state.with(py, |state| state.framing = framing);
         peers.set_item(address, &connection)?;
         let address = Some(address.clone().unbind());
-        Connection::accepted(&connection, py, Wire::Datagram { transport, sendto, address, protocol: slf.clone_ref(py) });
+        Connection::accepted(
+            &connection,
+            py,
+            Wire::Datagram { transport, sendto, address, protocol: slf.clone_ref(py) },
+        );
         Ok(Some(connection))
     }
 
@@ -245,10 +251,9 @@ impl DatagramProtocol {
             peers.del_item(&first)?;
             let Some(connection) = connection else { continue };
             let connection = connection.cast_into::<Connection>()?.unbind();
-            let (occupied, open) = connection
-                .get()
-                .state
-                .with(py, |state| (state.busy || state.open_requests > 0 || state.request.is_some(), state.phase == Phase::Open));
+            let (occupied, open) = connection.get().state.with(py, |state| {
+                (state.busy || state.open_requests > 0 || state.request.is_some(), state.phase == Phase::Open)
+            });
             if !open {
                 continue;
             }
@@ -294,7 +299,12 @@ impl DatagramProtocol {
     }
 
     #[pyo3(signature = (data, address, /))]
-    fn datagram_received(slf: Py<Self>, py: Python<'_>, data: Bound<'_, PyBytes>, address: &Bound<'_, PyAny>) -> PyResult<()> {
+    fn datagram_received(
+        slf: Py<Self>,
+        py: Python<'_>,
+        data: Bound<'_, PyBytes>,
+        address: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
         let inner = slf.get();
         inner.core.get().enter(py);
         let connection = match (&inner.connection, &inner.endpoint) {

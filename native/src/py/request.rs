@@ -74,7 +74,10 @@ impl Request {
                 return None;
             }
             state.ended = true;
-            state.core.as_ref().map(|core| (core.clone_ref(py), state.origin.take(), state.id.as_ref().map(|id| id.clone_ref(py))))
+            state
+                .core
+                .as_ref()
+                .map(|core| (core.clone_ref(py), state.origin.take(), state.id.as_ref().map(|id| id.clone_ref(py))))
         });
         if let Some((core, origin, id)) = found {
             core.get().request_ended(py, origin.as_ref(), id.as_ref());

@@ -141,14 +141,25 @@ pub fn headers(mut data: &[u8]) {
     stage.end();
 }
 
-/// Bit 0: to us, from the peer. Bit 1: the IP header's checksum. Bit 2: the addresses. Bit 3: ICMP's checksum.
+/// Bit 0: to us, from the peer. Bit 1: the IP header's version, length and checksum. Bit 2: the addresses. Bit 3: ICMP's
+/// checksum. Bits 4 and 5: the Ethernet type. Bits 6 and 7: seconds that pass afterwards.
 fn mend(frame: &mut [u8], how: u8) {
     if how & 1 != 0 && frame.len() >= 12 {
         frame[..6].copy_from_slice(&US);
         frame[6..12].copy_from_slice(&PEER);
     }
     let Some((ethernet, packet)) = frame.split_at_mut_checked(ethernet::HEADER) else { return };
-    let is_v4 = ethernet[12..] == ethernet::IPV4.to_be_bytes();
+    let ethertype = match how >> 4 & 3 {
+        0 => u16::from_be_bytes([ethernet[12], ethernet[13]]),
+        1 => ethernet::IPV4,
+        2 => ethernet::IPV6,
+        _ => ethernet::ARP,
+    };
+    ethernet[12..].copy_from_slice(&ethertype.to_be_bytes());
+    let is_v4 = ethertype == ethernet::IPV4;
+    if !is_v4 && ethertype != ethernet::IPV6 {
+        return;
+    }
     let least = if is_v4 { ipv4::HEADER } else { ipv6::HEADER };
     if packet.len() < least {
         return;
@@ -160,6 +171,16 @@ fn mend(frame: &mut [u8], how: u8) {
         } else {
             packet[8..24].copy_from_slice(&PEER_V6.octets());
             packet[24..40].copy_from_slice(&OWN_V6.octets());
+        }
+    }
+    if how & 2 != 0 {
+        let len = packet.len() as u16;
+        if is_v4 {
+            packet[0] = 0x40 | packet[0] & 15;
+            packet[2..4].copy_from_slice(&len.to_be_bytes());
+        } else {
+            packet[0] = 0x60;
+            packet[4..6].copy_from_slice(&(len - ipv6::HEADER as u16).to_be_bytes());
         }
     }
     let header_len = if is_v4 { usize::from(packet[0] & 15) * 4 } else { ipv6::HEADER };

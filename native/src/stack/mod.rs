@@ -4,6 +4,10 @@
 //! listener it is for), `icmp` (echo, errors) or `link` (ARP and NDP, which feed `neighbours`). A datagram's way out:
 //! [`Host::send`] (`udp`) copies the flow's prebuilt header (`flows`); what does not fit the MTU takes the way through
 //! `output`, what has no link address yet waits in `neighbours`.
+//!
+//! Not supported, and dropped with a count: multicast and broadcast datagrams, VLAN tags, source routes and jumbograms,
+//! redirects and router advertisements (routes are configured). Nothing is sent of duplicate address detection, MLD or
+//! "reassembly time exceeded", and a lowered path MTU lasts as long as its flow.
 
 mod addresses;
 mod counters;

@@ -74,8 +74,9 @@ def invoke(*arguments: str) -> Result:
 def test_every_option_reaches_the_native_function_under_its_documented_name(native: Native) -> None:
     result = invoke(
         *"udp://10.0.0.2:5000 --respond udp://10.0.0.3:5000 --respond tcp://:1 --connections 4".split(),
-        *"--outstanding 64 --requests-per-connection 5 --rate 1e4 --size 64 --id 0:8 --verify --duration 2 --warmup 0.5".split(),
-        *"--timeout 0.1 --reset --cpu 1 --transport memif:/run/b.sock,address=10.0.0.1/24".split(),
+        *"--outstanding 64 --requests-per-connection 5 --rate 1e4 --size 64 --id 0:8 --verify".split(),
+        *"--duration 2 --warmup 0.5 --timeout 0.1 --reset --cpu 1".split(),
+        *"--transport memif:/run/b.sock,address=10.0.0.1/24".split(),
     )
     assert result.exit_code == 0, result.output
     assert native.options == {

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::super::*;
-use super::drive;
+use super::{drive, hundreds_of_requests, until};
 use crate::packet::PoolConfig;
 use crate::port::memif::{Memif, MemifConfig, Role};
 use crate::port::pair::pair;
@@ -37,8 +37,7 @@ fn udp(address: &str) -> Endpoint {
 }
 
 fn measure(transport: Transport, drive: Drive, respond: Vec<Respond>) -> Result<Report, LoadError> {
-    let config = LoadConfig { drive: Some(drive), respond, transport, cpu: None };
-    run(config, &AtomicBool::new(false), &mut |_| ())
+    until(transport, drive, respond, hundreds_of_requests)
 }
 
 /// Something that runs on a thread until this is dropped.
@@ -135,8 +134,8 @@ fn a_lossy_chain_costs_timeouts_and_goes_on() {
     let forwarder = forwarder(right, 50);
     let ends = on(left, host(1, &["10.0.0.1", "10.0.0.3"]));
     let respond = vec![Respond { endpoint: udp("10.0.0.3:5000"), size: 64 }];
-    let lossy = Drive { timeout: Duration::from_millis(5), ..drive(udp("10.0.0.2:5000")) };
-    let report = measure(ends, lossy, respond).unwrap();
+    let lossy = Drive { timeout: Duration::from_millis(50), ..drive(udp("10.0.0.2:5000")) };
+    let report = until(ends, lossy, respond, |told| told.errors > 20 && told.requests > 20).unwrap();
     forwarder.end();
     assert!(report.errors.of(Failure::Timeout) > 16 && report.requests > 16, "{report:?}");
     assert_eq!(report.errors.of(Failure::Mismatch), 0);
@@ -158,8 +157,8 @@ fn flows_carry_no_more_requests_than_they_may() {
 fn a_schedule_is_kept_on_a_port() {
     let (left, right) = pair(1500, 4096);
     let server = responder(right);
-    let open = Drive { rate: Some(2000.0), ..drive(udp("10.0.0.3:5000")) };
-    let report = measure(on(left, host(1, &["10.0.0.1"])), open, vec![]).unwrap();
+    let open = Drive { rate: Some(2000.0), duration: Duration::from_millis(150), ..drive(udp("10.0.0.3:5000")) };
+    let report = until(on(left, host(1, &["10.0.0.1"])), open, vec![], |_| false).unwrap();
     server.end();
     assert_eq!((report.requests + report.unsent, report.errors.total()), (300, 0), "{report:?}");
 }

@@ -1,11 +1,14 @@
-//! Whole runs, in this process.
+//! Whole runs, in this process. They end when they have shown enough, not after a time: the machine may be busy.
 
 mod bypass;
 mod kernel;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::{Drive, Endpoint};
+use super::{Drive, Endpoint, LoadConfig, LoadError, Progress, Report, Respond, Transport, run};
+
+const HOUR: Duration = Duration::from_secs(3600);
 
 fn drive(endpoint: Endpoint) -> Drive {
     Drive {
@@ -17,9 +20,25 @@ fn drive(endpoint: Endpoint) -> Drive {
         size: 64,
         request_id: None,
         verify: true,
-        duration: Duration::from_millis(150),
-        warmup: Duration::from_millis(10),
+        duration: HOUR,
+        warmup: Duration::ZERO,
         timeout: Duration::from_secs(10),
         reset: false,
     }
+}
+
+/// A run that ends as soon as `enough` says so.
+fn until(
+    transport: Transport,
+    drive: Drive,
+    respond: Vec<Respond>,
+    enough: impl Fn(&Progress) -> bool,
+) -> Result<Report, LoadError> {
+    let stop = AtomicBool::new(false);
+    let config = LoadConfig { drive: Some(drive), respond, transport, cpu: None };
+    run(config, &stop, &mut |progress| stop.store(enough(progress), Ordering::Relaxed))
+}
+
+fn hundreds_of_requests(progress: &Progress) -> bool {
+    progress.requests >= 300
 }

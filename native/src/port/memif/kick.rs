@@ -13,8 +13,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 
-/// Completions that may pile up before they are collected.
-const DEPTH: usize = 64;
+/// Completions that may pile up; half of them are collected at a time. Small, for the system grants 65,536 of them to
+/// all its processes (fs.aio-max-nr).
+const DEPTH: usize = 16;
 /// Threads that peers may hold captive at a time, in the whole process.
 const MAX_THREADS: usize = 16;
 static THREADS: AtomicUsize = AtomicUsize::new(0);
@@ -103,20 +104,19 @@ impl Drop for Aio {
     }
 }
 
+#[derive(Default)]
 enum Method {
+    /// Nobody wanted to be woken so far.
+    #[default]
+    Undecided,
     Aio(Aio),
     /// One wake-up may wait behind the one being written; more would say nothing new.
     Thread(Option<SyncSender<Arc<OwnedFd>>>),
 }
 
 /// The way we wake the peers of one port.
+#[derive(Default)]
 pub struct Kicker(Method);
-
-impl Default for Kicker {
-    fn default() -> Self {
-        Self(Aio::new().map_or(Method::Thread(None), Method::Aio))
-    }
-}
 
 impl Kicker {
     /// Where AIO is not to be had. The thread starts with the first kick.
@@ -126,7 +126,11 @@ impl Kicker {
 
     /// Adds one to the peer's eventfd; never blocks. `false`: it could not be done.
     pub fn kick(&mut self, eventfd: &Arc<OwnedFd>) -> bool {
+        if matches!(self.0, Method::Undecided) {
+            self.0 = Aio::new().map_or(Method::Thread(None), Method::Aio);
+        }
         match &mut self.0 {
+            Method::Undecided => false,
             Method::Aio(aio) => aio.kick(eventfd),
             Method::Thread(thread) => {
                 if thread.is_none() {

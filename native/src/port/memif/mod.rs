@@ -55,7 +55,8 @@ pub enum Role {
 #[derive(Clone, PartialEq, Eq)]
 pub struct MemifConfig {
     pub name: String,
-    /// A socket file, or an abstract name beginning with '@'.
+    /// A socket file (mode 0600), or an abstract name beginning with '@', which every process of the network namespace
+    /// can reach: give that one a secret.
     pub path: PathBuf,
     pub role: Role,
     /// The interface behind the socket.
