@@ -693,6 +693,7 @@ impl Connection {
                 || state.dirty
                 || state.write_blocked
                 || !state.out.is_empty()
+                || !state.out_datagrams.is_empty()
                 || !state.queue.is_empty()
         })
     }
