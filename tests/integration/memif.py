@@ -14,6 +14,7 @@ import os
 import select
 import socket
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -278,9 +279,16 @@ class Server(Interface):
             else:
                 self.out, self.kick_fd = ring, descriptors[0]
 
+    def offered(self) -> Server:
+        """Once the client has offered buffers, which it does after CONNECTED and without a word."""
+        until = time.monotonic() + DEADLINE_S
+        while self.out.head == self.out.tail:
+            assert time.monotonic() < until, "the client offers no buffer"
+            os.sched_yield()
+        return self
+
     def send(self, frame: bytes) -> None:
-        index = self.out.tail
-        assert self.out.head - index & 0xFFFF, "the client offers no buffer"
+        index = self.offered().out.tail
         _, region, length, at = self.out.descriptor(index)
         assert len(frame) <= length
         self.memory[at : at + len(frame)] = frame

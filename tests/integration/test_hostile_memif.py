@@ -6,16 +6,13 @@ afterwards it has neither a descriptor nor a buffer less than before.
 from __future__ import annotations
 
 import os
-import signal
-import socket
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
-from tests.integration.inspection import Window, in_use
 from tests.integration.memif import (
     ACK,
     ADD_REGION,
@@ -29,86 +26,8 @@ from tests.integration.memif import (
     Server,
     message,
 )
-from tests.integration.programs import Program, running
+from tests.integration.replica import FreePort, attack, replica
 from tests.integration.station import Station
-from tests.peers import DEADLINE_S
-
-ECHO = """
-from libvnf import VNF
-from tests.integration.inspection import open_window
-
-vnf = VNF("b")
-open_window(vnf)
-
-@vnf.server("udp://:{port}")
-def echo(conn, request, packet):
-    conn.send(packet)
-"""
-
-
-class Replica:
-    """A VNF with three ports: the one that is attacked, and two that witness that it goes on serving."""
-
-    def __init__(self, program: Program, window: Window, attacked: Path, good: Station, port: int) -> None:
-        self.program, self.window, self.attacked, self.good, self.port = program, window, attacked, good, port
-        self.serial = 0
-
-    def serves(self) -> None:
-        """The second memif port and the kernel socket answer."""
-        self.serial += 1
-        question = b"question %d" % self.serial
-        assert self.good.ask(self.port, question) == question
-        with socket.socket(type=socket.SOCK_DGRAM) as sock:
-            sock.settimeout(DEADLINE_S)
-            sock.connect(("127.0.0.1", self.port))
-            sock.send(question)
-            assert sock.recv(2048) == question
-
-    def counters(self) -> dict[str, int]:
-        return self.window.counters("port0")
-
-    def link(self) -> str:
-        found: str = self.window.look()["transports"]["port0"]["link"]
-        return found
-
-    def station(self, client: Client) -> Station:
-        return Station(client, "10.0.0.1", "10.0.0.2")
-
-
-@contextmanager
-def replica(tmp_path: Path, port: int, role: str = "server", extra: str = "") -> Iterator[Replica]:
-    attacked, good, window = (tmp_path / name for name in ("attacked.sock", "good.sock", "window.sock"))
-    options = [
-        *("--transport", f"memif:{attacked},role={role},address=10.0.0.2/24{extra}"),
-        *("--transport", f"memif:{good},role=server,address=10.0.1.2/24"),
-        *("--transport", "kernel"),
-        *("--set", f"window={window}", "--set", "limits.grace_s=0", "--set", "limits.drain_s=0"),
-    ]
-    with ExitStack() as stack:
-        program = stack.enter_context(running(tmp_path, ECHO.format(port=port), *options))
-        look = Window(window)
-        stack.callback(look.close)
-        client = stack.enter_context(Client(good)).connect()
-        yield Replica(program, look, attacked, Station(client, "10.0.1.1", "10.0.1.2"), port)
-        program.signal(signal.SIGTERM)
-        assert (program.exit(), program.errors) == (0, [])
-        assert not attacked.exists() and not good.exists() and not window.exists()
-
-
-@contextmanager
-def attack(tmp_path: Path, free_port: Callable[[], int], role: str = "server", extra: str = "") -> Iterator[Replica]:
-    """A replica that serves before, and afterwards as if nothing had happened."""
-    with replica(tmp_path, free_port(), role, extra) as victim:
-        victim.serves()
-        before = victim.window.look()
-        yield victim
-        victim.serves()
-        after = victim.window.wait(lambda now: now["descriptors"] == before["descriptors"] and in_use(now) == in_use(before))
-        assert after["threads"] == before["threads"]
-        if role == "server":
-            with Client(victim.attacked).connect() as honest:
-                assert victim.station(honest).ask(victim.port, b"well again") == b"well again"
-
 
 # --- the control channel, we are the client ---------------------------------------------------------------------------
 
@@ -141,10 +60,6 @@ def attach(step: int, make: Callable[[], int], count: int = 1) -> Change:
             descriptors[:] = [make() for _ in range(count)]
 
     return change
-
-
-def made(make: Callable[[], int]) -> Callable[[], int]:
-    return make
 
 
 def a_pipe() -> int:
@@ -192,7 +107,7 @@ LIES: dict[str, tuple[Change, str]] = {
 }
 
 
-def test_every_wrong_field_of_a_handshake_is_refused_with_a_reason(tmp_path: Path, free_port: Callable[[], int]) -> None:
+def test_every_wrong_field_of_a_handshake_is_refused_with_a_reason(tmp_path: Path, free_port: FreePort) -> None:
     with attack(tmp_path, free_port) as victim:
         for name, (change, reason) in LIES.items():
             with Client(victim.attacked) as liar:
@@ -201,10 +116,10 @@ def test_every_wrong_field_of_a_handshake_is_refused_with_a_reason(tmp_path: Pat
                 assert reason in str(refused.value), f"{name}: {refused.value}"
             victim.serves()
         assert victim.counters()["handshakes_refused"] == len(LIES)
-        assert victim.counters()["connects"] == 0
+        assert victim.counters()["connects"] == 1
 
 
-def test_a_region_without_the_shrink_seal_is_refused(tmp_path: Path, free_port: Callable[[], int]) -> None:
+def test_a_region_without_the_shrink_seal_is_refused(tmp_path: Path, free_port: FreePort) -> None:
     with attack(tmp_path, free_port) as victim, Client(victim.attacked, seal=False) as liar:
         with pytest.raises(Refused, match="region is not sealed: F_SEAL_SHRINK wanted"):
             liar.connect()
@@ -212,7 +127,7 @@ def test_a_region_without_the_shrink_seal_is_refused(tmp_path: Path, free_port: 
         victim.serves()
 
 
-def test_regions_that_add_up_to_too_much_are_refused(tmp_path: Path, free_port: Callable[[], int]) -> None:
+def test_regions_that_add_up_to_too_much_are_refused(tmp_path: Path, free_port: FreePort) -> None:
     with attack(tmp_path, free_port) as victim, Client(victim.attacked) as liar:
         os.ftruncate(liar.memfd, 100 << 20)  # sparse: it would cost its size once it is read
         liar.dial()
@@ -228,7 +143,7 @@ def test_regions_that_add_up_to_too_much_are_refused(tmp_path: Path, free_port: 
 
 
 @pytest.mark.parametrize(("theirs", "reason"), [(b"", "Secret required"), (b"guess", "Incorrect secret")])
-def test_the_secret_is_asked_for(tmp_path: Path, free_port: Callable[[], int], theirs: bytes, reason: str) -> None:
+def test_the_secret_is_asked_for(tmp_path: Path, free_port: FreePort, theirs: bytes, reason: str) -> None:
     with replica(tmp_path, free_port(), extra=",secret=abc123") as victim:
         with Client(victim.attacked, secret=theirs) as liar, pytest.raises(Refused, match=reason):
             liar.connect()
@@ -237,14 +152,14 @@ def test_the_secret_is_asked_for(tmp_path: Path, free_port: Callable[[], int], t
         victim.serves()
 
 
-def test_a_ring_whose_cookie_is_gone_is_refused(tmp_path: Path, free_port: Callable[[], int]) -> None:
+def test_a_ring_whose_cookie_is_gone_is_refused(tmp_path: Path, free_port: FreePort) -> None:
     with attack(tmp_path, free_port) as victim, Client(victim.attacked) as liar:
         struct.pack_into("<I", liar.memory, liar.into.offset, 0xDEAD)
         with pytest.raises(Refused, match="ring cookie 0xdead, 0x3e31f20 wanted"):
             liar.connect()
 
 
-def test_a_second_client_is_refused_while_the_first_goes_on(tmp_path: Path, free_port: Callable[[], int]) -> None:
+def test_a_second_client_is_refused_while_the_first_goes_on(tmp_path: Path, free_port: FreePort) -> None:
     with attack(tmp_path, free_port) as victim, Client(victim.attacked).connect() as first:
         station = victim.station(first)
         with Client(victim.attacked) as second, pytest.raises(Refused, match="Already connected"):
@@ -252,9 +167,7 @@ def test_a_second_client_is_refused_while_the_first_goes_on(tmp_path: Path, free
         assert station.ask(victim.port, b"still here") == b"still here"
 
 
-def test_death_at_any_step_of_the_handshake_leaves_room_for_the_next(
-    tmp_path: Path, free_port: Callable[[], int]
-) -> None:
+def test_death_at_any_step_of_the_handshake_leaves_room_for_the_next(tmp_path: Path, free_port: FreePort) -> None:
     with attack(tmp_path, free_port) as victim:
         for steps in range(6):
             with Client(victim.attacked) as mortal:
@@ -267,21 +180,21 @@ def test_death_at_any_step_of_the_handshake_leaves_room_for_the_next(
                 assert victim.station(honest).ask(victim.port, b"next") == b"next"
 
 
-def test_silence_in_the_handshake_ends_and_crowds_nobody_out(tmp_path: Path, free_port: Callable[[], int]) -> None:
+def test_silence_in_the_handshake_ends_and_crowds_nobody_out(tmp_path: Path, free_port: FreePort) -> None:
     with attack(tmp_path, free_port) as victim, ExitStack() as stack:
         silent = [stack.enter_context(Client(victim.attacked)) for _ in range(24)]
         for client in silent:
             client.control.socket.connect(str(victim.attacked))
         answers = [client.control.farewell() for client in silent]
         assert "Too many handshakes under way" in answers
-        assert set(answers) <= {"Too many handshakes under way", "Handshake timed out", "handshake timed out"}
+        assert set(answers) <= {"Too many handshakes under way", "Handshake not finished within 5 s"}
         victim.serves()
 
 
 # --- rings and descriptors, we are the client -------------------------------------------------------------------------
 
 
-def test_every_wrong_descriptor_is_dropped_and_counted(tmp_path: Path, free_port: Callable[[], int]) -> None:
+def test_every_wrong_descriptor_is_dropped_and_counted(tmp_path: Path, free_port: FreePort) -> None:
     with attack(tmp_path, free_port) as victim, Client(victim.attacked).connect() as liar:
         station = victim.station(liar)
         size = liar.region_bytes
@@ -310,7 +223,7 @@ def test_every_wrong_descriptor_is_dropped_and_counted(tmp_path: Path, free_port
         assert station.ask(victim.port, b"and now the truth") == b"and now the truth"
 
 
-def test_a_chain_longer_than_any_frame_is_one_drop(tmp_path: Path, free_port: Callable[[], int]) -> None:
+def test_a_chain_longer_than_any_frame_is_one_drop(tmp_path: Path, free_port: FreePort) -> None:
     with attack(tmp_path, free_port) as victim, Client(victim.attacked).connect() as liar:
         station = victim.station(liar)
         first = liar.out.head
@@ -322,7 +235,7 @@ def test_a_chain_longer_than_any_frame_is_one_drop(tmp_path: Path, free_port: Ca
         assert station.ask(victim.port, b"whole") == b"whole"
 
 
-def test_a_frame_in_pieces_is_put_together(tmp_path: Path, free_port: Callable[[], int]) -> None:
+def test_a_frame_in_pieces_is_put_together(tmp_path: Path, free_port: FreePort) -> None:
     with attack(tmp_path, free_port) as victim, Client(victim.attacked).connect() as peer:
         station = victim.station(peer)
         frame = bytes(station.udp(victim.port, b"in pieces"))
@@ -336,7 +249,7 @@ def test_a_frame_in_pieces_is_put_together(tmp_path: Path, free_port: Callable[[
 
 
 @pytest.mark.parametrize("jump", [65, 1000, 32768, 65535])
-def test_a_head_that_jumps_ends_the_connection(tmp_path: Path, free_port: Callable[[], int], jump: int) -> None:
+def test_a_head_that_jumps_ends_the_connection(tmp_path: Path, free_port: FreePort, jump: int) -> None:
     with attack(tmp_path, free_port) as victim, Client(victim.attacked).connect() as liar:
         victim.station(liar)
         liar.out.head += jump
@@ -346,7 +259,7 @@ def test_a_head_that_jumps_ends_the_connection(tmp_path: Path, free_port: Callab
         assert "more than 64 slots" in victim.link()
 
 
-def test_offered_buffers_that_lie_end_the_connection(tmp_path: Path, free_port: Callable[[], int]) -> None:
+def test_offered_buffers_that_lie_end_the_connection(tmp_path: Path, free_port: FreePort) -> None:
     """A frame of ours must not go anywhere but into the peer's own memory."""
     for lie in ({"region": 9, "length": 2048}, {"length": 2048, "offset": 0xFFFFFF00}, {"length": 0}):
         case = tmp_path / str(len(list(tmp_path.iterdir())))
@@ -360,7 +273,7 @@ def test_offered_buffers_that_lie_end_the_connection(tmp_path: Path, free_port: 
             assert victim.counters()["violations"] == 1
 
 
-def test_an_offer_that_jumps_ends_the_connection(tmp_path: Path, free_port: Callable[[], int]) -> None:
+def test_an_offer_that_jumps_ends_the_connection(tmp_path: Path, free_port: FreePort) -> None:
     with attack(tmp_path, free_port) as victim, Client(victim.attacked).connect() as liar:
         station = victim.station(liar)
         liar.into.head += 30000
@@ -372,9 +285,7 @@ def test_an_offer_that_jumps_ends_the_connection(tmp_path: Path, free_port: Call
         assert "more than 64 slots" in liar.control.farewell()
 
 
-def test_a_cookie_changed_later_and_a_mapping_of_garbage_harm_nobody(
-    tmp_path: Path, free_port: Callable[[], int]
-) -> None:
+def test_a_cookie_changed_later_and_a_mapping_of_garbage_harm_nobody(tmp_path: Path, free_port: FreePort) -> None:
     with attack(tmp_path, free_port) as victim, Client(victim.attacked).connect() as liar:
         victim.station(liar)
         liar.memory[:] = os.urandom(liar.region_bytes)
@@ -388,11 +299,13 @@ def test_a_cookie_changed_later_and_a_mapping_of_garbage_harm_nobody(
 # --- eventfds, floods and deaths --------------------------------------------------------------------------------------
 
 
-def test_a_full_and_blocking_eventfd_hangs_nobody(tmp_path: Path, free_port: Callable[[], int]) -> None:
+def test_a_full_and_blocking_eventfd_hangs_nobody(tmp_path: Path, free_port: FreePort) -> None:
     with attack(tmp_path, free_port) as victim, Client(victim.attacked).connect() as liar:
         station = victim.station(liar)
-        os.eventfd_read(liar.wake_fd)
-        os.eventfd_write(liar.wake_fd, 2**64 - 2)
+        with suppress(BlockingIOError):
+            os.eventfd_read(liar.wake_fd)
+        with suppress(BlockingIOError):
+            os.eventfd_write(liar.wake_fd, 2**64 - 2)
         os.set_blocking(liar.wake_fd, True)
         for _ in range(20):
             station.send(station.udp(victim.port, b"wake me"))
@@ -400,7 +313,7 @@ def test_a_full_and_blocking_eventfd_hangs_nobody(tmp_path: Path, free_port: Cal
         victim.window.wait(lambda now: now["transports"]["port0"]["counters"]["tx_udp"] >= 20)
 
 
-def test_a_peer_that_never_wakes_us_does_not_disturb_the_others(tmp_path: Path, free_port: Callable[[], int]) -> None:
+def test_a_peer_that_never_wakes_us_does_not_disturb_the_others(tmp_path: Path, free_port: FreePort) -> None:
     with attack(tmp_path, free_port) as victim, Client(victim.attacked).connect() as mute:
         station = victim.station(mute)
         mute.kick = lambda: None  # type: ignore[method-assign]
@@ -410,7 +323,7 @@ def test_a_peer_that_never_wakes_us_does_not_disturb_the_others(tmp_path: Path, 
         assert bytes(station.wait(lambda packet: packet.haslayer("UDP"))["UDP"].payload) == b"find me"
 
 
-def test_a_flood_of_frames_leaves_time_for_the_others(tmp_path: Path, free_port: Callable[[], int]) -> None:
+def test_a_flood_of_frames_leaves_time_for_the_others(tmp_path: Path, free_port: FreePort) -> None:
     with attack(tmp_path, free_port) as victim, Client(victim.attacked, log2=10).connect() as flooder:
         station = victim.station(flooder)
         frame = bytes(station.udp(victim.port, b"flood"))
@@ -434,7 +347,7 @@ def test_a_flood_of_frames_leaves_time_for_the_others(tmp_path: Path, free_port:
         assert counters["tx_full"] >= sent - 2 * flooder.into.slots
 
 
-def test_a_peer_that_dies_with_frames_under_way_is_forgotten(tmp_path: Path, free_port: Callable[[], int]) -> None:
+def test_a_peer_that_dies_with_frames_under_way_is_forgotten(tmp_path: Path, free_port: FreePort) -> None:
     with attack(tmp_path, free_port) as victim:
         for _ in range(20):
             with Client(victim.attacked).connect() as mortal:
@@ -443,10 +356,10 @@ def test_a_peer_that_dies_with_frames_under_way_is_forgotten(tmp_path: Path, fre
                     mortal.out.head = mortal.write(bytes(station.udp(victim.port, b"last words"))) + 1
                 mortal.kick()
             victim.serves()
-        assert victim.window.wait(lambda now: now["transports"]["port0"]["counters"]["disconnects"] == 20)
+        assert victim.window.wait(lambda now: now["transports"]["port0"]["counters"]["disconnects"] == 21)
 
 
-def test_messages_after_the_handshake_end_the_connection(tmp_path: Path, free_port: Callable[[], int]) -> None:
+def test_messages_after_the_handshake_end_the_connection(tmp_path: Path, free_port: FreePort) -> None:
     with attack(tmp_path, free_port) as victim:
         for data in (message(INIT), message(ACK), message(77), message(CONNECT)[:5]):
             with Client(victim.attacked).connect() as liar:
@@ -472,7 +385,7 @@ SERVER_LIES: dict[str, tuple[Change, str]] = {
 }
 
 
-def test_a_lying_server_is_left_and_tried_again(tmp_path: Path, free_port: Callable[[], int]) -> None:
+def test_a_lying_server_is_left_and_tried_again(tmp_path: Path, free_port: FreePort) -> None:
     with Server(tmp_path / "attacked.sock") as liar, replica(tmp_path, free_port(), "client") as victim:
         for name, (change, reason) in SERVER_LIES.items():
             with pytest.raises(Refused) as refused:
@@ -481,14 +394,16 @@ def test_a_lying_server_is_left_and_tried_again(tmp_path: Path, free_port: Calla
             assert reason in str(refused.value), f"{name}: {refused.value}"
             liar.hang_up()
             victim.serves()
+            # A good connection in between makes the next one come at once.
+            liar.accept().hang_up()
         liar.accept()
         assert Station(liar, "10.0.0.1", "10.0.0.2").ask(victim.port, b"well again") == b"well again"
 
 
-def test_a_servers_impossible_indices_end_the_connection(tmp_path: Path, free_port: Callable[[], int]) -> None:
+def test_a_servers_impossible_indices_end_the_connection(tmp_path: Path, free_port: FreePort) -> None:
     with Server(tmp_path / "attacked.sock") as liar, replica(tmp_path, free_port(), "client") as victim:
-        for jump in (1, 5000, 65535):
-            liar.accept()
+        for jump in (1, 5000, 60000):
+            liar.accept().offered()
             liar.out.tail = liar.out.head + jump
             liar.kick()
             assert "slots" in liar.control.farewell()
@@ -501,7 +416,7 @@ def test_a_servers_impossible_indices_end_the_connection(tmp_path: Path, free_po
         victim.serves()
 
 
-def test_a_servers_lies_in_descriptors_are_dropped_and_counted(tmp_path: Path, free_port: Callable[[], int]) -> None:
+def test_a_servers_lies_in_descriptors_are_dropped_and_counted(tmp_path: Path, free_port: FreePort) -> None:
     with Server(tmp_path / "attacked.sock") as liar, replica(tmp_path, free_port(), "client") as victim:
         liar.accept()
         station = Station(liar, "10.0.0.1", "10.0.0.2")
@@ -510,9 +425,7 @@ def test_a_servers_lies_in_descriptors_are_dropped_and_counted(tmp_path: Path, f
             liar.out.describe(liar.out.tail, **lie)
             liar.out.tail += 1
             liar.kick()
-            victim.window.wait(
-                lambda now, n=number: now["transports"]["port0"]["counters"]["rx_bad_descriptor"] == n
-            )
+            victim.window.wait(lambda now, n=number: now["transports"]["port0"]["counters"]["rx_bad_descriptor"] == n)
             victim.serves()
         # Where its buffers are is the client's to know: a region and an offset in a descriptor are not even read.
         frame = bytes(station.udp(victim.port, b"ours anyway"))
@@ -525,7 +438,7 @@ def test_a_servers_lies_in_descriptors_are_dropped_and_counted(tmp_path: Path, f
         assert bytes(station.wait(lambda packet: packet.haslayer("UDP"))["UDP"].payload) == b"ours anyway"
 
 
-def test_a_client_comes_back_to_a_server_that_died(tmp_path: Path, free_port: Callable[[], int]) -> None:
+def test_a_client_comes_back_to_a_server_that_died(tmp_path: Path, free_port: FreePort) -> None:
     with Server(tmp_path / "attacked.sock") as server, replica(tmp_path, free_port(), "client") as victim:
         before = None
         for _ in range(5):
