@@ -1,7 +1,7 @@
 """A DNS server for the A records of one table (RFC 1035).
 
-    vnf run examples/dns/dns.py
-    dig @127.0.0.1 -p 5300 www.example.com
+vnf run examples/dns/dns.py
+dig @127.0.0.1 -p 5300 www.example.com
 """
 
 import ipaddress

@@ -62,7 +62,7 @@ class Replica:
 def replica(tmp_path: Path, port: int, role: str = "server", extra: str = "") -> Iterator[Replica]:
     attacked, good, window = (tmp_path / name for name in ("attacked.sock", "good.sock", "window.sock"))
     options = [
-        *("--transport", f"memif:{attacked},role={role},address=10.0.0.2/24{extra}"),
+        *("--transport", f"memif:{attacked},role={role},address=10.0.0.2/24,address=fd00::2/64{extra}"),
         *("--transport", f"memif:{good},role=server,address=10.0.1.2/24"),
         *("--transport", "kernel"),
         *("--set", f"window={window}", "--set", "limits.grace_s=0", "--set", "limits.drain_s=0"),

@@ -6,6 +6,7 @@ connection is TCP, cannot measure here; its UDP part is stood in for by datagram
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -66,14 +67,12 @@ class Bridge:
         window = self.path.with_name("window.sock")
         options = ["--transport", self.transport, "--set", "limits.grace_s=0", "--set", "limits.drain_s=0"]
         options += ["--set", f"window={window}"] if source == ECHO else []
-        with running(self.path.parent, source, *options) as self.program:
+        with ExitStack() as stack:
+            self.program = stack.enter_context(running(self.path.parent, source, *options))
             if source == ECHO:
                 self.window = Window(window)
-            try:
-                yield self.program
-            finally:
-                if source == ECHO:
-                    self.window.close()
+                stack.callback(self.window.close)
+            yield self.program
 
     def socket(self, family: int = socket.AF_INET) -> socket.socket:
         """A UDP socket inside the namespace."""
@@ -137,11 +136,11 @@ def test_linux_reaches_it_by_ping_nc_and_sockets_and_tshark_finds_no_fault(
         recorder = process(["tshark", "-i", "dtap", "-w", str(capture)], netns=link.namespace.name)
         recorder.wait_for(r"Capturing on")
         run = link.namespace.run
-        assert " 0% packet loss" in run("ping", "-c", "5", "-i", "0.05", "10.0.0.2")
-        assert " 0% packet loss" in run("ping", "-c", "5", "-i", "0.05", "fd00::2")
-        # Larger than the link's MTU: fragments there and back.
-        assert " 0% packet loss" in run("ping", "-c", "3", "-i", "0.05", "-s", "8000", "10.0.0.2")
-        assert " 0% packet loss" in run("ping", "-c", "3", "-i", "0.05", "-s", "8000", "fd00::2")
+        for size in (56, 8000):  # 8000: fragments there and back
+            for address in ("10.0.0.2", "fd00::2"):
+                # What a busy machine's TAP queue loses is not ours; that we lose nothing is counted below.
+                answer = run("ping", "-c", "8", "-i", "0.05", "-s", str(size), address)
+                assert int(re.search(r"(\d+) received", answer)[1]) >= 6, answer  # type: ignore[index]
         for address in ("10.0.0.2", "fd00::2"):
             sizes = [0, 1, 2, 17, 18, 19, 63, 256, 1024, 1452, 1471, 1472, 1473, 1500, 2048, 9000, 30000]
             for size in sizes:
@@ -158,7 +157,10 @@ def test_linux_reaches_it_by_ping_nc_and_sockets_and_tshark_finds_no_fault(
                 sock.recv(1)
         counters = link.window.counters("port0")
         assert counters["rx_reassembled"] >= 6 and counters["tx_fragment"] >= 30
-        assert {name: n for name, n in counters.items() if name.startswith("drop_") and "checksum" in name and n} == {}
+        # Linux's own multicast is not for us, and one datagram had no listener: nothing else was dropped.
+        dropped = {name for name, n in counters.items() if name.startswith(("drop_", "rx_pool", "rx_bad")) and n}
+        assert dropped <= {"drop_not_for_us", "drop_icmp_ignored", "drop_no_listener", "drop_neighbour_ignored"}
+        assert counters["tx_icmp_echo"] == counters["rx_icmp_echo"] >= 24
         recorder.send_signal(signal.SIGINT)
         assert recorder.wait() == 0
         assert tshark_check(capture) > 150
@@ -221,9 +223,8 @@ def test_when_the_vnf_is_killed_and_comes_back_traffic_resumes(
         with link.vnf():
             if role == "server":
                 # A DPDK client tries once; its operator starts the port again.
-                link.pmd.command("port stop 0")
-                link.pmd.command("port start 0")
+                for command in ("stop", "port stop 0", "port start 0", "start"):
+                    link.pmd.command(command)
             link.wait_up()
             assert link.ask(b"after") == b"after"
-
-
+            link.pmd.stop(grace_s=1)  # a DPDK server that has lost a client hangs on its way out
