@@ -1,4 +1,4 @@
-"""A VNF under attack: an echo server on three ports, of which one is the attacker's, and two witness that it goes on."""
+"""A VNF under attack: an echo server on three ports. One is the attacker's; two witness that it goes on serving."""
 
 from __future__ import annotations
 

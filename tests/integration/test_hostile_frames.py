@@ -1,5 +1,5 @@
-"""Frames that are wrong from Ethernet up to UDP, fragments that overlap or never end: each is a drop that its own counter
-names, and the next good datagram is answered. They are built by scapy and damaged by hand.
+"""Frames that are wrong from Ethernet up to UDP, and fragments that overlap or never end: each is a drop that its own
+counter names, and the next good datagram is answered. They are built by scapy and damaged by hand.
 """
 
 from __future__ import annotations
