@@ -53,7 +53,10 @@ class Client:
         self._tasks: list[asyncio.Task[None]] = []
         self._up: set[Connection] = set()
         self._waiting: asyncio.Future[None] | None = None
+        self._wanted = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._timely = False  # the timer fires before anything sent from now on without a time-out of its own is due
         self.reconnects = 0
 
     # --- asking --------------------------------------------------------------------------------------------------
@@ -63,7 +66,8 @@ class Client:
         if not self._up or self._native is None:
             return self._ask_later(packet, timeout_s)
         future = self._native.ask(packet, timeout_s)
-        self._arm(timeout_s)
+        if timeout_s is not None or not self._timely:
+            self._arm(self._timeout_s if timeout_s is None else timeout_s)
         return future
 
     async def _ask_later(self, packet: Buffer, timeout_s: float | None) -> _native.Packet:
@@ -76,9 +80,11 @@ class Client:
         Raises ``ConnectionError`` at once while no connection is up.
         """
         if not self._up or self._native is None:
+            self._wanted.set()
             raise ConnectionError(f"{self.url}: not connected")
         self._native.send(packet, request, on_reply)
-        self._arm(None)
+        if not self._timely:
+            self._arm(self._timeout_s)
 
     @property
     def outstanding(self) -> int:
@@ -93,6 +99,7 @@ class Client:
     async def _connected(self, timeout_s: float) -> None:
         if self._up:
             return
+        self._wanted.set()
         if self._waiting is None:
             self._waiting = asyncio.get_running_loop().create_future()
         waiting = self._waiting
@@ -101,23 +108,28 @@ class Client:
         if not waiting.done():
             raise ConnectionError(f"{self.url}: not connected within {timeout_s:g} s")
 
-    def _arm(self, timeout_s: float | None) -> None:
+    def _arm(self, timeout_s: float) -> None:
         """One timer for everything outstanding; a shorter deadline brings it forward."""
-        loop = asyncio.get_running_loop()
-        due = loop.time() + (self._timeout_s if timeout_s is None else timeout_s)
-        if self._timer is None or due < self._timer.when() - 0.001:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = loop.call_at(due, self._expire)
+        assert self._loop is not None
+        now = self._loop.time()
+        if self._timer is None or now + timeout_s < self._timer.when() - 0.001:
+            self._call_expire(now, now + timeout_s)
 
     def _expire(self) -> None:
-        self._timer = None
-        assert self._native is not None
-        loop = asyncio.get_running_loop()
-        due = self._native.expire(loop.time())
+        self._timer, self._timely = None, False
+        assert self._native is not None and self._loop is not None
+        now = self._loop.time()
+        due = self._native.expire(now)
         if due is not None:
             # Not more often than the coarse clock ticks: a timer per millisecond would be all the loop does.
-            self._timer = loop.call_at(max(due, loop.time() + 0.005), self._expire)
+            self._call_expire(now, max(due, now + 0.005))
+
+    def _call_expire(self, now: float, due: float) -> None:
+        assert self._loop is not None
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(due, self._expire)
+        self._timely = due <= now + self._timeout_s
 
     # --- events --------------------------------------------------------------------------------------------------
 
@@ -141,6 +153,7 @@ class Client:
     # --- its connections -----------------------------------------------------------------------------------------
 
     def start(self) -> None:
+        """Opens its connections; called by the VNF when it starts."""
         core = self._vnf.core
         url = EndpointURL.parse(self.url)
         self._endpoint = _native.Endpoint(core, self.url, datagram=url.datagram, framing=self._framing)
@@ -150,15 +163,16 @@ class Client:
             core, self._endpoint, request_id=self._request_id, timeout_s=self._timeout_s, retries=self._retries
         )
         self._vnf.resolve(self.url)  # a wrong url is an error now, not at the first reconnect
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._keep(), name=f"client {self.url} {n}") for n in range(self.pool)]
 
     def stop(self) -> None:
+        """No more reconnecting; called by the VNF when it closes."""
         for task in self._tasks:
             task.cancel()
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+            self._timer, self._timely = None, False
 
     async def _keep(self) -> None:
         """One of ``pool`` connections, made again whenever it is lost."""
@@ -180,8 +194,18 @@ class Client:
             except Exception as error:
                 self._vnf.failed(None, None, error)
             self.reconnects += 1
-            await asyncio.sleep(pause * (0.5 + random.random()))
-            pause = min(pause * 2, BACKOFF_S[1])
+            pause = await self._pause(pause)
+
+    async def _pause(self, pause: float) -> float:
+        """Waits before the next attempt; the next pause. A request that finds nothing connected cuts it short."""
+        await asyncio.sleep(BACKOFF_S[0] * (0.5 + random.random()))
+        try:
+            async with asyncio.timeout((pause - BACKOFF_S[0]) * (0.5 + random.random())):
+                await self._wanted.wait()
+        except TimeoutError:
+            return min(pause * 2, BACKOFF_S[1])
+        self._wanted.clear()
+        return BACKOFF_S[0]
 
     async def _shake_hands(self, connection: Connection) -> None:
         handler = self._handlers.get("connect")

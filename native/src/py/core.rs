@@ -15,6 +15,7 @@ use pyo3::{PyTraverseError, PyVisit};
 
 use super::cell::{Counter, GilCell, thread_mark};
 use super::connection::{Connection, Wire};
+use super::coroutine;
 use super::dispatch;
 use super::endpoint::{Endpoint, Event};
 use super::engine::Engine;
@@ -136,7 +137,7 @@ pub struct Core {
     on_failure: Py<PyAny>,
     check: Py<PyAny>,
     targets: Py<PyDict>,
-    pub tasks: dispatch::Tasks,
+    pub tasks: coroutine::Tasks,
     pub limits: Limits,
     pub counters: Counters,
     pub pool: Pool,
@@ -192,7 +193,7 @@ impl Core {
                     }
                 });
             }
-            dispatch::leave_stand_in(core, py);
+            coroutine::leave_stand_in(core, py);
             core.flush_engines(py);
         }
         let (fatal, more) = core.state.with(py, |state| {
@@ -455,7 +456,7 @@ impl Core {
     ) -> PyResult<Self> {
         Ok(Self {
             call_soon: event_loop.getattr(py, "call_soon")?,
-            tasks: dispatch::Tasks::new(py)?,
+            tasks: coroutine::Tasks::new(py)?,
             check: py.import("libvnf.handlers")?.getattr("check_handler")?.unbind(),
             event_loop,
             connection_type: connection,

@@ -62,6 +62,15 @@ impl Open {
 
     fn forget(&mut self, owner: u32) -> Option<Py<Connection>> {
         self.free.push(owner);
+        // Numbers of flows that have ended leave the queue of peers before they outnumber those that have not.
+        if self.begun_by_peers.len() > 64 + 2 * (self.flows.len() - self.free.len()) {
+            let mut seen = vec![false; self.flows.len()];
+            let flows = &self.flows;
+            self.begun_by_peers.retain(|&of| {
+                let first = !std::mem::replace(&mut seen[of as usize], true);
+                first && of != owner && flows[of as usize].is_some()
+            });
+        }
         self.flows[owner as usize].take()
     }
 }
