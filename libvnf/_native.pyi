@@ -7,11 +7,11 @@ belongs to the thread of the event loop that its :class:`Core` was made for; a c
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any, Final, TypeVar, final
+from typing import Any, Final, Self, TypeVar, final
 
-from typing_extensions import Buffer, Self
+from typing_extensions import Buffer, disjoint_base
 
-F = TypeVar("F", bound=Callable[..., Any])
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 __all__ = [
     "Client",
@@ -49,6 +49,7 @@ class Packet:
     def __eq__(self, other: object, /) -> bool: ...
     def __hash__(self, /) -> int: ...
     def __add__(self, other: Buffer, /) -> bytes: ...
+    def __radd__(self, other: Buffer, /) -> bytes: ...
     def __bytes__(self, /) -> bytes: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
     def find(self, sub: Buffer, start: int = 0, end: int | None = None, /) -> int: ...
@@ -79,7 +80,9 @@ class LengthPrefixed:
     adjust: Final[int]
     strip: Final[bool]
     limit: Final[int]
-    def __new__(cls, size: int, offset: int = 0, adjust: int = 0, strip: bool = False, limit: int = 16777216) -> Self: ...
+    def __new__(
+        cls, size: int, offset: int = 0, adjust: int = 0, strip: bool = False, limit: int = 16777216
+    ) -> Self: ...
 
 @final
 class Delimiter:
@@ -99,13 +102,11 @@ class Field:
 
 Framing = Fixed | LengthPrefixed | Delimiter | Callable[[bytes], int]
 
+@disjoint_base
 class Request:
     """The native half of ``libvnf.Request``: counts who carries it, and ends exactly once when nobody does."""
 
     def __new__(cls, *args: object, **kwargs: object) -> Self: ...
-    @property
-    def busy(self) -> bool:
-        """Whether something is under way: a handler runs, a request is open, bytes wait to leave."""
     @property
     def ended(self) -> bool: ...
     @property
@@ -120,6 +121,7 @@ class Request:
     def release(self, /) -> None:
         """One carrier less; the last one ends the request. Does nothing once it has ended."""
 
+@disjoint_base
 class Connection:
     """The native half of ``libvnf.Connection``."""
 
@@ -172,25 +174,25 @@ class Connection:
     def abort(self, reason: str = "aborted", /) -> None:
         """Close at once; what is queued is lost (TCP: RST)."""
     def pause(self, /) -> None:
-        """No more messages until ``resume``; the peer is slowed down (streams) or its datagrams are dropped, counted."""
+        """No more messages until ``resume``; a stream's peer is slowed down, datagrams are dropped and counted."""
     def resume(self, /) -> None: ...
     def on(self, event: str, handler: Callable[..., Any] | None, /) -> None:
         """Sets this connection's handler of ``accept connect data sent writable end close error``; None removes it."""
-    def on_accept(self, handler: F, /) -> F:
+    def on_accept(self, handler: _F, /) -> _F:
         """``fn(conn, request)`` when it has been accepted. This and the next return the function: they decorate."""
-    def on_connect(self, handler: F, /) -> F:
+    def on_connect(self, handler: _F, /) -> _F:
         """``fn(conn, request)`` when it is connected."""
-    def on_data(self, handler: F, /) -> F:
+    def on_data(self, handler: _F, /) -> _F:
         """``fn(conn, request, packet)`` per message."""
-    def on_sent(self, handler: F, /) -> F:
+    def on_sent(self, handler: _F, /) -> _F:
         """``fn(conn, request)`` when the transport has taken everything sent so far."""
-    def on_writable(self, handler: F, /) -> F:
+    def on_writable(self, handler: _F, /) -> _F:
         """``fn(conn, request)`` when it is below the high-water mark again."""
-    def on_end(self, handler: F, /) -> F:
+    def on_end(self, handler: _F, /) -> _F:
         """``fn(conn, request)`` when the peer sends no more."""
-    def on_close(self, handler: F, /) -> F:
+    def on_close(self, handler: _F, /) -> _F:
         """``fn(conn, request, reason)``, once."""
-    def on_error(self, handler: F, /) -> F:
+    def on_error(self, handler: _F, /) -> _F:
         """``fn(conn, request, error)`` when it could not be made, broke, or a handler raised."""
     def connect(
         self,
@@ -201,7 +203,7 @@ class Connection:
         pool: int = 0,
         request: Request | None = None,
     ) -> Self:
-        """A connection to ``url`` that carries this one's request. Usable at once: what is sent waits until connected."""
+        """A connection to ``url`` that carries this one's request. Usable at once: what is sent waits."""
     def take(self, until: bytes | None = None, size: int | None = None, limit: int = 65536, /) -> Packet | None:
         """From the inbox of a connection without ``data`` handler: the next message (with framing) or piece (without),
         up to and including ``until``, or exactly ``size`` bytes. None: not yet there. Empty: the peer has ended.
@@ -209,7 +211,7 @@ class Connection:
         Raises ``ConnectionError`` when the connection broke, ``MessageTooLong`` past ``limit``.
         """
     def wait(self, what: str, /) -> asyncio.Future[None]:
-        """A future done at the next change of ``connected``, ``readable``, ``writable`` or ``closed`` (now, if it is so)."""
+        """A future done once it is ``connected``, ``readable``, ``writable`` or ``closed``; now, if it is so."""
     # Called by Python transports:
     def failed(self, error: BaseException, /) -> None:
         """The connection could not be made."""
@@ -221,7 +223,7 @@ class Core:
 
     def __new__(
         cls,
-        loop: asyncio.AbstractEventLoop,
+        event_loop: asyncio.AbstractEventLoop,
         /,
         *,
         connection: type[Connection],
@@ -248,7 +250,7 @@ class Core:
     def statistics(self, /) -> dict[str, int]: ...
     def pool_statistics(self, /) -> dict[str, tuple[int, int, int, int]]:
         """Per size class ("256", "2048", …): slot bytes, slots, free now, times exhausted."""
-    def call(self, fn: Callable[..., Any], /, *args: object) -> None:
+    def call(self, function: Callable[..., Any], /, *args: object) -> None:
         """Calls a handler of the author as the engine does: coroutines stepped without a task, failures reported."""
 
 @final
@@ -281,7 +283,7 @@ class Endpoint:
     def opened(self) -> int: ...
     @property
     def messages(self) -> int: ...
-    def on(self, event: str, fn: Callable[..., Any] | None, /) -> None: ...
+    def on(self, event: str, handler: Callable[..., Any] | None, /) -> None: ...
 
 @final
 class Target:
@@ -327,7 +329,7 @@ class DatagramProtocol:
 
 @final
 class Driver:
-    """The coroutine handed to ``asyncio.Task`` when a handler's coroutine suspends: steps the handler inside a batch."""
+    """The coroutine an ``asyncio.Task`` gets when a handler's coroutine waits: each step is a batch of its own."""
 
     def send(self, value: Any, /) -> Any: ...
     def throw(self, kind: Any, value: Any = None, traceback: Any = None, /) -> Any: ...
@@ -368,15 +370,15 @@ class Engine:
 
     def __new__(cls, core: Core, /, *, poll_us: int = 100) -> Self: ...
     def add_port(self, name: str, options: dict[str, Any], /) -> None:
-        """Opens a port. ``options``: type ("memif"), path, role, id, secret, ring_slots, buffer_bytes, mtu, mac, address,
-        virtual, gateway. ``ValueError`` names the key; ``OSError`` when the system refuses."""
+        """Opens a port. ``options``: type ("memif"), path, role, id, secret, ring_slots, buffer_bytes, mtu, mac,
+        address, virtual, gateway. ``ValueError`` names the key; ``OSError`` when the system refuses."""
     def listen(self, port: str, host: str | None, number: int, endpoint: Endpoint, /) -> None: ...
     def unlisten(self, port: str, host: str | None, number: int, /) -> None: ...
     def target(self, port: str, host: str, number: int, /) -> Target: ...
     def wake_fds(self, /) -> list[int]: ...
     def turn(self, /) -> float | None:
-        """One slice (about 50 µs) of polling. 0.0: call again soon; a number: sleep at most so many seconds, until a wake
-        descriptor is readable; None: until a wake descriptor is readable."""
+        """One slice (about 50 µs) of polling. 0.0: call again soon; a number: sleep at most so many seconds, until a
+        wake descriptor is readable; None: until a wake descriptor is readable."""
     def ports(self, /) -> list[dict[str, Any]]:
         """Per port: name, type, link ("up" or the reason), mac, addresses, counters."""
     def statistics(self, /) -> dict[str, int]: ...
@@ -390,7 +392,7 @@ class Splice:
         """Takes duplicates of both descriptors (made blocking-free); starts at once."""
     @property
     def done_fd(self) -> int:
-        """An eventfd, readable once both directions have ended."""
+        """A descriptor, readable once both directions have ended."""
     def result(self, /) -> tuple[int, int, str | None]:
         """Bytes left→right, bytes right→left, and the error that ended it, if any."""
     def close(self, /) -> None:

@@ -175,9 +175,13 @@ def _table(name: str, where: str) -> dict[Any, Any]:
 
 
 def _answer(fn: Callback | None, connID: Connection | None, value: Any) -> None:
-    """Calls back from the loop, never from inside the caller; the request is carried until then."""
-    if fn is not None:
+    """LOCAL state is at hand: the callback runs now, before anything else can change it; a coroutine soon."""
+    if fn is None:
+        return
+    if asyncio.iscoroutinefunction(fn):
         Timer(_default().core, 0.0, fn, (connID, _request, value), request=_request)
+    else:
+        fn(connID, _request, value)
 
 
 def getState(table: str, key: Any, where: str, fn: Callback, connID: Connection | None) -> None:
@@ -237,7 +241,7 @@ def getRefPtr(packet: Any) -> Any:
     return packet
 
 
-def registerRequestIdExtractor(connID: Server, fn: Callable[..., Any]) -> None:
+def registerRequestIdExtractor(connID: Server | Connection, fn: Callable[..., Any]) -> None:
     """``fn(packet) -> id``, or a ``Field``, for a server before it runs."""
     if not isinstance(connID, Server) or connID.endpoint is not None:
         raise ConfigError("registerRequestIdExtractor is for a server that does not run yet")

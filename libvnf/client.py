@@ -153,6 +153,7 @@ class Client:
     # --- its connections -----------------------------------------------------------------------------------------
 
     def start(self) -> None:
+        """Opens its connections; called by the VNF when it starts."""
         core = self._vnf.core
         url = EndpointURL.parse(self.url)
         self._endpoint = _native.Endpoint(core, self.url, datagram=url.datagram, framing=self._framing)
@@ -166,6 +167,7 @@ class Client:
         self._tasks = [loop.create_task(self._keep(), name=f"client {self.url} {n}") for n in range(self.pool)]
 
     def stop(self) -> None:
+        """No more reconnecting; called by the VNF when it closes."""
         for task in self._tasks:
             task.cancel()
         if self._timer is not None:

@@ -7,12 +7,11 @@ fails that future, so nothing here needs a task.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from . import _native
-from .errors import ConfigError
 
 if TYPE_CHECKING:
     from typing import Self

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+import traceback
 from collections import OrderedDict
 from typing import Any
 
@@ -33,7 +34,9 @@ class Reporter:
             if len(self._causes) >= CAUSES:
                 self._causes.popitem(last=False)
             self._causes[cause] = (now, 0)
-            self._log.error("%s%s", where, error if str(error) else type(error).__name__, exc_info=error)
+            # As text: a record that held the traceback would hold the handler's packets and connections too.
+            text = "".join(traceback.format_exception(error)).rstrip()
+            self._log.error("%s%s\n%s", where, str(error) or type(error).__name__, text)
             return
         last, held_back = self._causes[cause]
         self._causes.move_to_end(cause)
@@ -42,7 +45,7 @@ class Reporter:
             return
         self._causes[cause] = (now, 0)
         name, file, line = cause
-        self._log.error("%s%s: %s (%s:%d, %d more like it)", where, name, error, file, line, held_back)
+        self._log.error("%s%s: %s (%s:%d, %d more like it)", where, name, str(error), file, line, held_back)
 
 
 def _cause(error: BaseException) -> tuple[str, str, int]:

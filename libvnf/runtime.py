@@ -293,8 +293,11 @@ async def drain(vnf: VNF, at_once: asyncio.Future[int]) -> int:
     served = vnf.endpoints()
 
     def open_ones() -> list[Any]:
-        """Connections that peers opened. Those that the VNF opened serve the requests in flight until the end."""
-        return [one for one in core.connections() if not one.closed and one.endpoint in served]
+        """Connections that peers opened, closing ones too: they may have bytes to send yet.
+
+        Those that the VNF opened serve the requests in flight until the end.
+        """
+        return [one for one in core.connections() if one.endpoint in served]
 
     say(vnf, f"draining: {core.open_connections} connections, {core.open_requests} requests")
     await asyncio.wait([at_once], timeout=limits.grace_s)
@@ -302,9 +305,8 @@ async def drain(vnf: VNF, at_once: asyncio.Future[int]) -> int:
     deadline = loop.time() + limits.drain_s
     while not at_once.done():
         for connection in (left := open_ones()):
-            if not connection.busy:
+            if not connection.closed and not connection.busy:
                 connection.close()
-        left = [connection for connection in left if not connection.closed]
         if not left and not core.open_requests:
             return 0
         if loop.time() >= deadline:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import _native
-from .handlers import EVENTS, check_arity
 from .errors import ConfigError
+from .handlers import EVENTS, check_arity
 from .request import Request
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ def request_type(fn: Callable[..., Any]) -> type[Request]:
 def _enclosed(fn: Callable[..., Any]) -> dict[str, Any]:
     """The names ``fn`` has from the functions around it; one that is bound later is not there yet."""
     found = {}
-    for name, cell in zip(getattr(getattr(fn, "__code__", None), "co_freevars", ()), getattr(fn, "__closure__", None) or (), strict=False):
+    code = getattr(fn, "__code__", None)
+    for name, cell in zip(getattr(code, "co_freevars", ()), getattr(fn, "__closure__", None) or (), strict=False):
         with contextlib.suppress(ValueError):
             found[name] = cell.cell_contents
     return found
@@ -98,12 +99,15 @@ class Server:
         return self._on("accept", fn)
 
     def on_sent(self, fn: F) -> F:
+        """``fn(conn, request)``: everything sent so far has been taken by the transport."""
         return self._on("sent", fn)
 
     def on_writable(self, fn: F) -> F:
+        """``fn(conn, request)``: below the high-water mark again."""
         return self._on("writable", fn)
 
     def on_end(self, fn: F) -> F:
+        """``fn(conn, request)``: the peer sends no more."""
         return self._on("end", fn)
 
     def on_close(self, fn: F) -> F:
@@ -140,6 +144,7 @@ class Server:
 
     @property
     def open_connections(self) -> int:
+        """Of this server, now."""
         return 0 if self.endpoint is None else self.endpoint.open_connections
 
     def make_endpoint(self, core: _native.Core, datagram: bool) -> _native.Endpoint:

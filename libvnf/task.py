@@ -1,8 +1,8 @@
 """The current task of handlers that have none.
 
-A handler's coroutine takes its first step without an :class:`asyncio.Task`; most end there. While it does, a stand-in is
-the loop's current task, so that ``asyncio.timeout`` and ``TaskGroup`` find one. If the coroutine waits and has kept the
-stand-in, the stand-in becomes the face of the real task.
+A handler's coroutine takes its first step without an :class:`asyncio.Task`; most end there. While it does, a stand-in
+is the loop's current task, so that ``asyncio.timeout`` and ``TaskGroup`` find one. If the coroutine waits and has kept
+the stand-in, the stand-in becomes the face of the real task.
 """
 
 import asyncio

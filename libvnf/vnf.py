@@ -154,7 +154,6 @@ class VNF:
         url: str,
         *,
         framing: _native.Framing | None = None,
-        connect_s: float | None = None,
     ) -> Connection:
         """A connection outside any other: ``await`` it, use it with ``async with``, or at once."""
         datagram = EndpointURL.parse(url).supported().datagram
@@ -197,7 +196,7 @@ class VNF:
     def _kernel(self) -> Transport:
         from .transport.kernel import KernelTransport
 
-        transport = KernelTransport(self.core)
+        transport = KernelTransport(self.core, connect_s=self.limits.connect_s)
         self._transports.append(transport)
         return transport
 
@@ -205,12 +204,14 @@ class VNF:
 
     @property
     def core(self) -> _native.Core:
+        """The native core it runs on; ``RuntimeError`` while it does not."""
         if self._core is None:
             raise RuntimeError(f"{self.name} does not run yet: connect from a handler, a timer or after start")
         return self._core
 
     @property
     def running(self) -> bool:
+        """Between ``start`` and ``close``."""
         return self._core is not None
 
     async def start(
@@ -259,7 +260,9 @@ class VNF:
             if port.type == "kernel":
                 from .transport.kernel import KernelTransport
 
-                self._transports.append(KernelTransport(self.core, port.name, port.options.get("map")))
+                mapping = port.options.get("map")
+                transport = KernelTransport(self.core, port.name, mapping, connect_s=self.limits.connect_s)
+                self._transports.append(transport)
             else:
                 from .transport.bypass import BypassTransport, EngineDriver
 

@@ -43,12 +43,15 @@ class Table(Generic[K, V]):
         return self._entries.get(key)
 
     def get_nowait(self, key: K) -> V | None:
+        """None when absent."""
         return self._entries.get(key)
 
     async def put(self, key: K, value: V) -> None:
+        """``ConfigError`` when the types are not the table's."""
         self.put_nowait(key, value)
 
     def put_nowait(self, key: K, value: V) -> None:
+        """``ConfigError`` when the types are not the table's."""
         if not isinstance(key, self._key) or not isinstance(value, self._value):
             raise ConfigError(
                 f"table {self.name!r}: {type(key).__name__} -> {type(value).__name__}, "
@@ -61,6 +64,7 @@ class Table(Generic[K, V]):
         return self.delete_nowait(key)
 
     def delete_nowait(self, key: K) -> bool:
+        """True when there was one."""
         return self._entries.pop(key, None) is not None
 
     async def update(self, key: K, fn: Callable[[V], V], default: V | None = None) -> V:

@@ -20,8 +20,8 @@ from typing import Any, Literal, Self, TypeAlias
 from .. import _native, runtime
 from ..config import Config, EndpointURL, Limits
 from ..connection import ASK_S, Connection
-from ..handlers import check_arity
 from ..errors import ConfigError, VNFError
+from ..handlers import check_arity
 from ..request import Request
 from ..server import request_type
 from ..vnf import VNF

@@ -31,8 +31,15 @@ class KernelTransport:
 
     carries_unix = True
 
-    def __init__(self, core: _native.Core, name: str = "kernel", mapping: Mapping[str, str] | None = None) -> None:
-        self.name = name
+    def __init__(
+        self,
+        core: _native.Core,
+        name: str = "kernel",
+        mapping: Mapping[str, str] | None = None,
+        *,
+        connect_s: float = 5.0,
+    ) -> None:
+        self.name, self._connect_s = name, connect_s
         self._core = core
         self._map = dict(mapping or {})
         self._loop = asyncio.get_running_loop()
@@ -202,13 +209,16 @@ class KernelTransport:
             return _native.StreamProtocol(self._core, None, connection)
 
         try:
-            if url.scheme == "unix":
-                await self._loop.create_unix_connection(protocol, url.path)
-            elif url.datagram:
-                addresses = await self._resolve(host, url.port, socket.SOCK_DGRAM)
-                self._open_datagram(addresses[0][1][0], url.port, connection)
-            else:
-                await self._loop.create_connection(protocol, host, url.port)
+            async with asyncio.timeout(self._connect_s):
+                if url.scheme == "unix":
+                    await self._loop.create_unix_connection(protocol, url.path)
+                elif url.datagram:
+                    addresses = await self._resolve(host, url.port, socket.SOCK_DGRAM)
+                    self._open_datagram(addresses[0][1][0], url.port, connection)
+                else:
+                    await self._loop.create_connection(protocol, host, url.port)
+        except TimeoutError:
+            self._failed(connection, ConnectionError(f"{url}: not connected within {self._connect_s:g} s"))
         except asyncio.CancelledError:
             connection.abort("the VNF stops")
         except (OSError, TransportError) as error:

@@ -18,7 +18,9 @@ def vnf(tmp_path: Path, source: str | None, *options: str, spec: str = "b.py") -
         (tmp_path / "b.py").write_text(source)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-m", "libvnf", "run", spec, *options]
-    return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 @pytest.mark.parametrize(
@@ -36,8 +38,18 @@ def vnf(tmp_path: Path, source: str | None, *options: str, spec: str = "b.py") -
         (GOOD, "b.py:z", [], "b.py: there is no VNF 'z': vnf"),
         ("def f(:\n", "b.py", [], "b.py:1: SyntaxError: invalid syntax"),
         (GOOD, "b.py", ["--set", "cc=1"], "--set cc: b has no such setting: it knows c, limits.* (did you mean c?)"),
-        (GOOD, "b.py", ["--set", "c=1"], "b.py:3: --set c: '1' is not an endpoint: expected tcp://, udp://, sctp:// or unix://"),
-        (GOOD, "b.py", ["--transport", "mmif:/x"], "--transport 'mmif:/x': expected kernel, memif (did you mean memif?)"),
+        (
+            GOOD,
+            "b.py",
+            ["--set", "c=1"],
+            "b.py:3: --set c: '1' is not an endpoint: expected tcp://, udp://, sctp:// or unix://",
+        ),
+        (
+            GOOD,
+            "b.py",
+            ["--transport", "mmif:/x"],
+            "--transport 'mmif:/x': expected kernel, memif (did you mean memif?)",
+        ),
         (GOOD, "b.py", ["--config", "no.toml"], "no.toml: cannot be read: No such file or directory"),
         (
             GOOD + "@vnf.server('tcp://:0')\ndef two(conn, packet): ...\n",
@@ -59,7 +71,9 @@ def vnf(tmp_path: Path, source: str | None, *options: str, spec: str = "b.py") -
         ),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_clear_line(tmp_path: Path, source: str | None, spec: str, options: list[str], words: str) -> None:
+def test_a_mistake_is_one_clear_line(
+    tmp_path: Path, source: str | None, spec: str, options: list[str], words: str
+) -> None:
     done = vnf(tmp_path, source, *options, spec=spec)
     assert (done.stderr.strip(), done.returncode, done.stdout) == (words, 2, "")
 
@@ -94,7 +108,8 @@ def test_a_failed_start_leaves_no_socket_behind(tmp_path: Path) -> None:
 
 def test_help_names_the_commands_and_options(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    for arguments, words in ((["--help"], ["run", "FILE[:APP]"]), (["run", "--help"], ["--config", "--transport", "--set"])):
+    pages = ((["--help"], ["run", "FILE[:APP]"]), (["run", "--help"], ["--config", "--transport", "--set"]))
+    for arguments, words in pages:
         command = [sys.executable, "-m", "libvnf", *arguments]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
         assert all(word in done.stdout for word in words)

@@ -58,7 +58,10 @@ def test_an_endpoint_can_name_its_port() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("tpc://h:1", "'tpc://h:1' is not an endpoint: expected tcp://, udp://, sctp:// or unix:// (did you mean tcp://?)"),
+        (
+            "tpc://h:1",
+            "'tpc://h:1' is not an endpoint: expected tcp://, udp://, sctp:// or unix:// (did you mean tcp://?)",
+        ),
         ("h:1", "'h:1' is not an endpoint: expected tcp://, udp://, sctp:// or unix://"),
         ("", "'' is not an endpoint: expected tcp://, udp://, sctp:// or unix://"),
         ("tcp://h", "'tcp://h' has no port: expected tcp://HOST:PORT"),
@@ -77,7 +80,10 @@ def test_a_wrong_endpoint_is_refused_in_these_words(text: str, words: str) -> No
     assert str(caught.value) == words
 
 
-@given(st.text(max_size=40) | st.builds("{}://{}:{}".format, st.sampled_from(["tcp", "udp", "unix"]), st.text(), st.text()))
+SHAPED = st.builds("{}://{}:{}".format, st.sampled_from(["tcp", "udp", "unix"]), st.text(), st.text())
+
+
+@given(st.text(max_size=40) | SHAPED)
 def test_any_text_is_an_endpoint_or_a_config_error(text: str) -> None:
     try:
         url = EndpointURL.parse(text)
@@ -110,7 +116,8 @@ def test_an_error_names_file_line_and_key(tmp_path: Path) -> None:
         ("[store]\nurl = 'x'", "vnf.toml:1: store: not supported yet"),
         (
             "[vnf.b]\nsetings = {}",
-            "vnf.toml:2: vnf.b.setings: unknown key: expected [vnf.b.settings] or [vnf.b.limits] (did you mean settings?)",
+            "vnf.toml:2: vnf.b.setings: unknown key: "
+            "expected [vnf.b.settings] or [vnf.b.limits] (did you mean settings?)",
         ),
         ("[prot.x]\n", "vnf.toml:1: prot: unknown table: expected vnf or port (did you mean port?)"),
         ("vnf = 3", "vnf.toml:1: vnf: expected tables such as [vnf.NAME]"),
@@ -283,8 +290,8 @@ def test_a_transport_can_be_a_port_by_name(tmp_path: Path) -> None:
         ("mmif:/x", "--transport 'mmif:/x': expected kernel, memif (did you mean memif?)"),
         ("tap:vnf0", "--transport 'tap:vnf0': type: 'tap' is not supported yet: expected kernel or memif"),
         ("memif", "--transport 'memif': path: missing: the path of the memif control socket"),
-        ("memif:/x,rol=server", "--transport 'memif:/x,rol=server': rol: unknown key: memif knows path, role, id, secret, "
-         "ring_slots, buffer_bytes, mtu, mac, address, virtual, gateway (did you mean role?)"),
+        ("memif:/x,rol=server", "--transport 'memif:/x,rol=server': rol: unknown key: memif knows path, role, id, "
+         "secret, ring_slots, buffer_bytes, mtu, mac, address, virtual, gateway (did you mean role?)"),
         ("memif:/x,server", "--transport 'memif:/x,server': 'server' is not key=value"),
         ("memif:/x,mac=01:00:00:00:00:00", "--transport 'memif:/x,mac=01:00:00:00:00:00': mac: '01:00:00:00:00:00': "
          "a port's address cannot be a group address (its first byte is odd)"),

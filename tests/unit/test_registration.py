@@ -62,7 +62,7 @@ def test_a_request_is_typed_by_the_annotation() -> None:
     assert request_type(typed) is Attach
     assert request_type(plain) is Request
     assert request_type(lambda conn, request, packet: None) is Request
-    with pytest.raises(ConfigError, match="expected libvnf.Request"):
+    with pytest.raises(ConfigError, match=r"expected libvnf\.Request"):
         VNF("b").server("tcp://:0")(wrongly_typed)
 
 

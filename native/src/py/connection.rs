@@ -1,12 +1,13 @@
 //! The native half of `libvnf.Connection`: what an author calls.
 //!
-//! How bytes come in stands in `inbound.rs`, how they leave in `outbound.rs`. One rule keeps both sound: no Python code
+//! Its life stands in `life.rs`, how bytes come in in `inbound.rs`, how they leave in `outbound.rs`. One rule keeps both sound: no Python code
 //! runs, and no Python object is dropped, while `state` is borrowed.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use pyo3::exceptions::{PyBaseException, PyConnectionError, PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyConnectionError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 use pyo3::{PyTraverseError, PyVisit, intern};
@@ -15,9 +16,9 @@ use super::cell::GilCell;
 use super::core::Core;
 use super::dispatch;
 use super::endpoint::{Endpoint, Event, Handlers};
-use super::engine::{Engine, Target};
+use super::engine::Engine;
 use super::framing::FramingSpec;
-use super::outbound::{HIGH_WATER, close_wire};
+use super::outbound::HIGH_WATER;
 use super::packet::{Account, Packet};
 use super::protocol::{DatagramProtocol, StreamProtocol};
 use super::request::Request;
@@ -92,6 +93,8 @@ pub struct State {
     pub phase: Phase,
     pub datagram: bool,
     pub framing: FramingSpec,
+    /// This connection's own handler of messages, apart from the others because most connections out have just it.
+    pub on_data: Option<Py<PyAny>>,
     pub handlers: Option<Box<Handlers>>,
     pub request: Option<Py<Request>>,
     author: Option<Py<PyAny>>,
@@ -125,7 +128,7 @@ pub struct State {
     pub ids: Option<Py<PyDict>>,
     pub open_requests: u32,
     pub waiters: Vec<(Wait, Py<PyAny>)>,
-    pub reason: Option<String>,
+    pub reason: Option<Cow<'static, str>>,
     pub error: Option<Py<PyAny>>,
     pub place: Option<usize>,
     pub last_tick: u32,
@@ -142,66 +145,15 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// A new connection of the author's class.
-    pub fn create(py: Python<'_>, core: &Py<Core>, endpoint: &Py<Endpoint>) -> PyResult<Py<Self>> {
-        Ok(core.get().connection_type.bind(py).call1((core, endpoint))?.cast_into::<Self>()?.unbind())
-    }
-
-    /// Whether `endpoint` may have one more connection now.
-    pub fn admit(py: Python<'_>, core: &Core, endpoint: &Endpoint) -> bool {
-        let admitted =
-            core.open_connections() < core.limits.max_connections && endpoint.state.with(py, |state| state.accepting);
-        if !admitted {
-            core.counters.connections_refused.bump();
-        }
-        admitted
-    }
-
-    /// The wire is there: registers the connection, tells the author, sends what waited.
-    pub fn made(slf: &Py<Self>, py: Python<'_>, wire: Wire) {
-        let inner = slf.get();
-        let core = inner.core.get();
-        let place = core.register(py, slf);
-        let tick = core.state.with(py, |state| state.tick);
-        inner.state.with(py, |state| {
-            state.wire = wire;
-            state.place = Some(place);
-            state.last_tick = tick;
-            if state.phase == Phase::Connecting {
-                state.phase = Phase::Open;
-            }
-        });
-        inner.endpoint.get().opened.bump();
-        Self::wake(slf, py, Wait::Connected);
-        Self::wake(slf, py, Wait::Writable);
-        Self::fire(slf, py, Event::Connect, None);
-        let waiting = inner.state.with(py, |state| {
-            !state.out.is_empty()
-                || !state.out_datagrams.is_empty()
-                || state.end_wanted
-                || state.phase == Phase::Closing
-        });
-        if waiting {
-            Self::mark_dirty(slf, py);
-        }
-    }
-
-    /// As `made`, for a connection that a peer opened: the accept handler and the session run.
-    pub fn accepted(slf: &Py<Self>, py: Python<'_>, wire: Wire) {
-        Self::made(slf, py, wire);
-        Self::fire(slf, py, Event::Accept, None);
-        let session = slf.get().endpoint.get().state.with(py, |state| state.session.as_ref().map(|s| s.clone_ref(py)));
-        if let Some(session) = session {
-            dispatch::run_session(py, slf, &session);
-        }
-    }
-
     fn set_handler(slf: &Bound<'_, Self>, event: Event, handler: Option<Py<PyAny>>) -> PyResult<()> {
         let py = slf.py();
         slf.get().core.get().check_thread()?;
         let (old, waiting) = slf.get().state.with(py, |state| {
-            let old = state.handlers.get_or_insert_default().set(event, handler);
-            (old, event == Event::Data && (state.unread.len() > state.unread_at || !state.queue.is_empty()))
+            if event == Event::Data {
+                let waiting = state.unread.len() > state.unread_at || !state.queue.is_empty();
+                return (std::mem::replace(&mut state.on_data, handler), waiting);
+            }
+            (state.handlers.get_or_insert_default().set(event, handler), false)
         });
         drop(old);
         if waiting {
@@ -230,8 +182,7 @@ impl Connection {
     /// The handler of messages, and the request the connection carries.
     pub fn data_handler(&self, py: Python<'_>) -> Option<(Py<PyAny>, Option<Py<Request>>)> {
         let (own, carried) = self.state.with(py, |state| {
-            let own =
-                state.handlers.as_ref().and_then(|handlers| handlers.get(Event::Data)).map(|fun| fun.clone_ref(py));
+            let own = state.on_data.as_ref().map(|handler| handler.clone_ref(py));
             (own, state.request.as_ref().map(|request| request.clone_ref(py)))
         });
         let handler = own.or_else(|| {
@@ -292,42 +243,6 @@ impl Connection {
         })
     }
 
-    pub fn request_opened(slf: &Py<Self>, py: Python<'_>) {
-        slf.get().state.with(py, |state| state.open_requests += 1);
-    }
-
-    pub fn request_ended(slf: &Py<Self>, py: Python<'_>, id: Option<&Py<PyAny>>) {
-        let inner = slf.get();
-        let ids = inner.state.with(py, |state| {
-            state.open_requests = state.open_requests.saturating_sub(1);
-            state.ids.as_ref().filter(|_| id.is_some()).map(|ids| ids.clone_ref(py))
-        });
-        if let (Some(ids), Some(id)) = (ids, id) {
-            // The entry may belong to a newer request already, or the id's hash may raise: then there is nothing to do.
-            if let Err(error) = ids.bind(py).del_item(id)
-                && !error.is_instance_of::<pyo3::exceptions::PyKeyError>(py)
-            {
-                error.write_unraisable(py, None);
-            }
-        }
-        Self::close_if_ended(slf, py);
-    }
-
-    /// The peer has ended, everything it asked is answered, and the author has no say in it: close.
-    pub fn close_if_ended(slf: &Py<Self>, py: Python<'_>) {
-        let inner = slf.get();
-        let ready = inner.state.with(py, |state| {
-            state.peer_ended
-                && state.phase == Phase::Open
-                && !state.busy
-                && state.open_requests == 0
-                && state.queue.is_empty()
-        });
-        if ready && inner.handler(py, Event::End).is_none() && !inner.is_pulled(py) {
-            Self::close_now(slf, py);
-        }
-    }
-
     /// Whether the author takes messages out of the inbox, rather than having a handler called.
     pub fn is_pulled(&self, py: Python<'_>) -> bool {
         self.data_handler(py).is_none()
@@ -350,7 +265,7 @@ impl Connection {
         }
     }
 
-    fn settle(py: Python<'_>, future: &Py<PyAny>, error: Option<&Py<PyAny>>) {
+    pub fn settle(py: Python<'_>, future: &Py<PyAny>, error: Option<&Py<PyAny>>) {
         let settled = (|| {
             if future.call_method0(py, intern!(py, "done"))?.is_truthy(py)? {
                 return Ok(());
@@ -362,212 +277,6 @@ impl Connection {
             PyResult::Ok(())
         })();
         if let Err(error) = settled {
-            error.write_unraisable(py, None);
-        }
-    }
-
-    /// After a handler raised: `error` handlers hear of it; without request ids the connection is over.
-    pub fn handler_failed(
-        slf: &Py<Self>,
-        py: Python<'_>,
-        request: Option<&Py<Request>>,
-        error: &Bound<'_, PyBaseException>,
-    ) {
-        let inner = slf.get();
-        if let Some(handler) = inner.handler(py, Event::Error) {
-            let told = handler.bind(py).call1((slf, request, error));
-            if let Err(second) = told {
-                // The handler of errors failed itself: log, and go on with the end below.
-                inner.core.get().report(py, Some(slf), request, second.value(py));
-            }
-        }
-        match request {
-            Some(request) if inner.endpoint.get().request_id.is_some() => request.get().finish(py),
-            _ => Self::abort_with(slf, py, "handler error"),
-        }
-    }
-
-    /// Ends it for good at the end of the batch: handlers told, waiters woken, the request let go.
-    pub fn finish(slf: &Py<Self>, py: Python<'_>) {
-        let inner = slf.get();
-        let (wire, place, waiters, reason, ids, queue, error) = inner.state.with(py, |state| {
-            state.phase = Phase::Closed;
-            state.out = Vec::new();
-            let left = state.unread.split_off(state.unread_at.min(state.unread.len()));
-            (state.unread, state.unread_at, state.searched, state.needed) = (left, 0, 0, 0);
-            (
-                std::mem::replace(&mut state.wire, Wire::None),
-                state.place.take(),
-                std::mem::take(&mut state.waiters),
-                state.reason.clone().unwrap_or_else(|| "closed".into()),
-                state.ids.take(),
-                std::mem::take(&mut state.out_datagrams),
-                state.error.as_ref().map(|error| error.clone_ref(py)),
-            )
-        });
-        drop((ids, queue));
-        if let Wire::Flow { engine, port, flow, owner } = &wire {
-            engine.get().close_flow(py, *port, *flow, *owner);
-        }
-        // Without an address of its own it is a connection out, and the socket is its alone; a server's peers share one.
-        if let Wire::Datagram { address: None, .. } = &wire {
-            close_wire(py, &wire, false);
-        }
-        drop(wire);
-        if let Some(place) = place {
-            inner.core.get().unregister(py, place);
-            inner.endpoint.get().closed.bump();
-        }
-        let error = error.or_else(|| {
-            let error = PyConnectionError::new_err(format!("connection closed: {reason}"));
-            Some(error.into_value(py).into_any())
-        });
-        for (what, future) in waiters {
-            let failed = matches!(what, Wait::Connected | Wait::Writable);
-            Self::settle(py, &future, if failed { error.as_ref() } else { None });
-        }
-        if let Some(client) =
-            inner.endpoint.get().state.with(py, |state| state.client.as_ref().map(|c| c.clone_ref(py)))
-        {
-            super::client::Client::lost(&client, py, slf, &reason);
-        }
-        let reason = PyString::new(py, &reason);
-        Self::fire(slf, py, Event::Close, Some(reason.as_any()));
-        let (request, handlers) = inner.state.with(py, |state| (state.request.take(), state.handlers.take()));
-        drop(handlers);
-        if let Some(request) = request {
-            request.get().let_go(py);
-        }
-    }
-
-    /// `finish` at the end of the batch, with the first reason given.
-    pub fn finish_with(slf: &Py<Self>, py: Python<'_>, reason: &str) {
-        let first = slf.get().state.with(py, |state| {
-            if state.finishing {
-                return false;
-            }
-            state.finishing = true;
-            state.phase = Phase::Closing;
-            state.reason.get_or_insert_with(|| reason.into());
-            true
-        });
-        if first {
-            Core::finish_later(&slf.get().core, py, slf);
-        }
-    }
-
-    /// One second has passed.
-    pub fn tick(slf: &Py<Self>, py: Python<'_>, tick: u32, close_s: u32) {
-        let inner = slf.get();
-        let idle_s = inner.endpoint.get().state.with(py, |state| state.idle_s);
-        let (since, phase, occupied) = inner
-            .state
-            .with(py, |state| (tick.wrapping_sub(state.last_tick), state.phase, state.busy || state.open_requests > 0));
-        match phase {
-            Phase::Open if !occupied && idle_s.is_some_and(|idle_s| f64::from(since) > idle_s) => {
-                Self::abort_with(slf, py, "idle");
-            }
-            Phase::Closing if since > close_s => Self::abort_with(slf, py, "close timed out"),
-            _ => {}
-        }
-    }
-
-    /// Begins a connection to `url`; it is usable at once.
-    pub fn open(
-        py: Python<'_>,
-        core: &Py<Core>,
-        endpoint: &Py<Endpoint>,
-        url: &Bound<'_, PyString>,
-        framing: Option<&Bound<'_, PyAny>>,
-        pool: usize,
-        request: Option<Py<Request>>,
-    ) -> PyResult<Py<Self>> {
-        let inner = core.get();
-        inner.check_thread()?;
-        let target = inner.target(py, url)?;
-        let connection = Self::create(py, core, endpoint)?;
-        let native = target.cast::<Target>().ok();
-        let datagram = match native {
-            Some(_) => true,
-            None => target.getattr(intern!(py, "datagram"))?.is_truthy()?,
-        };
-        let framing = match framing.filter(|framing| !framing.is_none()) {
-            Some(framing) => FramingSpec::from_object(Some(framing))?,
-            None => endpoint.get().framing.clone_ref(py),
-        };
-        if let Some(request) = &request
-            && !request.get().take_hold(py)
-        {
-            return Err(PyRuntimeError::new_err("connect: the request has ended"));
-        }
-        let key = if pool > 0 { Some((format!("{url}|{}", framing.key()), pool)) } else { None };
-        let spare = key.as_ref().and_then(|(key, _)| inner.spare_take(py, key));
-        connection.get().state.with(py, |state| {
-            state.datagram = datagram;
-            state.framing = framing;
-            state.request = request;
-            state.pool = key;
-        });
-        if let Some(wire) = spare {
-            if let Wire::Stream { protocol, .. } = &wire {
-                protocol.get().hand_over(py, Some(connection.clone_ref(py)));
-            }
-            Self::made(&connection, py, wire);
-            return Ok(connection);
-        }
-        if inner.open_connections() >= inner.limits.max_connections {
-            inner.counters.connections_refused.bump();
-            Self::fail_soon(&connection, py, PyConnectionError::new_err("max_connections reached"));
-            return Ok(connection);
-        }
-        match native {
-            Some(target) => Engine::connect(target.get(), py, &connection),
-            None => {
-                target.call_method1(intern!(py, "open"), (&connection,))?;
-            }
-        }
-        Ok(connection)
-    }
-
-    /// `failed_with` at the loop's next turn: not before the author had the chance to say who hears of it.
-    pub fn fail_soon(slf: &Py<Self>, py: Python<'_>, error: PyErr) {
-        let told = slf.getattr(py, intern!(py, "failed")).and_then(|failed| {
-            let event_loop = &slf.get().core.get().event_loop;
-            event_loop.call_method1(py, intern!(py, "call_soon"), (failed, error.into_value(py)))
-        });
-        if let Err(error) = told {
-            error.write_unraisable(py, None);
-        }
-    }
-
-    /// The network says that a datagram cannot reach the peer. A client goes on (it has time-outs); others end.
-    pub fn unreachable(slf: &Py<Self>, py: Python<'_>, error: &Bound<'_, PyAny>) {
-        let inner = slf.get();
-        if inner.endpoint.get().state.with(py, |state| state.client.is_some()) {
-            return;
-        }
-        let kept = error.clone().unbind();
-        inner.state.with(py, |state| state.error.get_or_insert(kept).clone_ref(py));
-        Self::fire(slf, py, Event::Error, Some(error));
-        Self::finish_with(slf, py, &format!("unreachable: {error}"));
-        Self::wake(slf, py, Wait::Readable);
-    }
-
-    /// The connection could not be made.
-    pub fn failed_with(slf: &Py<Self>, py: Python<'_>, error: Py<PyAny>) {
-        let inner = slf.get();
-        let reason = error.bind(py).str().map_or_else(|_| "could not connect".into(), |text| text.to_string());
-        let kept = error.clone_ref(py);
-        let lost = inner.state.with(py, |state| {
-            state.error = Some(kept);
-            state.out_datagrams.len() + usize::from(!state.out.is_empty())
-        });
-        inner.core.get().counters.connections_failed.bump();
-        inner.core.get().counters.drop_not_connected.add(lost as u64);
-        inner.core.get().enter(py);
-        Self::fire(slf, py, Event::Error, Some(error.bind(py)));
-        Self::finish_with(slf, py, &reason);
-        if let Err(error) = Core::leave(&inner.core, py) {
             error.write_unraisable(py, None);
         }
     }
@@ -584,6 +293,7 @@ impl Connection {
                 phase: Phase::Connecting,
                 datagram: endpoint.get().datagram,
                 framing: endpoint.get().framing.clone_ref(py),
+                on_data: None,
                 handlers: None,
                 request: None,
                 author: None,
@@ -697,13 +407,14 @@ impl Connection {
                 || state.dirty
                 || state.write_blocked
                 || !state.out.is_empty()
+                || !state.out_datagrams.is_empty()
                 || !state.queue.is_empty()
         })
     }
 
     #[getter]
     fn close_reason(&self, py: Python<'_>) -> Option<String> {
-        self.state.with(py, |state| state.reason.clone())
+        self.state.with(py, |state| state.reason.as_ref().map(ToString::to_string))
     }
 
     #[getter]
@@ -761,7 +472,7 @@ impl Connection {
     #[pyo3(signature = (reason="aborted", /))]
     fn abort(slf: &Bound<'_, Self>, reason: &str) -> PyResult<()> {
         slf.get().core.get().check_thread()?;
-        Self::abort_with(slf.as_unbound(), slf.py(), reason);
+        Self::abort_with(slf.as_unbound(), slf.py(), reason.to_string());
         Ok(())
     }
 
@@ -933,6 +644,7 @@ impl Connection {
                 if let FramingSpec::Python(function) = &state.framing {
                     visit.call(function)?;
                 }
+                visit.call(&state.on_data)?;
                 visit.call(&state.request)?;
                 visit.call(&state.author)?;
                 visit.call(&state.ids)?;
@@ -947,7 +659,7 @@ impl Connection {
         let old = self.state.with(py, |state| {
             (
                 std::mem::replace(&mut state.wire, Wire::None),
-                state.handlers.take(),
+                (state.handlers.take(), state.on_data.take()),
                 state.request.take(),
                 state.author.take(),
                 state.ids.take(),

@@ -15,6 +15,7 @@ use pyo3::{PyTraverseError, PyVisit};
 
 use super::cell::{Counter, GilCell, thread_mark};
 use super::connection::{Connection, Wire};
+use super::coroutine;
 use super::dispatch;
 use super::endpoint::{Endpoint, Event};
 use super::engine::Engine;
@@ -121,6 +122,7 @@ pub struct State {
     outgoing: Option<Py<Endpoint>>,
     /// Code objects of handlers whose parameters have been looked at, by address and event.
     checked: HashMap<(usize, u8), Py<PyAny>>,
+    last_checked: Option<(Event, Py<PyAny>)>,
     fatal: Option<PyErr>,
     pub tick: u32,
     spare: HashMap<String, VecDeque<Wire>>,
@@ -136,7 +138,7 @@ pub struct Core {
     on_failure: Py<PyAny>,
     check: Py<PyAny>,
     targets: Py<PyDict>,
-    pub tasks: dispatch::Tasks,
+    pub tasks: coroutine::Tasks,
     pub limits: Limits,
     pub counters: Counters,
     pub pool: Pool,
@@ -192,7 +194,7 @@ impl Core {
                     }
                 });
             }
-            dispatch::leave_stand_in(core, py);
+            coroutine::leave_stand_in(core, py);
             core.flush_engines(py);
         }
         let (fatal, more) = core.state.with(py, |state| {
@@ -381,9 +383,19 @@ impl Core {
 
     /// Refuses a function that cannot be called as `event`'s handlers are. Asked once per code object and event.
     pub fn check_handler(&self, py: Python<'_>, event: Event, handler: &Py<PyAny>) -> PyResult<()> {
+        let known = |(of, last): &(Event, Py<PyAny>)| *of == event && last.is(handler);
+        if self.state.with(py, |state| state.last_checked.as_ref().is_some_and(known)) {
+            return Ok(());
+        }
         let code = handler.getattr(py, intern!(py, "__code__")).ok();
         let key = code.as_ref().map(|code| (code.as_ptr() as usize, event as u8));
-        if key.is_some_and(|key| self.state.with(py, |state| state.checked.contains_key(&key))) {
+        let last = (event, handler.clone_ref(py));
+        let (seen, old) = self.state.with(py, |state| {
+            let seen = key.is_some_and(|key| state.checked.contains_key(&key));
+            (seen, if seen { state.last_checked.replace(last) } else { Some(last) })
+        });
+        drop(old);
+        if seen {
             return Ok(());
         }
         self.check.call1(py, (event.name(), handler))?;
@@ -455,7 +467,7 @@ impl Core {
     ) -> PyResult<Self> {
         Ok(Self {
             call_soon: event_loop.getattr(py, "call_soon")?,
-            tasks: dispatch::Tasks::new(py)?,
+            tasks: coroutine::Tasks::new(py)?,
             check: py.import("libvnf.handlers")?.getattr("check_handler")?.unbind(),
             event_loop,
             connection_type: connection,

@@ -26,6 +26,8 @@ use crate::stack::{BindError, Datagram, FlowId, Host, HostConfig, Input, OpenErr
 
 /// Frames taken from a port at once.
 const BURST: usize = 32;
+/// Frames handled before what was sent meanwhile is handed over: the peer can begin while we go on.
+const HAND_OVER: usize = 8;
 /// How long a turn may take before the loop's timers and tasks get their chance.
 const SLICE: Duration = Duration::from_micros(50);
 
@@ -62,6 +64,15 @@ impl Open {
 
     fn forget(&mut self, owner: u32) -> Option<Py<Connection>> {
         self.free.push(owner);
+        // Numbers of flows that have ended leave the queue of peers before they outnumber those that have not.
+        if self.begun_by_peers.len() > 64 + 2 * (self.flows.len() - self.free.len()) {
+            let mut seen = vec![false; self.flows.len()];
+            let flows = &self.flows;
+            self.begun_by_peers.retain(|&of| {
+                let first = !std::mem::replace(&mut seen[of as usize], true);
+                first && of != owner && flows[of as usize].is_some()
+            });
+        }
         self.flows[owner as usize].take()
     }
 }
@@ -243,9 +254,12 @@ impl Engine {
     }
 
     fn deliver(&self, slf: &Py<Self>, py: Python<'_>, index: usize, now: Instant, pool: &Pool, frames: &mut Vec<Slot>) {
-        for frame in frames.drain(..) {
+        for (count, frame) in frames.drain(..).enumerate() {
             let meant = self.state.with(py, |state| {
                 let open = &mut state.ports[index];
+                if count % HAND_OVER == HAND_OVER - 1 {
+                    open.port.hand_over();
+                }
                 match open.host.receive(frame, now, pool, open.port.as_mut()) {
                     Input::Consumed => {
                         open.unflushed = true;

@@ -6,6 +6,7 @@ use pyo3::types::PyBytes;
 
 use crate::framing::{Framing, LARGEST_MESSAGE};
 
+/// Every message is `size` bytes. On datagrams: the size a datagram must have.
 #[pyclass(frozen, module = "libvnf._native")]
 pub struct Fixed {
     #[pyo3(get)]
@@ -27,6 +28,7 @@ impl Fixed {
     }
 }
 
+/// A big-endian length field of `size` bytes at `offset` tells how many bytes follow it.
 #[pyclass(frozen, module = "libvnf._native")]
 pub struct LengthPrefixed {
     #[pyo3(get)]
@@ -44,7 +46,7 @@ pub struct LengthPrefixed {
 #[pymethods]
 impl LengthPrefixed {
     #[new]
-    #[pyo3(signature = (size, offset=0, adjust=0, strip=false, limit=LARGEST_MESSAGE))]
+    #[pyo3(signature = (size, offset=0, adjust=0, strip=false, limit=16_777_216))]
     fn new(size: usize, offset: usize, adjust: i64, strip: bool, limit: usize) -> PyResult<Self> {
         if !matches!(size, 1 | 2 | 3 | 4 | 8) {
             return Err(PyValueError::new_err(format!("LengthPrefixed: size is {size}: expected 1, 2, 3, 4 or 8")));
@@ -61,6 +63,7 @@ impl LengthPrefixed {
     }
 }
 
+/// A message ends with `delimiter`, which is not delivered.
 #[pyclass(frozen, module = "libvnf._native")]
 pub struct Delimiter {
     delimiter: Box<[u8]>,

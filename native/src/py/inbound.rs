@@ -222,7 +222,7 @@ impl Connection {
 
     fn framing_failed(slf: &Py<Self>, py: Python<'_>, why: &str) {
         slf.get().core.get().counters.framing_errors.bump();
-        Self::abort_with(slf, py, &format!("framing: {why}"));
+        Self::abort_with(slf, py, format!("framing: {why}"));
     }
 
     /// One datagram. Inside a batch.

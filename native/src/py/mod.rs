@@ -1,7 +1,7 @@
 //! The Python module `libvnf._native`: the only place that knows Python.
 //!
-//! * `core`, `dispatch`, `endpoint` — the batch, the calling of handlers, what connections have in common.
-//! * `connection`, `inbound`, `outbound` — one connection.
+//! * `core`, `dispatch`, `coroutine`, `endpoint` — the batch, the calling of handlers, what connections have in common.
+//! * `connection`, `life`, `inbound`, `outbound` — one connection.
 //! * `request`, `packet`, `framing`, `client` — the values that handlers get and give.
 //! * `protocol` — the way in from asyncio transports; `engine`, `ports`, `polling` — from bypass ports.
 //! * `splicer`, `loader` — faces of `crate::splice` and `crate::load`.
@@ -10,11 +10,13 @@ mod cell;
 mod client;
 mod connection;
 mod core;
+mod coroutine;
 mod dispatch;
 mod endpoint;
 mod engine;
 mod framing;
 mod inbound;
+mod life;
 mod loader;
 mod outbound;
 mod packet;
@@ -31,7 +33,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<client::Client>()?;
     module.add_class::<connection::Connection>()?;
     module.add_class::<core::Core>()?;
-    module.add_class::<dispatch::Driver>()?;
+    module.add_class::<coroutine::Driver>()?;
     module.add_class::<endpoint::Endpoint>()?;
     module.add_class::<engine::Engine>()?;
     module.add_class::<engine::Target>()?;

@@ -1,5 +1,7 @@
 //! How bytes leave: queued by `send`, flushed at the end of the batch; and the ways a connection is closed.
 
+use std::borrow::Cow;
+
 use pyo3::exceptions::PyConnectionError;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -20,7 +22,7 @@ enum Route {
     Datagram(Py<PyAny>, Option<Py<PyAny>>),
     Flow(Py<super::engine::Engine>, usize, crate::stack::FlowId),
     Full(usize),
-    Closed(String),
+    Closed(Cow<'static, str>),
 }
 
 /// The bytes of a message: of one part as they are, of several joined.
@@ -193,7 +195,7 @@ impl Connection {
                     PyResult::Ok(())
                 })();
                 if let Err(error) = outcome {
-                    Self::abort_with(slf, py, &format!("transport: {error}"));
+                    Self::abort_with(slf, py, format!("transport: {error}"));
                     return;
                 }
             }
@@ -294,7 +296,7 @@ impl Connection {
     }
 
     /// Closes at once with `reason`; what is queued is lost.
-    pub fn abort_with(slf: &Py<Self>, py: Python<'_>, reason: &str) {
+    pub fn abort_with(slf: &Py<Self>, py: Python<'_>, reason: impl Into<Cow<'static, str>>) {
         let (open, transport) = slf.get().state.with(py, |state| {
             let transport = match &state.wire {
                 Wire::Stream { transport, .. } => Some(transport.clone_ref(py)),

@@ -2,7 +2,7 @@
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyTuple};
+use pyo3::types::{PyBytes, PyDict};
 use pyo3::{PyTraverseError, PyVisit, intern};
 
 use super::cell::GilCell;
@@ -144,7 +144,7 @@ impl StreamProtocol {
         inner.core.get().enter(py);
         let reason = match &error {
             Some(error) => format!("reset: {}", error.bind(py).str()?),
-            None => "ended".into(),
+            None => "ended".to_string(),
         };
         let over = connection.get().state.with(py, |state| {
             // The peer's data may still be read; its end is part of it unless the connection broke.
@@ -152,7 +152,7 @@ impl StreamProtocol {
             state.finishing
         });
         if !over {
-            Connection::finish_with(&connection, py, &reason);
+            Connection::finish_with(&connection, py, reason.clone());
         }
         inner.hand_over(py, None);
         Core::leave(&inner.core, py)
@@ -238,6 +238,16 @@ impl DatagramProtocol {
             Wire::Datagram { transport, sendto, address, protocol: slf.clone_ref(py) },
         );
         Ok(Some(connection))
+    }
+
+    /// Forgets a peer whose connection has ended.
+    pub fn forget(&self, py: Python<'_>, address: &Py<PyAny>, connection: &Py<Connection>) -> PyResult<()> {
+        let peers = self.peers.bind(py);
+        // A newer connection may have the address already.
+        if peers.get_item(address)?.is_some_and(|found| found.is(connection)) {
+            peers.del_item(address)?;
+        }
+        Ok(())
     }
 
     /// Ends the oldest of the idle peers among the first few, so that strangers cannot shut the door for others.
@@ -338,7 +348,7 @@ impl DatagramProtocol {
         inner.core.get().enter(py);
         let reason = match &error {
             Some(error) => format!("lost: {}", error.bind(py).str()?),
-            None => "closed".into(),
+            None => "closed".to_string(),
         };
         let old = inner.transport.with(py, Option::take);
         drop(old);
@@ -350,7 +360,7 @@ impl DatagramProtocol {
         all.extend(inner.connection.as_ref().map(|connection| connection.clone_ref(py)));
         for connection in all {
             if connection.get().phase(py) != Phase::Closed {
-                Connection::finish_with(&connection, py, &reason);
+                Connection::finish_with(&connection, py, reason.clone());
             }
         }
         Core::leave(&inner.core, py)
@@ -359,14 +369,6 @@ impl DatagramProtocol {
     fn pause_writing(&self) {}
 
     fn resume_writing(&self) {}
-
-    /// Forgets a peer whose connection has ended.
-    #[pyo3(signature = (address, /))]
-    pub fn forget(&self, py: Python<'_>, address: &Bound<'_, PyAny>) -> PyResult<()> {
-        let arguments = PyTuple::new(py, [address, &py.None().into_bound(py)])?;
-        self.peers.bind(py).call_method1(intern!(py, "pop"), arguments)?;
-        Ok(())
-    }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.core)?;

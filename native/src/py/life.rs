@@ -1,0 +1,323 @@
+//! A connection's life: how it begins, what it counts while it is open, and the one way it ends.
+
+use std::borrow::Cow;
+
+use pyo3::exceptions::{PyBaseException, PyConnectionError, PyRuntimeError};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::PyString;
+
+use super::connection::{Connection, Phase, Wait, Wire};
+use super::core::Core;
+use super::dispatch;
+use super::endpoint::{Endpoint, Event};
+use super::engine::{Engine, Target};
+use super::framing::FramingSpec;
+use super::outbound::close_wire;
+use super::request::Request;
+
+impl Connection {
+    /// A new connection of the author's class.
+    pub fn create(py: Python<'_>, core: &Py<Core>, endpoint: &Py<Endpoint>) -> PyResult<Py<Self>> {
+        Ok(core.get().connection_type.bind(py).call1((core, endpoint))?.cast_into::<Self>()?.unbind())
+    }
+
+    /// Whether `endpoint` may have one more connection now.
+    pub fn admit(py: Python<'_>, core: &Core, endpoint: &Endpoint) -> bool {
+        let admitted =
+            core.open_connections() < core.limits.max_connections && endpoint.state.with(py, |state| state.accepting);
+        if !admitted {
+            core.counters.connections_refused.bump();
+        }
+        admitted
+    }
+
+    /// Begins a connection to `url`; it is usable at once.
+    pub fn open(
+        py: Python<'_>,
+        core: &Py<Core>,
+        endpoint: &Py<Endpoint>,
+        url: &Bound<'_, PyString>,
+        framing: Option<&Bound<'_, PyAny>>,
+        pool: usize,
+        request: Option<Py<Request>>,
+    ) -> PyResult<Py<Self>> {
+        let inner = core.get();
+        inner.check_thread()?;
+        let target = inner.target(py, url)?;
+        let connection = Self::create(py, core, endpoint)?;
+        let native = target.cast::<Target>().ok();
+        let datagram = match native {
+            Some(_) => true,
+            None => target.getattr(intern!(py, "datagram"))?.is_truthy()?,
+        };
+        let framing = match framing.filter(|framing| !framing.is_none()) {
+            Some(framing) => FramingSpec::from_object(Some(framing))?,
+            None => endpoint.get().framing.clone_ref(py),
+        };
+        if let Some(request) = &request
+            && !request.get().take_hold(py)
+        {
+            return Err(PyRuntimeError::new_err("connect: the request has ended"));
+        }
+        let key = if pool > 0 { Some((format!("{url}|{}", framing.key()), pool)) } else { None };
+        let spare = key.as_ref().and_then(|(key, _)| inner.spare_take(py, key));
+        connection.get().state.with(py, |state| {
+            state.datagram = datagram;
+            state.framing = framing;
+            state.request = request;
+            state.pool = key;
+        });
+        if let Some(wire) = spare {
+            if let Wire::Stream { protocol, .. } = &wire {
+                protocol.get().hand_over(py, Some(connection.clone_ref(py)));
+            }
+            Self::made(&connection, py, wire);
+            return Ok(connection);
+        }
+        if inner.open_connections() >= inner.limits.max_connections {
+            inner.counters.connections_refused.bump();
+            Self::fail_soon(&connection, py, PyConnectionError::new_err("max_connections reached"));
+            return Ok(connection);
+        }
+        match native {
+            Some(target) => Engine::connect(target.get(), py, &connection),
+            None => {
+                target.call_method1(intern!(py, "open"), (&connection,))?;
+            }
+        }
+        Ok(connection)
+    }
+
+    /// The wire is there: registers the connection, tells the author, sends what waited.
+    pub fn made(slf: &Py<Self>, py: Python<'_>, wire: Wire) {
+        let inner = slf.get();
+        let core = inner.core.get();
+        let place = core.register(py, slf);
+        let tick = core.state.with(py, |state| state.tick);
+        inner.state.with(py, |state| {
+            state.wire = wire;
+            state.place = Some(place);
+            state.last_tick = tick;
+            if state.phase == Phase::Connecting {
+                state.phase = Phase::Open;
+            }
+        });
+        inner.endpoint.get().opened.bump();
+        Self::wake(slf, py, Wait::Connected);
+        Self::wake(slf, py, Wait::Writable);
+        Self::fire(slf, py, Event::Connect, None);
+        let waiting = inner.state.with(py, |state| {
+            !state.out.is_empty()
+                || !state.out_datagrams.is_empty()
+                || state.end_wanted
+                || state.phase == Phase::Closing
+        });
+        if waiting {
+            Self::mark_dirty(slf, py);
+        }
+    }
+
+    /// As `made`, for a connection that a peer opened: the accept handler and the session run.
+    pub fn accepted(slf: &Py<Self>, py: Python<'_>, wire: Wire) {
+        Self::made(slf, py, wire);
+        Self::fire(slf, py, Event::Accept, None);
+        let session = slf.get().endpoint.get().state.with(py, |state| state.session.as_ref().map(|s| s.clone_ref(py)));
+        if let Some(session) = session {
+            dispatch::run_session(py, slf, &session);
+        }
+    }
+
+    /// `failed_with` at the loop's next turn: not before the author had the chance to say who hears of it.
+    pub fn fail_soon(slf: &Py<Self>, py: Python<'_>, error: PyErr) {
+        let told = slf.getattr(py, intern!(py, "failed")).and_then(|failed| {
+            let event_loop = &slf.get().core.get().event_loop;
+            event_loop.call_method1(py, intern!(py, "call_soon"), (failed, error.into_value(py)))
+        });
+        if let Err(error) = told {
+            error.write_unraisable(py, None);
+        }
+    }
+
+    /// The connection could not be made.
+    pub fn failed_with(slf: &Py<Self>, py: Python<'_>, error: Py<PyAny>) {
+        let inner = slf.get();
+        let reason = error.bind(py).str().map_or_else(|_| "could not connect".to_string(), |text| text.to_string());
+        let kept = error.clone_ref(py);
+        let lost = inner.state.with(py, |state| {
+            state.error = Some(kept);
+            state.out_datagrams.len() + usize::from(!state.out.is_empty())
+        });
+        inner.core.get().counters.connections_failed.bump();
+        inner.core.get().counters.drop_not_connected.add(lost as u64);
+        inner.core.get().enter(py);
+        Self::fire(slf, py, Event::Error, Some(error.bind(py)));
+        Self::finish_with(slf, py, reason);
+        if let Err(error) = Core::leave(&inner.core, py) {
+            error.write_unraisable(py, None);
+        }
+    }
+
+    /// The network says that a datagram cannot reach the peer. A client goes on (it has time-outs); others end.
+    pub fn unreachable(slf: &Py<Self>, py: Python<'_>, error: &Bound<'_, PyAny>) {
+        let inner = slf.get();
+        if inner.endpoint.get().state.with(py, |state| state.client.is_some()) {
+            return;
+        }
+        let kept = error.clone().unbind();
+        inner.state.with(py, |state| state.error.get_or_insert(kept).clone_ref(py));
+        Self::fire(slf, py, Event::Error, Some(error));
+        Self::finish_with(slf, py, format!("unreachable: {error}"));
+        Self::wake(slf, py, Wait::Readable);
+    }
+
+    pub fn request_opened(slf: &Py<Self>, py: Python<'_>) {
+        slf.get().state.with(py, |state| state.open_requests += 1);
+    }
+
+    pub fn request_ended(slf: &Py<Self>, py: Python<'_>, id: Option<&Py<PyAny>>) {
+        let inner = slf.get();
+        let ids = inner.state.with(py, |state| {
+            state.open_requests = state.open_requests.saturating_sub(1);
+            state.ids.as_ref().filter(|_| id.is_some()).map(|ids| ids.clone_ref(py))
+        });
+        if let (Some(ids), Some(id)) = (ids, id) {
+            // The entry may belong to a newer request already, or the id's hash may raise: then there is nothing to do.
+            if let Err(error) = ids.bind(py).del_item(id)
+                && !error.is_instance_of::<pyo3::exceptions::PyKeyError>(py)
+            {
+                error.write_unraisable(py, None);
+            }
+        }
+        Self::close_if_ended(slf, py);
+    }
+
+    /// The peer has ended, everything it asked is answered, and the author has no say in it: close.
+    pub fn close_if_ended(slf: &Py<Self>, py: Python<'_>) {
+        let inner = slf.get();
+        let ready = inner.state.with(py, |state| {
+            state.peer_ended
+                && state.phase == Phase::Open
+                && !state.busy
+                && state.open_requests == 0
+                && state.queue.is_empty()
+        });
+        if ready && inner.handler(py, Event::End).is_none() && !inner.is_pulled(py) {
+            Self::close_now(slf, py);
+        }
+    }
+
+    /// After a handler raised: `error` handlers hear of it; without request ids the connection is over.
+    pub fn handler_failed(
+        slf: &Py<Self>,
+        py: Python<'_>,
+        request: Option<&Py<Request>>,
+        error: &Bound<'_, PyBaseException>,
+    ) {
+        let inner = slf.get();
+        if let Some(handler) = inner.handler(py, Event::Error) {
+            let told = handler.bind(py).call1((slf, request, error));
+            if let Err(second) = told {
+                // The handler of errors failed itself: log, and go on with the end below.
+                inner.core.get().report(py, Some(slf), request, second.value(py));
+            }
+        }
+        match request {
+            Some(request) if inner.endpoint.get().request_id.is_some() => request.get().finish(py),
+            _ => Self::abort_with(slf, py, "handler error"),
+        }
+    }
+
+    /// `finish` at the end of the batch, with the first reason given.
+    pub fn finish_with(slf: &Py<Self>, py: Python<'_>, reason: impl Into<Cow<'static, str>>) {
+        let first = slf.get().state.with(py, |state| {
+            if state.finishing {
+                return false;
+            }
+            state.finishing = true;
+            state.phase = Phase::Closing;
+            state.reason.get_or_insert_with(|| reason.into());
+            true
+        });
+        if first {
+            Core::finish_later(&slf.get().core, py, slf);
+        }
+    }
+
+    /// Ends it for good at the end of the batch: handlers told, waiters woken, the request let go.
+    pub fn finish(slf: &Py<Self>, py: Python<'_>) {
+        let inner = slf.get();
+        let (wire, place, waiters, reason, ids, queue, error) = inner.state.with(py, |state| {
+            state.phase = Phase::Closed;
+            state.out = Vec::new();
+            let left = state.unread.split_off(state.unread_at.min(state.unread.len()));
+            (state.unread, state.unread_at, state.searched, state.needed) = (left, 0, 0, 0);
+            (
+                std::mem::replace(&mut state.wire, Wire::None),
+                state.place.take(),
+                std::mem::take(&mut state.waiters),
+                state.reason.clone().unwrap_or_else(|| "closed".into()),
+                state.ids.take(),
+                std::mem::take(&mut state.out_datagrams),
+                state.error.as_ref().map(|error| error.clone_ref(py)),
+            )
+        });
+        drop((ids, queue));
+        match &wire {
+            Wire::Flow { engine, port, flow, owner } => engine.get().close_flow(py, *port, *flow, *owner),
+            Wire::Datagram { address: Some(address), protocol, .. } => {
+                if let Err(error) = protocol.get().forget(py, address, slf) {
+                    error.write_unraisable(py, None);
+                }
+            }
+            // A client's socket is its own; a server's peers share one.
+            Wire::Datagram { address: None, .. } => close_wire(py, &wire, false),
+            Wire::None | Wire::Stream { .. } => {}
+        }
+        drop(wire);
+        if let Some(place) = place {
+            inner.core.get().unregister(py, place);
+            inner.endpoint.get().closed.bump();
+        }
+        if !waiters.is_empty() {
+            let error = error.unwrap_or_else(|| {
+                let error = PyConnectionError::new_err(format!("connection closed: {reason}"));
+                error.into_value(py).into_any()
+            });
+            for (what, future) in waiters {
+                let failed = matches!(what, Wait::Connected | Wait::Writable);
+                Self::settle(py, &future, failed.then_some(&error));
+            }
+        }
+        if let Some(client) =
+            inner.endpoint.get().state.with(py, |state| state.client.as_ref().map(|c| c.clone_ref(py)))
+        {
+            super::client::Client::lost(&client, py, slf, &reason);
+        }
+        if inner.handler(py, Event::Close).is_some() {
+            Self::fire(slf, py, Event::Close, Some(PyString::new(py, &reason).as_any()));
+        }
+        let (request, handlers) =
+            inner.state.with(py, |state| (state.request.take(), (state.handlers.take(), state.on_data.take())));
+        drop(handlers);
+        if let Some(request) = request {
+            request.get().let_go(py);
+        }
+    }
+
+    /// One second has passed.
+    pub fn tick(slf: &Py<Self>, py: Python<'_>, tick: u32, close_s: u32) {
+        let inner = slf.get();
+        let idle_s = inner.endpoint.get().state.with(py, |state| state.idle_s);
+        let (since, phase, occupied) = inner
+            .state
+            .with(py, |state| (tick.wrapping_sub(state.last_tick), state.phase, state.busy || state.open_requests > 0));
+        match phase {
+            Phase::Open if !occupied && idle_s.is_some_and(|idle_s| f64::from(since) > idle_s) => {
+                Self::abort_with(slf, py, "idle");
+            }
+            Phase::Closing if since > close_s => Self::abort_with(slf, py, "close timed out"),
+            _ => {}
+        }
+    }
+}
