@@ -64,6 +64,9 @@ pub trait Port: Send {
     /// Hands everything queued to the peer, and wakes it if it asked for that.
     fn flush(&mut self);
 
+    /// Shows a peer that polls what is queued so far, cheaply. `flush` must follow.
+    fn hand_over(&mut self) {}
+
     /// Asks to be woken through `wake_fd`. `false`: frames are waiting already, do not sleep.
     fn arm(&mut self) -> bool;
 

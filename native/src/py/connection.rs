@@ -93,6 +93,8 @@ pub struct State {
     pub phase: Phase,
     pub datagram: bool,
     pub framing: FramingSpec,
+    /// This connection's own handler of messages, apart from the others because most connections out have just it.
+    pub on_data: Option<Py<PyAny>>,
     pub handlers: Option<Box<Handlers>>,
     pub request: Option<Py<Request>>,
     author: Option<Py<PyAny>>,
@@ -147,8 +149,11 @@ impl Connection {
         let py = slf.py();
         slf.get().core.get().check_thread()?;
         let (old, waiting) = slf.get().state.with(py, |state| {
-            let old = state.handlers.get_or_insert_default().set(event, handler);
-            (old, event == Event::Data && (state.unread.len() > state.unread_at || !state.queue.is_empty()))
+            if event == Event::Data {
+                let waiting = state.unread.len() > state.unread_at || !state.queue.is_empty();
+                return (std::mem::replace(&mut state.on_data, handler), waiting);
+            }
+            (state.handlers.get_or_insert_default().set(event, handler), false)
         });
         drop(old);
         if waiting {
@@ -177,8 +182,7 @@ impl Connection {
     /// The handler of messages, and the request the connection carries.
     pub fn data_handler(&self, py: Python<'_>) -> Option<(Py<PyAny>, Option<Py<Request>>)> {
         let (own, carried) = self.state.with(py, |state| {
-            let own =
-                state.handlers.as_ref().and_then(|handlers| handlers.get(Event::Data)).map(|fun| fun.clone_ref(py));
+            let own = state.on_data.as_ref().map(|handler| handler.clone_ref(py));
             (own, state.request.as_ref().map(|request| request.clone_ref(py)))
         });
         let handler = own.or_else(|| {
@@ -289,6 +293,7 @@ impl Connection {
                 phase: Phase::Connecting,
                 datagram: endpoint.get().datagram,
                 framing: endpoint.get().framing.clone_ref(py),
+                on_data: None,
                 handlers: None,
                 request: None,
                 author: None,
@@ -639,6 +644,7 @@ impl Connection {
                 if let FramingSpec::Python(function) = &state.framing {
                     visit.call(function)?;
                 }
+                visit.call(&state.on_data)?;
                 visit.call(&state.request)?;
                 visit.call(&state.author)?;
                 visit.call(&state.ids)?;
@@ -653,7 +659,7 @@ impl Connection {
         let old = self.state.with(py, |state| {
             (
                 std::mem::replace(&mut state.wire, Wire::None),
-                state.handlers.take(),
+                (state.handlers.take(), state.on_data.take()),
                 state.request.take(),
                 state.author.take(),
                 state.ids.take(),

@@ -122,6 +122,7 @@ pub struct State {
     outgoing: Option<Py<Endpoint>>,
     /// Code objects of handlers whose parameters have been looked at, by address and event.
     checked: HashMap<(usize, u8), Py<PyAny>>,
+    last_checked: Option<(Event, Py<PyAny>)>,
     fatal: Option<PyErr>,
     pub tick: u32,
     spare: HashMap<String, VecDeque<Wire>>,
@@ -382,9 +383,19 @@ impl Core {
 
     /// Refuses a function that cannot be called as `event`'s handlers are. Asked once per code object and event.
     pub fn check_handler(&self, py: Python<'_>, event: Event, handler: &Py<PyAny>) -> PyResult<()> {
+        let known = |(of, last): &(Event, Py<PyAny>)| *of == event && last.is(handler);
+        if self.state.with(py, |state| state.last_checked.as_ref().is_some_and(known)) {
+            return Ok(());
+        }
         let code = handler.getattr(py, intern!(py, "__code__")).ok();
         let key = code.as_ref().map(|code| (code.as_ptr() as usize, event as u8));
-        if key.is_some_and(|key| self.state.with(py, |state| state.checked.contains_key(&key))) {
+        let last = (event, handler.clone_ref(py));
+        let (seen, old) = self.state.with(py, |state| {
+            let seen = key.is_some_and(|key| state.checked.contains_key(&key));
+            (seen, if seen { state.last_checked.replace(last) } else { Some(last) })
+        });
+        drop(old);
+        if seen {
             return Ok(());
         }
         self.check.call1(py, (event.name(), handler))?;

@@ -26,6 +26,8 @@ use crate::stack::{BindError, Datagram, FlowId, Host, HostConfig, Input, OpenErr
 
 /// Frames taken from a port at once.
 const BURST: usize = 32;
+/// Frames handled before what was sent meanwhile is handed over: the peer can begin while we go on.
+const HAND_OVER: usize = 8;
 /// How long a turn may take before the loop's timers and tasks get their chance.
 const SLICE: Duration = Duration::from_micros(50);
 
@@ -252,9 +254,12 @@ impl Engine {
     }
 
     fn deliver(&self, slf: &Py<Self>, py: Python<'_>, index: usize, now: Instant, pool: &Pool, frames: &mut Vec<Slot>) {
-        for frame in frames.drain(..) {
+        for (count, frame) in frames.drain(..).enumerate() {
             let meant = self.state.with(py, |state| {
                 let open = &mut state.ports[index];
+                if count % HAND_OVER == HAND_OVER - 1 {
+                    open.port.hand_over();
+                }
                 match open.host.receive(frame, now, pool, open.port.as_mut()) {
                     Input::Consumed => {
                         open.unflushed = true;

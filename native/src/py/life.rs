@@ -13,6 +13,7 @@ use super::dispatch;
 use super::endpoint::{Endpoint, Event};
 use super::engine::{Engine, Target};
 use super::framing::FramingSpec;
+use super::outbound::close_wire;
 use super::request::Request;
 
 impl Connection {
@@ -269,12 +270,8 @@ impl Connection {
                     error.write_unraisable(py, None);
                 }
             }
-            Wire::Datagram { address: None, transport, .. } => {
-                // A client's socket is its own.
-                if let Err(error) = transport.call_method0(py, intern!(py, "close")) {
-                    error.write_unraisable(py, None);
-                }
-            }
+            // A client's socket is its own; a server's peers share one.
+            Wire::Datagram { address: None, .. } => close_wire(py, &wire, false),
             Wire::None | Wire::Stream { .. } => {}
         }
         drop(wire);
@@ -300,7 +297,8 @@ impl Connection {
         if inner.handler(py, Event::Close).is_some() {
             Self::fire(slf, py, Event::Close, Some(PyString::new(py, &reason).as_any()));
         }
-        let (request, handlers) = inner.state.with(py, |state| (state.request.take(), state.handlers.take()));
+        let (request, handlers) =
+            inner.state.with(py, |state| (state.request.take(), (state.handlers.take(), state.on_data.take())));
         drop(handlers);
         if let Some(request) = request {
             request.get().let_go(py);

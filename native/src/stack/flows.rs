@@ -277,6 +277,11 @@ impl Flows {
         if self.find(&key).is_some() {
             return Err(OpenError::InUse);
         }
+        Ok(self.insert_new(key, owner, mac, mtu))
+    }
+
+    /// `insert` of a key that is known not to be there.
+    pub fn insert_new(&mut self, key: Key, owner: u32, mac: Mac, mtu: u16) -> (FlowId, &mut Flow) {
         self.mark(&key, true);
         self.serial += 1;
         let flow = Flow { serial: self.serial, ..Flow::new(key, owner, mac, mtu) };
@@ -290,7 +295,7 @@ impl Flows {
         let Self { slab, hasher, table, .. } = self;
         let hash_of = |&index: &u32| slab[index as usize].as_ref().map_or(0, |flow| flow.key.hash(hasher));
         table.insert_unique(key.hash(hasher), index, hash_of);
-        Ok((FlowId(index), slab[index as usize].insert(flow)))
+        (FlowId(index), slab[index as usize].insert(flow))
     }
 
     pub fn remove(&mut self, id: FlowId) {
@@ -312,7 +317,7 @@ impl Flows {
     ) -> Result<u16, OpenError> {
         let is_free = |port: u16, flows: &Self| flows.find(&key.with_local_port(port)).is_none() && !is_listening(port);
         if !self.crowded.contains_key(&key.pair()) {
-            let mut bits = random.next();
+            let mut bits = 0;
             for tried in 0..RANDOM_TRIES {
                 if tried % 4 == 0 {
                     bits = random.next();

@@ -31,6 +31,8 @@ pub struct Host {
     pub(super) neighbours: Neighbours,
     pub(super) flows: Flows,
     pub(super) listeners: HashMap<(Option<IpAddr>, u16), u32, SeedableRandomState>,
+    /// Whether one of them ever was on an ephemeral port.
+    pub(super) listens_on_ephemeral: bool,
     pub(super) counters: Counters,
     pub(super) random: Random,
     pub(super) errors: ErrorBudget,
@@ -67,6 +69,7 @@ impl Host {
             neighbours: Neighbours::new(),
             flows: Flows::new(),
             listeners: HashMap::with_hasher(random::hasher()),
+            listens_on_ephemeral: false,
             counters: Counters::default(),
             random: Random::new(),
             errors: ErrorBudget::default(),

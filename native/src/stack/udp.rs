@@ -27,6 +27,7 @@ impl Host {
             return Err(BindError::InUse);
         }
         self.listeners.insert((address, port), listener);
+        self.listens_on_ephemeral |= EPHEMERAL.contains(&port);
         Ok(())
     }
 
@@ -42,12 +43,15 @@ impl Host {
         }
         let route = self.addresses.route(remote.ip()).ok_or(OpenError::NoRoute)?;
         let key = Key::new(SocketAddr::new(route.source, *EPHEMERAL.start()), remote);
-        let Self { flows, random, listeners, .. } = self;
-        let is_listening =
-            |port| listeners.contains_key(&(None, port)) || listeners.contains_key(&(Some(route.source), port));
+        let Self { flows, random, listeners, listens_on_ephemeral, .. } = self;
+        // Few hosts listen on ephemeral ports at all, and then the tables need not be asked.
+        let is_listening = |port| {
+            *listens_on_ephemeral
+                && (listeners.contains_key(&(None, port)) || listeners.contains_key(&(Some(route.source), port)))
+        };
         let port = flows.ephemeral_port(key, random, is_listening)?;
         let key = Key::new(SocketAddr::new(route.source, port), remote);
-        let (id, flow) = flows.insert(key, owner, self.mac, self.mtu)?;
+        let (id, flow) = flows.insert_new(key, owner, self.mac, self.mtu);
         flow.next_hop = Some((route.next_hop, route.source));
         Ok(id)
     }

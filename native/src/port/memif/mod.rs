@@ -570,6 +570,12 @@ impl Port for Memif {
         }
     }
 
+    fn hand_over(&mut self) {
+        if let Some(peer) = &self.peer {
+            peer.sender.hand_over();
+        }
+    }
+
     fn arm(&mut self) -> bool {
         self.armed = self.peer.as_ref().is_none_or(|peer| peer.receiver.arm());
         if !self.armed {

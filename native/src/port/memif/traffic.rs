@@ -162,15 +162,30 @@ impl Buffers {
     }
 }
 
+/// Lines of a frame that are asked for ahead: beyond those the hardware has seen the pattern.
+const PREFETCH_BYTES: usize = 256;
+/// How many slots ahead the sender asks for the peer's buffers.
+const PREFETCH_SLOTS: u16 = 6;
+
+/// Asks for the cache lines of `length` bytes at `address`, to be written or only read. Lines that the other core has
+/// written cost up to 300 ns each when they are waited for one after the other.
 #[inline]
-fn prefetch(address: NonNull<u8>) {
+fn prefetch(address: NonNull<u8>, length: usize, to_write: bool) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint; it cannot fault.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.as_ptr().cast());
+    for line in (0..length.min(PREFETCH_BYTES)).step_by(64) {
+        use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T0, _mm_prefetch};
+        let address = address.as_ptr().wrapping_add(line).cast();
+        // SAFETY: a hint; it cannot fault.
+        unsafe {
+            if to_write {
+                _mm_prefetch::<_MM_HINT_ET0>(address);
+            } else {
+                _mm_prefetch::<_MM_HINT_T0>(address);
+            }
+        }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
+    let _ = (address, length, to_write);
 }
 
 /// One descriptor's worth of a received frame.
@@ -271,7 +286,7 @@ impl Receiver {
         let at = self.buffers.locate(ring.slot(index), &descriptor);
         let goes_on = descriptor.flags & NEXT != 0;
         if let Some(at) = at {
-            prefetch(at);
+            prefetch(at, descriptor.length as usize, false);
         }
         if goes_on {
             // A DPDK 22.11 client would leave the flag there for ever and glue later frames together. The slot is
@@ -420,6 +435,12 @@ impl Sender {
         }
         self.cursor.ring.set_descriptor(index, Descriptor { flags: 0, length: total as u32, ..descriptor });
         self.cursor.next = index.wrapping_add(1);
+        if self.cursor.available() > PREFETCH_SLOTS {
+            // A descriptor that lies now is caught when its turn comes; a hint may go anywhere.
+            if let Ok((_, ahead)) = self.room(self.cursor.next.wrapping_add(PREFETCH_SLOTS)) {
+                prefetch(ahead, total, true);
+            }
+        }
         self.queued_frames += 1;
         self.queued_bytes += total as u64;
         Ok(Outcome::Queued)
@@ -483,6 +504,14 @@ impl Sender {
         self.queued_frames += 1;
         self.queued_bytes += total as u64;
         Ok(Outcome::Queued)
+    }
+
+    /// Shows the peer what is queued, without the fence that waking it would need: `flush` follows.
+    #[inline]
+    pub fn hand_over(&self) {
+        if self.queued_frames > 0 {
+            self.cursor.publish();
+        }
     }
 
     /// Hands over what is queued. `true`: the peer wants to be woken for it.
