@@ -41,7 +41,15 @@ SHAPES = (
     Shape("requests on one connection", "b.py", "tcp.py", "--connections 1 --outstanding {n} --id 0:8"),
     Shape("pooled", "b_pooled.py", "pooled.py", "--connections 1 --outstanding {n} --id 0:8"),
     Shape("UDP", "b.py", "udp.py", "--connections 1 --outstanding {n} --id 0:8", "udp", "socket per request"),
-    Shape("UDP", "b_pooled.py", "udp_shared.py", "--connections 1 --outstanding {n} --id 0:8", "udp", "one socket", SHARED_GOAL),
+    Shape(
+        "UDP",
+        "b_pooled.py",
+        "udp_shared.py",
+        "--connections 1 --outstanding {n} --id 0:8",
+        "udp",
+        "one socket",
+        SHARED_GOAL,
+    ),
 )
 
 
@@ -58,7 +66,7 @@ def free_ports(count: int, kind: socket.SocketKind) -> list[int]:
 
 
 def measure(results: Results, quick: bool, scratch: Path) -> None:
-    count, duration_s = (2, 0.4) if quick else (5, 2.0)
+    count, duration_s = (2, 0.4) if quick else (5, 1.0)
     for shape in SHAPES:
         scheme, kind = shape.scheme, socket.SOCK_DGRAM if shape.scheme == "udp" else socket.SOCK_STREAM
         listen, c, peer_listen, peer_c = free_ports(4, kind)
@@ -89,7 +97,9 @@ def measure(results: Results, quick: bool, scratch: Path) -> None:
                 what = f", {shape.what}" if shape.what else ""
                 results.compare(shape.claim, f"kernel, {n:,} outstanding{what}", sides[0], sides[1], KERNEL_GOAL)
                 if scheme == "udp":
-                    results.compare(shape.claim, f"memif, {n:,} outstanding{what}", sides[2], sides[1], shape.bypass_goal)
+                    results.compare(
+                        shape.claim, f"memif, {n:,} outstanding{what}", sides[2], sides[1], shape.bypass_goal
+                    )
 
 
 if __name__ == "__main__":

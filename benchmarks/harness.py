@@ -1,4 +1,4 @@
-"""What the benchmarks share: programs started on a cpu of their own, rounds of us and the peer in turn, the table, the JSON.
+"""What the benchmarks share: programs on a cpu of their own, rounds of us and the peer in turn, the table, the JSON.
 
 A virtual machine's cores move: the round trip between them flips within seconds between about 50 ns ("near") and 300 ns
 ("far"), and everything over shared memory follows it. So each round notes the class before and after, us and the peer
@@ -91,7 +91,17 @@ def vnf(file: str | Path, *options: str, **settings: object) -> list[str]:
     """The command line of a VNF."""
     sets = [f"--set={key}={value}" for key, value in settings.items()]
     # Measured programs end at once: there is nothing to hand over.
-    return [sys.executable, "-m", "libvnf", "run", str(file), "--set=limits.grace_s=0", "--set=limits.drain_s=0", *options, *sets]
+    return [
+        sys.executable,
+        "-m",
+        "libvnf",
+        "run",
+        str(file),
+        "--set=limits.grace_s=0",
+        "--set=limits.drain_s=0",
+        *options,
+        *sets,
+    ]
 
 
 def peer(name: str, *args: object) -> list[str]:
@@ -103,7 +113,7 @@ def running(*commands: Sequence[str], cpu: int | None = SERVER_CPU) -> Iterator[
     programs: list[Program] = []
     try:
         for command in commands:
-            programs.append(Program(*command, cpu=cpu))
+            programs.append(Program(*command, cpu=cpu))  # noqa: PERF401 — those before one that fails are stopped
         yield programs
     finally:
         for program in programs:
@@ -241,12 +251,13 @@ class Results:
             **details,
         }
         if not self.rows:
-            print(f"{self.title}\n{'claim':26} {'case':40} {'ours':>11} {'peer':>11}  {'unit':13} {'ratio':>6} {'goal':>5}")
+            print(self.title)
+            print(f"{'claim':26} {'case':46} {'ours':>11} {'peer':>11}  {'unit':13} {'ratio':>6} {'goal':>5}")
         self.rows.append(row)
         met = "met" if ratio >= goal else "MISSED"
         kind = details.get("class") or ""
         print(
-            f"{claim:26} {case:40} {number(ours):>11} {number(peer_value):>11}  {unit:13} {ratio:6.2f} {goal:5.2f}"
+            f"{claim:26} {case:46} {number(ours):>11} {number(peer_value):>11}  {unit:13} {ratio:6.2f} {goal:5.2f}"
             f"  {met:6} {kind}",
             flush=True,
         )
@@ -286,7 +297,11 @@ def number(value: float) -> str:
 
 def machine() -> dict[str, Any]:
     model = next(
-        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
         platform.machine(),
     )
     import sysconfig
