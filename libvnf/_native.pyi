@@ -248,8 +248,8 @@ class Core:
     @property
     def throttled(self) -> int: ...
     def statistics(self, /) -> dict[str, int]: ...
-    def pool_statistics(self, /) -> dict[str, tuple[int, int, int, int]]:
-        """Per size class ("256", "2048", …): slot bytes, slots, free now, times exhausted."""
+    def pool_statistics(self, /) -> dict[str, dict[str, int]]:
+        """Per size class ("256", "2048", …): slot_bytes, slots, free now, times exhausted."""
     def call(self, function: Callable[..., Any], /, *args: object) -> None:
         """Calls a handler of the author as the engine does: coroutines stepped without a task, failures reported."""
 

@@ -566,7 +566,11 @@ impl Core {
     fn pool_statistics<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let found = PyDict::new(py);
         for class in self.pool.statistics() {
-            let row = (class.slot_bytes, class.slots, class.free, class.exhausted);
+            let row = PyDict::new(py);
+            row.set_item("slot_bytes", class.slot_bytes)?;
+            row.set_item("slots", class.slots)?;
+            row.set_item("free", class.free)?;
+            row.set_item("exhausted", class.exhausted)?;
             found.set_item(class.slot_bytes.to_string(), row)?;
         }
         Ok(found)
