@@ -175,7 +175,10 @@ class Side:
 
     def run(self, duration_s: float, warmup_s: float = 0.3) -> Sample:
         before, cpu = distance()[0], self.program.cpu_s()
-        report = load(self.load, duration_s=duration_s, warmup_s=warmup_s)
+        try:
+            report = load(self.load, duration_s=duration_s, warmup_s=warmup_s)
+        except RuntimeError as error:
+            raise RuntimeError(f"{error}\n{self.name} printed:\n{self.program.stop()}") from None
         cpu = self.program.cpu_s() - cpu
         # The warm-up's requests are not in the report; the far end of a chain has counted them.
         served = report["echoed"] or report["requests"] * (report["seconds"] + warmup_s) / report["seconds"]
