@@ -79,15 +79,22 @@ impl Connection {
     pub fn feed(slf: &Py<Self>, py: Python<'_>, bytes: &[u8]) {
         let inner = slf.get();
         let tick = inner.core.get().state.with(py, |state| state.tick);
-        inner.state.with(py, |state| {
+        let open = inner.state.with(py, |state| {
+            if state.phase != Phase::Open {
+                // Nobody will read it; kept, it would grow for as long as the peer does not take what is queued for it.
+                return false;
+            }
             state.last_tick = tick;
             if state.unread_at > HIGH_WATER && state.unread_at * 2 > state.unread.len() {
                 state.unread.drain(..state.unread_at);
                 state.unread_at = 0;
             }
             state.unread.extend_from_slice(bytes);
+            true
         });
-        Self::pump(slf, py);
+        if open {
+            Self::pump(slf, py);
+        }
     }
 
     /// Delivers what can be delivered; then stops or restarts the peer.

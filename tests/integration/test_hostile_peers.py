@@ -1,0 +1,104 @@
+"""Peers and handlers that do what nobody should, on real sockets: nothing grows, nothing is mixed up, nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from libvnf import VNF, BufferFull, Connection, Field, Fixed, Request
+from libvnf.config import EndpointURL
+
+
+@asynccontextmanager
+async def started(vnf: VNF) -> AsyncIterator[VNF]:
+    await vnf.start()
+    try:
+        yield vnf
+    finally:
+        await vnf.close()
+
+
+def peer(url: str) -> socket.socket:
+    parsed = EndpointURL.parse(url)
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM if parsed.datagram else socket.SOCK_STREAM)
+    sock.connect((parsed.host, parsed.port))
+    sock.setblocking(False)
+    return sock
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+def fill(conn: Connection) -> None:
+    """Sends what the socket and the queue behind it take."""
+    while True:
+        try:
+            conn.send(bytes(1 << 20))
+        except BufferFull:
+            return
+        conn.core.flush()
+
+
+async def test_what_a_peer_sends_to_a_closing_connection_is_not_kept() -> None:
+    vnf = VNF("test")
+    server = vnf.server("tcp://:0", framing=Fixed(4))
+    made: list[Connection] = []
+
+    @server.on_accept
+    def accept(conn: Connection, request: Request) -> None:
+        made.append(conn)
+
+    async with started(vnf):
+        with peer(server.listening[0]) as sock:
+            loop = asyncio.get_running_loop()
+            await until(lambda: made)
+            (conn,) = made
+            fill(conn)
+            conn.close()
+            before = sys.getsizeof(b"")
+            assert conn.closed and conn.buffered > before
+            sent, deadline = 0, 32 << 20
+            while sent < deadline:
+                await loop.sock_sendall(sock, bytes(1 << 20))
+                sent += 1 << 20
+            # What it was sent before it was closed still reaches it.
+            got = 0
+            while data := await loop.sock_recv(sock, 1 << 20):
+                got += len(data)
+            assert got % (1 << 20) == 0 and got >= 4 << 20
+
+
+async def test_a_connection_that_was_silent_has_its_time_to_send_what_is_queued() -> None:
+    vnf = VNF("test")
+    server = vnf.server("tcp://:0", framing=Fixed(4))
+    made: list[Connection] = []
+
+    @server.on_accept
+    def accept(conn: Connection, request: Request) -> None:
+        made.append(conn)
+
+    async with started(vnf):
+        with peer(server.listening[0]) as sock:
+            await until(lambda: made)
+            (conn,) = made
+            for _ in range(30):
+                conn.core.tick()
+            fill(conn)
+            conn.close()
+            conn.core.tick()
+            got = 0
+            while data := await asyncio.get_running_loop().sock_recv(sock, 1 << 20):
+                got += len(data)
+            assert got % (1 << 20) == 0 and got >= 4 << 20
+            assert conn.close_reason == "closed"
