@@ -102,3 +102,52 @@ async def test_a_connection_that_was_silent_has_its_time_to_send_what_is_queued(
                 got += len(data)
             assert got % (1 << 20) == 0 and got >= 4 << 20
             assert conn.close_reason == "closed"
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "udp"])
+async def test_messages_that_wait_for_their_request_id_are_all_of_one_request(scheme: str) -> None:
+    vnf = VNF("test")
+    server = vnf.server(f"{scheme}://:0", framing=Fixed(4), request_id=Field(0, 2))
+    seen: list[tuple[bytes, int]] = []
+
+    @server.on_data
+    async def handler(conn: Connection, request: Request, packet: Any) -> None:
+        request.count = getattr(request, "count", 0) + 1
+        await asyncio.sleep(0)
+        seen.append((bytes(packet), request.count))
+
+    async with started(vnf):
+        with peer(server.listening[0]) as sock:
+            wanted = [b"id%02d" % n for n in range(50)]
+            for message in wanted:
+                sock.send(message)
+            await until(lambda: len(seen) == 50)
+            assert seen == [(message, n) for n, message in enumerate(wanted, 1)]
+            assert vnf.core.open_requests == 0 and vnf.core.statistics()["messages_in"] == 50
+
+
+async def test_a_message_whose_handler_raises_takes_none_that_wait_along() -> None:
+    vnf = VNF("test")
+    server = vnf.server("udp://:0", framing=Fixed(4), request_id=Field(0, 2))
+    seen: list[bytes] = []
+
+    # Not every call waits: some end at once, some raise at once, some later.
+    @server.on_data
+    def handler(conn: Connection, request: Request, packet: Any) -> Any:
+        seen.append(bytes(packet))
+        kind = packet[3] % 3
+        if kind == 0:
+            raise ValueError("at once")
+        return wait(kind) if kind == 1 else None
+
+    async def wait(kind: int) -> None:
+        await asyncio.sleep(0)
+        raise ValueError("later")
+
+    async with started(vnf):
+        with peer(server.listening[0]) as sock:
+            wanted = [b"id%02d" % n for n in range(1, 50)]
+            for message in wanted:
+                sock.send(message)
+            await until(lambda: len(seen) == 49)
+            assert seen == wanted and vnf.core.open_requests == 0
