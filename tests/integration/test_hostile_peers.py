@@ -151,3 +151,38 @@ async def test_a_message_whose_handler_raises_takes_none_that_wait_along() -> No
                 sock.send(message)
             await until(lambda: len(seen) == 49)
             assert seen == wanted and vnf.core.open_requests == 0
+
+
+@pytest.mark.parametrize("pulled", [False, True])
+async def test_a_framing_function_is_not_shown_all_that_a_peer_has_sent_for_every_small_message(pulled: bool) -> None:
+    shown = 0
+
+    def framing(data: bytes) -> int:
+        nonlocal shown
+        shown += len(data)
+        return 4 if data[:1] == b"s" else 0 if len(data) < 4 else int.from_bytes(data[1:4])
+
+    vnf = VNF("test")
+    small, large = [b"s%03d" % (n % 1000) for n in range(20_000)], [b"L" + (50_000).to_bytes(3) + bytes(49_996)] * 4
+    got: list[bytes] = []
+    if pulled:
+        server: Any = vnf.session("tcp://:0", framing=framing)
+
+        @server.on_session
+        async def session(conn: Connection) -> None:
+            async for packet in conn:
+                got.append(bytes(packet))
+    else:
+        server = vnf.server("tcp://:0", framing=framing)
+
+        @server.on_data
+        def handler(conn: Connection, request: Request, packet: Any) -> None:
+            got.append(bytes(packet))
+
+    async with started(vnf):
+        with peer(server.listening[0]) as sock:
+            await asyncio.get_running_loop().sock_sendall(sock, b"".join(small + large))
+            sock.shutdown(socket.SHUT_WR)
+            await until(lambda: len(got) == len(small) + len(large))
+    assert got == small + large
+    assert shown < 30 << 20
