@@ -186,3 +186,21 @@ async def test_a_framing_function_is_not_shown_all_that_a_peer_has_sent_for_ever
             await until(lambda: len(got) == len(small) + len(large))
     assert got == small + large
     assert shown < 30 << 20
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_a_connection_aborted_while_it_is_made_leaves_no_socket(turns: int) -> None:
+    vnf = VNF("test")
+    server = vnf.server("tcp://:0", framing=Fixed(4))
+    async with started(vnf):
+        before = descriptors()
+        for _ in range(5):
+            conn = vnf.connect(server.listening[0])
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            conn.abort()
+        await until(lambda: descriptors() == before and not vnf.core.open_connections)

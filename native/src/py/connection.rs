@@ -179,6 +179,11 @@ impl Connection {
         self.state.with(py, |state| state.account.get_or_insert_with(|| Arc::new(Account::child(parent))).clone())
     }
 
+    /// Whether it has ended, or will with this batch: a wire made now comes too late.
+    pub fn is_over(&self, py: Python<'_>) -> bool {
+        self.state.with(py, |state| state.phase == Phase::Closed || state.finishing)
+    }
+
     /// The handler of messages, and the request the connection carries.
     pub fn data_handler(&self, py: Python<'_>) -> Option<(Py<PyAny>, Option<Py<Request>>)> {
         let (own, carried) = self.state.with(py, |state| {
