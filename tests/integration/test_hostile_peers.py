@@ -204,3 +204,56 @@ async def test_a_connection_aborted_while_it_is_made_leaves_no_socket(turns: int
                 await asyncio.sleep(0)
             conn.abort()
         await until(lambda: descriptors() == before and not vnf.core.open_connections)
+
+
+async def slow_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, late: asyncio.Event) -> None:
+    while len(message := await reader.read(4)) == 4:
+        if message == b"slow":
+            await late.wait()
+        writer.write(message)
+    writer.close()
+
+
+@pytest.mark.parametrize("way", ["ask", "receive"])
+async def test_an_answer_nobody_waited_for_answers_nobody_else(way: str) -> None:
+    vnf, late = VNF("test"), asyncio.Event()
+    server, done = vnf.server("udp://:0"), asyncio.Event()
+    upstream = await asyncio.start_server(lambda r, w: slow_once(r, w, late), "127.0.0.1", 0)
+    url = f"tcp://127.0.0.1:{upstream.sockets[0].getsockname()[1]}"
+    answers: list[bytes] = []
+
+    @server.on_data
+    async def handler(conn: Connection, request: Request, packet: Any) -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05), conn.connect(url, framing=Fixed(4), pool=2) as peer:
+                if way == "ask":
+                    await peer.ask(b"slow")
+                else:
+                    peer.send(b"slow")
+                    await peer.receive()
+        async with conn.connect(url, framing=Fixed(4), pool=2) as peer:
+            late.set()
+            answers.append(bytes(await peer.ask(b"fast")))
+        done.set()
+
+    async with started(vnf):
+        with peer(server.listening[0]) as sock:
+            sock.send(b"go")
+            await asyncio.wait_for(done.wait(), 10)
+    upstream.close()
+    assert answers == [b"fast"]
+
+
+async def test_a_cancelled_ask_closes_its_connection() -> None:
+    vnf, late = VNF("test"), asyncio.Event()
+    upstream = await asyncio.start_server(lambda r, w: slow_once(r, w, late), "127.0.0.1", 0)
+    async with started(vnf):
+        conn = vnf.connect(f"tcp://127.0.0.1:{upstream.sockets[0].getsockname()[1]}", framing=Fixed(4))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await conn.ask(b"slow")
+        assert conn.closed and conn.close_reason == "ask cancelled"
+        with pytest.raises(ConnectionError):
+            await conn.ask(b"fast")
+        late.set()
+    upstream.close()

@@ -474,6 +474,11 @@ impl Connection {
         Ok(())
     }
 
+    /// From now on `close` does not give it back to its pool.
+    fn spoil(&self, py: Python<'_>) {
+        self.state.with(py, |state| state.pool = None);
+    }
+
     #[pyo3(signature = (reason="aborted", /))]
     fn abort(slf: &Bound<'_, Self>, reason: &str) -> PyResult<()> {
         slf.get().core.get().check_thread()?;
