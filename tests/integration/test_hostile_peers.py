@@ -257,3 +257,23 @@ async def test_a_cancelled_ask_closes_its_connection() -> None:
             await conn.ask(b"fast")
         late.set()
     upstream.close()
+
+
+async def test_waits_that_timed_out_are_not_collected() -> None:
+    vnf = VNF("test")
+    server = vnf.session("tcp://:0")
+    grown: list[int] = []
+
+    @server.on_session
+    async def session(conn: Connection) -> None:
+        for _ in range(2):
+            gc.collect()
+            grown.append(sys.getallocatedblocks())
+            for _ in range(2_000):
+                with pytest.raises(TimeoutError):
+                    await conn.receive(timeout_s=0)
+
+    async with started(vnf):
+        with peer(server.listening[0]):
+            await until(lambda: len(grown) == 2 and not vnf.core.open_connections)
+    assert grown[1] - grown[0] < 2_000
