@@ -24,6 +24,9 @@ use super::protocol::{DatagramProtocol, StreamProtocol};
 use super::request::Request;
 use crate::stack::FlowId;
 
+/// Waiting futures from which on it is looked, at every power of two, whether anyone still waits.
+const MANY_WAITERS: usize = 8;
+
 /// What carries a connection's bytes.
 pub enum Wire {
     /// Not made yet, or gone.
@@ -179,6 +182,11 @@ impl Connection {
         self.state.with(py, |state| state.account.get_or_insert_with(|| Arc::new(Account::child(parent))).clone())
     }
 
+    /// Whether it has ended, or will with this batch: a wire made now comes too late.
+    pub fn is_over(&self, py: Python<'_>) -> bool {
+        self.state.with(py, |state| state.phase == Phase::Closed || state.finishing)
+    }
+
     /// The handler of messages, and the request the connection carries.
     pub fn data_handler(&self, py: Python<'_>) -> Option<(Py<PyAny>, Option<Py<Request>>)> {
         let (own, carried) = self.state.with(py, |state| {
@@ -248,6 +256,26 @@ impl Connection {
         self.data_handler(py).is_none()
             && (!self.state.with(py, |state| state.matched)
                 || self.endpoint.get().state.with(py, |state| state.session.is_some()))
+    }
+
+    /// Futures that were cancelled or timed out are forgotten when there are many, or reading with a time-out from a
+    /// silent peer would collect them for ever.
+    fn forget_waiters(slf: &Py<Self>, py: Python<'_>) -> PyResult<()> {
+        let all = slf.get().state.with(py, |state| {
+            let many = state.waiters.len() >= MANY_WAITERS && state.waiters.len().is_power_of_two();
+            if many { std::mem::take(&mut state.waiters) } else { Vec::new() }
+        });
+        let mut waiting = Vec::new();
+        let mut failed = Ok(());
+        for (what, future) in all {
+            match future.call_method0(py, intern!(py, "done")).and_then(|done| done.is_truthy(py)) {
+                Ok(true) => {}
+                Ok(false) => waiting.push((what, future)),
+                Err(error) => failed = Err(error),
+            }
+        }
+        slf.get().state.with(py, |state| state.waiters.append(&mut waiting));
+        failed
     }
 
     /// Ends the futures that wait for `what`.
@@ -469,6 +497,11 @@ impl Connection {
         Ok(())
     }
 
+    /// From now on `close` does not give it back to its pool.
+    fn spoil(&self, py: Python<'_>) {
+        self.state.with(py, |state| state.pool = None);
+    }
+
     #[pyo3(signature = (reason="aborted", /))]
     fn abort(slf: &Bound<'_, Self>, reason: &str) -> PyResult<()> {
         slf.get().core.get().check_thread()?;
@@ -583,6 +616,7 @@ impl Connection {
         let inner = slf.get();
         inner.core.get().check_thread()?;
         let what = Wait::parse(what)?;
+        Self::forget_waiters(slf.as_unbound(), py)?;
         let future = inner.core.get().event_loop.bind(py).call_method0(intern!(py, "create_future"))?;
         let (now, error) = inner.state.with(py, |state| {
             let over = state.phase == Phase::Closed;

@@ -17,6 +17,9 @@ use crate::packet::Pool;
 
 /// Datagrams that may wait for a busy handler or in an inbox.
 const DATAGRAM_QUEUE: usize = 1_024;
+/// Bytes that a framing function is shown first; twice as many each time it finds no message in them. Shown all at
+/// once, a peer with many small messages would make every one of them cost a copy of all that follow.
+const FRAMING_VIEW: usize = 1_024;
 
 /// What `next_message` found.
 enum Next {
@@ -48,6 +51,13 @@ impl State {
         body
     }
 
+    /// A framing function found no message in the first `shown` bytes; `size`: how long it will be, or 0. Whether there
+    /// is more to be shown already.
+    fn incomplete(&mut self, shown: usize, size: usize) -> bool {
+        (self.searched, self.needed) = (shown, size.max(shown + 1));
+        self.available() >= self.needed
+    }
+
     fn next_message(&mut self, py: Python<'_>, pool: &Pool, largest: usize) -> Next {
         let available = self.available();
         if available == 0 || available < self.needed {
@@ -68,7 +78,8 @@ impl State {
                 if self.searched == available {
                     return if available >= largest { Next::Broken("never complete") } else { Next::Nothing };
                 }
-                Next::Ask(function.clone_ref(py), self.unread[self.unread_at..].to_vec())
+                let shown = available.min(FRAMING_VIEW.max(self.searched * 2).max(self.needed));
+                Next::Ask(function.clone_ref(py), self.unread[self.unread_at..self.unread_at + shown].to_vec())
             }
         }
     }
@@ -79,15 +90,22 @@ impl Connection {
     pub fn feed(slf: &Py<Self>, py: Python<'_>, bytes: &[u8]) {
         let inner = slf.get();
         let tick = inner.core.get().state.with(py, |state| state.tick);
-        inner.state.with(py, |state| {
+        let open = inner.state.with(py, |state| {
+            if state.phase != Phase::Open {
+                // Nobody will read it; kept, it would grow for as long as the peer does not take what is queued for it.
+                return false;
+            }
             state.last_tick = tick;
             if state.unread_at > HIGH_WATER && state.unread_at * 2 > state.unread.len() {
                 state.unread.drain(..state.unread_at);
                 state.unread_at = 0;
             }
             state.unread.extend_from_slice(bytes);
+            true
         });
-        Self::pump(slf, py);
+        if open {
+            Self::pump(slf, py);
+        }
     }
 
     /// Delivers what can be delivered; then stops or restarts the peer.
@@ -172,7 +190,7 @@ impl Connection {
         free
     }
 
-    /// Asks the author's framing function; false when there is no message yet, or never.
+    /// Asks the author's framing function; false when it need not be asked again: no message yet, or never.
     fn ask_framing(slf: &Py<Self>, py: Python<'_>, function: &Py<PyAny>, bytes: &[u8]) -> bool {
         let inner = slf.get();
         let answer = function.bind(py).call1((PyBytes::new(py, bytes),));
@@ -202,14 +220,12 @@ impl Connection {
                 false
             }
             Ok(size) if size == 0 || size > bytes.len() => {
-                inner.state.with(py, |state| {
-                    state.searched = bytes.len();
-                    state.needed = size.max(bytes.len() + 1);
-                });
+                let more = inner.state.with(py, |state| state.incomplete(bytes.len(), size));
                 if bytes.len() >= largest {
                     Self::framing_failed(slf, py, "never complete");
+                    return false;
                 }
-                false
+                more
             }
             Ok(size) => {
                 let pool = &inner.core.get().pool;
@@ -414,11 +430,11 @@ impl Connection {
                         Err(PyConnectionError::new_err("framing: the framing function raised or lied"))
                     }
                     Some(size) if size == 0 || size > bytes.len() => {
-                        inner.state.with(py, |state| {
-                            (state.searched, state.needed) = (bytes.len(), size.max(bytes.len() + 1))
-                        });
+                        let more = inner.state.with(py, |state| state.incomplete(bytes.len(), size));
                         if bytes.len() >= largest {
                             Self::framing_failed(slf, py, "never complete");
+                        } else if more {
+                            return Self::take_from_inbox(slf, py, until, None, limit);
                         }
                         Self::nothing_more(slf, py, bytes.len(), peer_ended, phase)
                     }

@@ -249,6 +249,7 @@ impl Connection {
             Flush,
             Finish,
         }
+        let tick = inner.core.get().state.with(py, |state| state.tick);
         let way = inner.state.with(py, |state| {
             match state.phase {
                 Phase::Closing | Phase::Closed => return Way::Nothing,
@@ -272,7 +273,8 @@ impl Connection {
             {
                 return Way::Pool(key, limit, std::mem::replace(&mut state.wire, Wire::None));
             }
-            state.phase = Phase::Closing;
+            // The time it has to send what is queued begins now, not when the peer was last heard.
+            (state.phase, state.last_tick) = (Phase::Closing, tick);
             state.reason.get_or_insert_with(|| "closed".into());
             match state.wire {
                 Wire::Stream { .. } => Way::Flush,
