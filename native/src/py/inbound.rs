@@ -316,7 +316,9 @@ impl Connection {
         let inner = slf.get();
         let limit = inner.core.get().limits.max_buffered_bytes;
         let change = inner.state.with(py, |state| {
-            let Wire::Stream { transport, .. } = &state.wire else { return None };
+            if !state.wire.is_stream() {
+                return None;
+            }
             if state.phase != Phase::Open || state.peer_ended {
                 return None;
             }
@@ -327,7 +329,11 @@ impl Connection {
                 return None;
             }
             state.reading_stopped = stop;
-            Some((transport.clone_ref(py), stop))
+            if let Wire::Socket(stream) = &state.wire {
+                stream.get().set_reading(py, !stop);
+                return None;
+            }
+            state.wire.transport(py).map(|transport| (transport, stop))
         });
         if let Some((transport, stop)) = change {
             let method = if stop { intern!(py, "pause_reading") } else { intern!(py, "resume_reading") };
