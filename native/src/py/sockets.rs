@@ -29,6 +29,8 @@ use crate::load::sys::{self, Epoll, Event};
 const ACCEPTS: usize = 64;
 /// A process without free descriptors tries to accept again after that.
 const ACCEPT_AGAIN_S: f64 = 1.0;
+/// How long a turn may go on with new batches before the loop's timers and tasks get their chance.
+const SLICE: Duration = Duration::from_micros(50);
 /// More than one piece of a stream needs, and the longest datagram.
 const SCRATCH: usize = 256 << 10;
 
@@ -295,16 +297,25 @@ impl Sockets {
         self.epoll.with(py, |epoll| epoll.descriptor())
     }
 
-    /// One batch of what is ready.
+    /// Batches of what is ready, for a slice of time: the way through the loop and back costs more than another look.
     fn turn(slf: Py<Self>, py: Python<'_>) -> PyResult<()> {
         let inner = slf.get();
-        let count = inner.epoll.with(py, |epoll| epoll.wait(Duration::ZERO))?;
-        inner.core.get().enter(py);
-        for index in 0..count {
-            let event = inner.epoll.with(py, |epoll| epoll.event(index));
-            Self::happened(&slf, py, event);
+        let begun = Instant::now();
+        loop {
+            let count = inner.epoll.with(py, |epoll| epoll.wait(Duration::ZERO))?;
+            if count == 0 {
+                return Ok(());
+            }
+            inner.core.get().enter(py);
+            for index in 0..count {
+                let event = inner.epoll.with(py, |epoll| epoll.event(index));
+                Self::happened(&slf, py, event);
+            }
+            Core::leave(&inner.core, py)?;
+            if begun.elapsed() > SLICE {
+                return Ok(());
+            }
         }
-        Core::leave(&inner.core, py)
     }
 
     #[pyo3(signature = (fd, endpoint, /))]
