@@ -94,7 +94,17 @@ def vnf(file: str | Path, *options: str, **settings: object) -> list[str]:
     """The command line of a VNF."""
     sets = [f"--set={key}={value}" for key, value in settings.items()]
     # Measured programs end at once: there is nothing to hand over.
-    return [sys.executable, "-m", "libvnf", "run", str(file), "--set=limits.grace_s=0", "--set=limits.drain_s=0", *options, *sets]
+    return [
+        sys.executable,
+        "-m",
+        "libvnf",
+        "run",
+        str(file),
+        "--set=limits.grace_s=0",
+        "--set=limits.drain_s=0",
+        *options,
+        *sets,
+    ]
 
 
 def peer(name: str, *args: object) -> list[str]:
@@ -247,7 +257,9 @@ class Results:
             **details,
         }
         if not self.rows:
-            print(f"{self.title}\n{'claim':26} {'case':40} {'ours':>11} {'peer':>11}  {'unit':13} {'ratio':>6} {'goal':>5}")
+            print(
+                f"{self.title}\n{'claim':26} {'case':40} {'ours':>11} {'peer':>11}  {'unit':13} {'ratio':>6} {'goal':>5}"
+            )
         self.rows.append(row)
         met = "met" if ratio >= goal else "MISSED"
         kind = details.get("class") or ""
@@ -292,7 +304,11 @@ def number(value: float) -> str:
 
 def machine() -> dict[str, Any]:
     model = next(
-        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
         platform.machine(),
     )
     import sysconfig

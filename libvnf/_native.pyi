@@ -338,7 +338,7 @@ class Stream:
     """A connection's stream socket: what ``Connection.transport`` is on kernel sockets."""
 
     def get_extra_info(self, name: str, default: Any = None, /) -> Any:
-        """"socket", "sockname" or "peername", as asyncio's transports tell them; ``default`` once it is closed."""
+        """ "socket", "sockname" or "peername", as asyncio's transports tell them; ``default`` once it is closed."""
 
 @final
 class Datagrams:

@@ -300,6 +300,12 @@ impl Client {
         };
         let apart = (timeout_s - inner.timeout_s).abs() > f64::EPSILON;
         inner.state.with(py, |state| {
+            // Those answered already go as others come, or a second's requests would pile up for each second of time-out.
+            while let Some((_, first)) = state.due.front()
+                && !state.asked.contains_key(first)
+            {
+                state.due.pop_front();
+            }
             let entry = (now + timeout_s, id);
             if apart {
                 state.due_apart.push(entry);

@@ -10,7 +10,7 @@ use super::core::Core;
 use super::dispatch::{self, Incoming};
 use super::endpoint::Event;
 use super::framing::FramingSpec;
-use super::outbound::HIGH_WATER;
+use super::outbound::{HIGH_WATER, KEPT_CAPACITY};
 use super::packet::{Body, Packet};
 use crate::framing::{Cut, LARGEST_MESSAGE, find};
 use crate::packet::Pool;
@@ -41,7 +41,7 @@ impl State {
         if self.unread_at == self.unread.len() {
             self.unread.clear();
             self.unread_at = 0;
-            if self.unread.capacity() > HIGH_WATER {
+            if self.unread.capacity() > KEPT_CAPACITY {
                 self.unread = Vec::new();
             }
         }
