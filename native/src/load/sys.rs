@@ -4,7 +4,7 @@
 
 use std::io;
 use std::mem::{size_of, zeroed};
-use std::net::{Shutdown, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -172,15 +172,11 @@ pub fn send(fd: &OwnedFd, bytes: &[u8]) -> io::Result<usize> {
     check_length(unsafe { libc::send(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL) })
 }
 
-/// Half-closes, or closes, whoever else holds the descriptor.
-pub fn shutdown(fd: &OwnedFd, how: Shutdown) -> io::Result<()> {
-    let how = match how {
-        Shutdown::Read => libc::SHUT_RD,
-        Shutdown::Write => libc::SHUT_WR,
-        Shutdown::Both => libc::SHUT_RDWR,
-    };
+/// Half-closes: no more will be sent.
+#[cfg(feature = "python")]
+pub fn end(fd: &OwnedFd) -> io::Result<()> {
     // SAFETY: no pointers.
-    check(unsafe { libc::shutdown(fd.as_raw_fd(), how) }).map(drop)
+    check(unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_WR) }).map(drop)
 }
 
 /// What happened to the descriptor registered with `token`.
@@ -213,6 +209,7 @@ impl Epoll {
     }
 
     /// What is ready now is told again.
+    #[cfg(feature = "python")]
     pub fn rearm(&self, fd: &impl AsRawFd, token: u64) -> io::Result<()> {
         self.control(libc::EPOLL_CTL_MOD, fd.as_raw_fd(), token)
     }
@@ -225,6 +222,7 @@ impl Epoll {
     }
 
     /// Readable when an event waits: another loop can watch this one.
+    #[cfg(feature = "python")]
     pub fn descriptor(&self) -> RawFd {
         self.fd.as_raw_fd()
     }

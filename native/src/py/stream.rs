@@ -4,7 +4,6 @@
 //! take stays in the connection's own queue, so back-pressure has one place.
 
 use std::io::ErrorKind;
-use std::net::Shutdown;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use pyo3::exceptions::PyConnectionError;
@@ -83,7 +82,7 @@ impl Stream {
         self.state.with(py, |state| {
             if let Some(socket) = &state.socket {
                 // A connection that has failed meanwhile refuses; reading says so.
-                let _ = sys::shutdown(socket, Shutdown::Write);
+                let _ = sys::end(socket);
             }
         });
     }
