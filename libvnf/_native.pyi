@@ -114,6 +114,8 @@ class Request:
         """What the request-id extractor read; None without one."""
     @property
     def core(self) -> Core | None: ...
+    def attributes(self, /) -> dict[str, Any]:
+        """The dictionary of attributes, ``vars(request)``."""
     def end(self, /) -> None:
         """Ends it now, whoever still carries it. A second call does nothing."""
     def hold(self, /) -> None:
@@ -245,6 +247,8 @@ class Core:
     def flush(self, /) -> None: ...
     def tick(self, /) -> None:
         """A second has passed: ends idle connections, and closing ones that never finish."""
+    def empty_pools(self, /) -> None:
+        """Closes the connections that wait in pools."""
     def unthrottle(self, /) -> int:
         """Lets streams go on that waited because Python kept their packets; returns how many still wait."""
     @property

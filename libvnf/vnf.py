@@ -321,6 +321,7 @@ class VNF:
             task.cancel()
         for connection in core.connections():
             connection.abort("the VNF stops")
+        core.empty_pools()
         for transport in self._transports:
             transport.close()
         ASK_S.pop(core, None)

@@ -317,7 +317,12 @@ fn exchange(
         None => {
             let made = new_request(py, core, class, connection, Some(id.clone_ref(py))).and_then(|request| {
                 // The handler's hold is taken below, for this and for later messages alike.
-                let state = ExchangeState { request: request.clone_ref(py), busy: false, draining: false, queue: VecDeque::new() };
+                let state = ExchangeState {
+                    request: request.clone_ref(py),
+                    busy: false,
+                    draining: false,
+                    queue: VecDeque::new(),
+                };
                 let exchange = Py::new(py, Exchange { state: GilCell::new(state) })?;
                 ids.set_item(&id, &exchange)?;
                 Ok((exchange, request))
