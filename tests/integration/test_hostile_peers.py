@@ -348,3 +348,36 @@ async def test_a_timer_that_cannot_be_set_carries_no_request() -> None:
             sock.send(b"x")
             await until(lambda: vnf.core.statistics()["requests_ended"] == 1)
             assert not vnf.core.open_requests
+
+
+@pytest.mark.parametrize("waits", [True, False])
+async def test_a_handler_that_cancels_itself_cancels_no_other(waits: bool) -> None:
+    vnf = VNF("test")
+    server = vnf.server("udp://:0")
+    told: list[str] = []
+
+    @server.on_data
+    async def handler(conn: Connection, request: Request, packet: Any) -> None:
+        try:
+            if packet == b"cancel":
+                task = asyncio.current_task()
+                assert task is not None
+                task.cancel()
+                del task
+                if waits:
+                    await asyncio.sleep(0)
+            else:
+                async with asyncio.timeout(10):
+                    await asyncio.sleep(0)
+            told.append(f"{bytes(packet).decode()}: done")
+        except asyncio.CancelledError:
+            told.append(f"{bytes(packet).decode()}: cancelled")
+            raise
+
+    async with started(vnf):
+        with peer(server.listening[0]) as sock:
+            sock.send(b"cancel")
+            await until(lambda: told)
+            sock.send(b"other")
+            await until(lambda: len(told) == 2)
+    assert told == [f"cancel: {'cancelled' if waits else 'done'}", "other: done"]
