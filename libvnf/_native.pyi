@@ -174,7 +174,7 @@ class Connection:
     def close(self, /) -> None:
         """Close after what is queued. A pooled connection goes back to its pool instead. Closing twice does nothing."""
     def spoil(self, /) -> None:
-        """From now on ``close`` does not give it back to its pool: an answer may be on its way that nobody waits for."""
+        """From now on ``close`` does not give it back to its pool: an answer may come that nobody waits for."""
     def abort(self, reason: str = "aborted", /) -> None:
         """Close at once; what is queued is lost (TCP: RST)."""
     def pause(self, /) -> None:

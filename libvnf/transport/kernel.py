@@ -46,6 +46,7 @@ class KernelTransport:
         self._servers: list[asyncio.AbstractServer] = []
         self._paths: dict[str, tuple[int, int]] = {}
         self._datagrams: set[DatagramTransport] = set()
+        self._closed = False
         self._connecting: set[asyncio.Task[None]] = set()
         self.counters = {"datagrams_dropped_at_send": 0, "connects": 0, "connect_failures": 0}
 
@@ -157,6 +158,7 @@ class KernelTransport:
         self._paths.clear()
 
     def close(self) -> None:
+        self._closed = True
         self.unlisten()
         for task in self._connecting:
             task.cancel()
@@ -182,6 +184,10 @@ class KernelTransport:
 
     def open(self, url: EndpointURL, connection: _native.Connection) -> None:
         self.counters["connects"] += 1
+        if self._closed:
+            # A close handler that connects while the VNF stops: nobody would close that socket any more.
+            self._failed(connection, ConnectionError(f"{url}: the VNF stops"))
+            return
         host = url.host or "127.0.0.1"
         if url.datagram and is_ip(host):
             self._open_datagram(host, url.port, connection)
