@@ -18,6 +18,7 @@ CRATE := --manifest-path native/Cargo.toml --locked
 RUST := $(shell find native/src -name '*.rs' 2>/dev/null) native/Cargo.toml native/Cargo.lock
 SCRIPTS := .ci/run $(wildcard tools/* tests/*.sh native/fuzz/run.sh deploy/*/*.sh)
 SECONDS_PER_TARGET ?= 60
+FUZZ_TARGETS := $(basename $(notdir $(wildcard native/fuzz/fuzz_targets/*.rs)))
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
@@ -53,9 +54,10 @@ rebuild:
 demo: setup ## The papers' chain A–B–C, start to end, in under a minute
 	@$(PY) examples/abc/demo.py
 
-test: setup packages-test ## cargo test, then pytest: unit, model, integration, meta (PYTEST_ARGS=…)
+test: setup packages-test ## cargo test, a little fuzzing, then pytest: unit, model, integration, meta (PYTEST_ARGS=…)
 	@tools/step cargo-test "cargo test" $(CARGO) test $(CRATE)
 	@grep -E '^test result' .make/cargo-test.log
+	@$(MAKE) fuzz SECONDS_PER_TARGET=3
 	@$(PY) -m pytest $(PYTEST_ARGS)
 
 lint: lint-python lint-rust lint-scripts docs ## ruff, mypy, stubtest, clippy, rustfmt, shellcheck, sphinx
@@ -90,13 +92,15 @@ wheel: setup ## A wheel in dist/, proved in an empty environment without a compi
 
 bench: setup packages-bench ## Every benchmark, into benchmarks/results (BENCH_ARGS=--quick)
 	@mkdir -p benchmarks/results
-	@for file in benchmarks/*.py; do \
+	@for file in $(filter-out benchmarks/harness.py,$(wildcard benchmarks/*.py)); do \
 		echo "==> $$file"; \
 		$(PY) $$file $(BENCH_ARGS) --json benchmarks/results/$$(basename $$file .py).json; \
 	done
 
 fuzz: setup ## Every fuzz target (SECONDS_PER_TARGET=60)
-	@SECONDS_PER_TARGET=$(SECONDS_PER_TARGET) native/fuzz/run.sh
+	@for target in $(FUZZ_TARGETS); do \
+		tools/step fuzz-$$target "fuzz $$target for $(SECONDS_PER_TARGET) s" native/fuzz/run.sh $$target $(SECONDS_PER_TARGET) || exit 1; \
+	done
 
 soak: setup packages-test ## Every test, the long ones too, and fifty times as many examples where they are drawn
 	@$(PY) -m pytest -m "not wheel" --hypothesis-profile soak --timeout 3600 $(PYTEST_ARGS)

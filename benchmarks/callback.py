@@ -105,9 +105,7 @@ def replicas(results: Results, quick: bool, scratch: Path) -> None:
         before, begun = [p.cpu_s() for p in programs], time.monotonic()
         time.sleep(seconds)
         used = 100 * sum(p.cpu_s() - b for p, b in zip(programs, before, strict=True)) / (time.monotonic() - begun)
-        results.add(
-            "replicas", f"{REPLICAS} idle, together", used, "goal", 8.0, "% of a cpu", 1.0, less_is_better=True
-        )
+        results.add("replicas", f"{REPLICAS} idle, together", used, "goal", 8.0, "% of a cpu", 1.0, less_is_better=True)
         generators = []
         for number in range(REPLICAS):
             command = [*vnf_load(scratch)[:4], "udp://10.0.0.2:5000", "--size", "64", "--rate", str(REPLICA_RATE)]

@@ -53,6 +53,7 @@ class VNF:
         self._tables: dict[str, Table[Any, Any]] = {}
         self._early_timers: list[EarlyTimer] = []
         self._transports: list[Transport] = []
+        self._unix: list[Transport] = []
         self._core: _native.Core | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tick: asyncio.TimerHandle | None = None
@@ -184,7 +185,7 @@ class VNF:
         """The transports that ``url`` is for: all, the one it names, or the one that carries ``unix://``."""
         if url.scheme == "unix":
             local = [transport for transport in self._transports if transport.carries_unix]
-            return local[:1] or [self._kernel()]
+            return local[:1] or self._unix or [self._kernel()]
         if not url.via or len(self._transports) == 1:
             return self._transports
         named = [transport for transport in self._transports if transport.name == url.via]
@@ -194,10 +195,11 @@ class VNF:
         return named
 
     def _kernel(self) -> Transport:
+        """For ``unix://`` where no kernel sockets were asked for: no other endpoint may end up on them."""
         from .transport.kernel import KernelTransport
 
-        transport = KernelTransport(self.core, connect_s=self.limits.connect_s)
-        self._transports.append(transport)
+        transport = KernelTransport(self.core, "unix", connect_s=self.limits.connect_s)
+        self._unix.append(transport)
         return transport
 
     # --- its life ------------------------------------------------------------------------------------------------
@@ -305,7 +307,7 @@ class VNF:
         for server in self._servers:
             if server.endpoint is not None:
                 server.endpoint.accepting = False
-        for transport in self._transports:
+        for transport in self._transports + self._unix:
             transport.unlisten()
 
     async def close(self) -> None:
@@ -322,7 +324,7 @@ class VNF:
         for connection in core.connections():
             connection.abort("the VNF stops")
         core.empty_pools()
-        for transport in self._transports:
+        for transport in self._transports + self._unix:
             transport.close()
         ASK_S.pop(core, None)
         self._core = None
@@ -347,7 +349,7 @@ class VNF:
             {
                 "core": {} if core is None else core.statistics(),
                 "pool": {} if core is None else core.pool_statistics(),
-                "transports": {transport.name: transport.statistics() for transport in self._transports},
+                "transports": {transport.name: transport.statistics() for transport in self._transports + self._unix},
                 "servers": {s.url: {"open_connections": s.open_connections} for s in servers},
                 "clients": {
                     c.url: {"connected": c.connected, "outstanding": c.outstanding, "reconnects": c.reconnects}

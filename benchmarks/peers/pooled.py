@@ -1,5 +1,5 @@
-"""B with one connection to C for all requests, over TCP on uvloop. B's own ids on the wire, A's restored; everything that
-one read brought leaves with one write.
+"""B with one connection to C for all requests, over TCP on uvloop. B's own ids on the wire, A's restored; everything
+that one read brought leaves with one write.
 
 Usage: pooled.py LISTEN_PORT C_PORT [SIZE]
 """
@@ -30,6 +30,8 @@ class Messages(asyncio.Protocol):
 
 class FromA(Messages):
     def messages(self, data, starts):
+        if c is None:
+            return self.transport.close()
         out = []
         for at in starts:
             number = next(numbers)
@@ -40,6 +42,12 @@ class FromA(Messages):
 
 
 class ToC(Messages):
+    def __init__(self):
+        self.lost = asyncio.Event()
+
+    def connection_lost(self, error):
+        self.lost.set()
+
     def messages(self, data, starts):
         replies = {}
         for at in starts:
@@ -53,26 +61,20 @@ class ToC(Messages):
             a.transport.write(b"".join(out))
 
 
-async def connected(loop):
-    """C may come later than B."""
-    while True:
-        try:
-            return (await loop.create_connection(ToC, "127.0.0.1", C))[1]
-        except ConnectionRefusedError:
-            await asyncio.sleep(0.05)
-
-
 async def main():
     global c
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(FromA, "127.0.0.1", LISTEN, backlog=1024)
+    await loop.create_server(FromA, "127.0.0.1", LISTEN, backlog=1024)
     print("ready", flush=True)
-    while True:
-        c = await connected(loop)
-        while not c.transport.is_closing():
+    while True:  # C may come later than B, and again
+        try:
+            c = (await loop.create_connection(ToC, "127.0.0.1", C))[1]
+            await c.lost.wait()
+        except ConnectionRefusedError:
             await asyncio.sleep(0.05)
-    await server.serve_forever()
+        c = None
+        waiting.clear()
 
 
-waiting, numbers = {}, itertools.count()
+c, waiting, numbers = None, {}, itertools.count()
 uvloop.run(main())

@@ -1,5 +1,5 @@
-"""B with a connection to C per request, over TCP on uvloop: Protocols, no streams. uvloop itself gathers the replies that
-one turn of the loop writes to A.
+"""B with a connection to C per request, over TCP on uvloop: Protocols, no streams. uvloop itself gathers the replies
+that one turn of the loop writes to A.
 
 Usage: tcp.py LISTEN_PORT C_PORT [SIZE]
 """

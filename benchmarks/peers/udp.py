@@ -1,5 +1,5 @@
-"""B with a socket to C per request, over UDP on uvloop: the shape of the C++ libVNF. Plain sockets under the loop's readers:
-a datagram endpoint, and the task that makes it, would cost more per request.
+"""B with a socket to C per request, over UDP on uvloop: the shape of the C++ libVNF. Plain sockets under the loop's
+readers: a datagram endpoint, and the task that makes it, would cost more per request.
 
 Usage: udp.py LISTEN_PORT C_PORT
 """

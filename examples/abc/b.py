@@ -1,4 +1,4 @@
-"""B of the chain A–B–C: a connection to C for every request, whether A opens one for each as well or sends many on one."""
+"""B of the chain A–B–C: a connection to C for every request, whether A opens one for each too or sends many on one."""
 
 from libvnf import VNF, Connection, Fixed, Packet, Request
 

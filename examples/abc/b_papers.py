@@ -1,4 +1,4 @@
-"""B in the functions of the libVNF papers, by their names: what b.py does. Addresses are mapped by the configuration."""
+"""B in the functions of the libVNF papers, by their names: what b.py does. The configuration maps the addresses."""
 
 from libvnf.api import *
 

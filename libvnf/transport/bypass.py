@@ -92,7 +92,9 @@ class BypassTransport:
         return str(self._port)
 
     def statistics(self) -> dict[str, Any]:
-        return next((port for port in self._driver.engine.ports() if port.get("name") == self.name), {})
+        """The port's own figures, and under ``engine`` those of the engine that polls all ports of the VNF."""
+        port = next((port for port in self._driver.engine.ports() if port.get("name") == self.name), {})
+        return {**port, "engine": self._driver.engine.statistics()}
 
     def reaches(self, host: str) -> bool:
         """Is ``host`` on one of the port's own networks, or behind its gateway?"""

@@ -16,7 +16,8 @@ from typing import Any
 import click
 import pytest
 
-from libvnf import VNF, ConfigError, Limits
+import libvnf
+from libvnf import VNF, ConfigError, Limits, api
 from libvnf.cli.load import load
 from libvnf.cli.run import run
 from libvnf.config import PORT_KEYS, Config, parse_transport
@@ -73,6 +74,7 @@ def test_every_counter_is_in_the_guide_and_no_other(tmp_path: Path) -> None:
     assert names("statistics.md", "core") == set(found["core"])
     assert names("statistics.md", "transports: kernel") == set(kernel)
     assert names("statistics.md", "transports: a port") == set(port["counters"])
+    assert names("statistics.md", "engine") == set(port["engine"])
     text = (ROOT / GUIDE / "statistics.md").read_text()
     others = {key for key in found if key not in ("core", "pool", "transports")}
     assert names("statistics.md", "servers, clients, tables, failures") == others
@@ -89,6 +91,31 @@ def test_every_option_of_a_port_is_in_the_guide() -> None:
 def test_every_option_of_a_command_is_in_the_guide(page: str, command: click.Command) -> None:
     told = {name.split()[0] for name in names(page) if name.startswith("--")}
     assert told == {name for option in command.params if isinstance(option, click.Option) for name in option.opts}
+
+
+def test_every_function_of_the_papers_is_in_the_guide() -> None:
+    text = (ROOT / GUIDE / "papers.md").read_text()
+    assert {name for name in api.__all__ if not re.search(rf"`{name}\b", text)} == set()
+
+
+def test_every_error_is_in_the_guide() -> None:
+    text = (ROOT / GUIDE / "errors.md").read_text()
+    found = {
+        name for name in libvnf.__all__ if isinstance(cls := getattr(libvnf, name), type) and issubclass(cls, Exception)
+    }
+    assert len(found) > 10
+    assert {name for name in found if f"`{name}`" not in text} == set()
+
+
+def test_reasons_of_closing_are_those_the_software_gives() -> None:
+    software = "".join(
+        path.read_text() for pattern in ("native/src/py/*.rs", "libvnf/*.py") for path in ROOT.glob(pattern)
+    )
+    reasons = {
+        reason.split("…")[0] for reason in names("errors.md", "Why a connection closed") if "abort(" not in reason
+    }
+    assert len(reasons) > 10
+    assert {reason for reason in reasons if f'"{reason}' not in software} == set()
 
 
 # --- programs and files -----------------------------------------------------------------------------------------------
@@ -150,8 +177,8 @@ def test_a_mistake_is_told_as_the_guide_says(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.needs("dpdk-testpmd")
 def test_testpmd_is_a_wire_between_two_vnfs(process: Callable[..., Process], tmp_path: Path) -> None:
-    dns, wire, resolver = [line for line in commands("docs/guide/ports.md") if "/tmp/" in line]
-    places = {"/tmp/a.sock": str(tmp_path / "a.sock"), "/tmp/b.sock": str(tmp_path / "b.sock")}
+    _, dns, wire, resolver = [line for line in commands("docs/guide/ports.md") if "/run/vnf/" in line]
+    places = {"/run/vnf/": f"{tmp_path}/"}
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     answers = process(argv(dns, places), cwd=ROOT, env=environment)
     answers.wait_for(r"^dns: ready in ")

@@ -102,7 +102,7 @@ def test_iperf3_runs_through_a_splice_proxy(
         report = json.loads(run(*client))
         assert "error" not in report
         # It ends when all is sent, whatever of it is still under way.
-        assert report["end"]["sum_received"]["bytes"] >= 100 << 20
+        assert report["end"]["sum_received"]["bytes"] >= 10 << 20
         assert server.wait() == 0
 
 

@@ -43,7 +43,7 @@ def test_the_first_screen_runs_as_it_says(
     [source] = blocks(README, "python")
     (tmp_path / "b.py").write_text(source)
     run, load = commands(README)[:2] if transport == "kernel" else commands(README)[2:4]
-    places = {":5000": f":{free_port()}", ":6000": f":{free_port()}", "/tmp/b.sock": str(tmp_path / "b.sock")}
+    places = {":5000": f":{free_port()}", ":6000": f":{free_port()}"}
     listen, c = places[":5000"], places[":6000"]
     settings = ["--set", f"listen=udp://{listen}"]
     if transport == "kernel":

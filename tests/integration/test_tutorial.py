@@ -66,7 +66,7 @@ def test_the_name_server_answers_dig(vnf_run: Callable[..., Process], free_port:
 def test_the_same_name_server_answers_over_shared_memory(vnf_run: Callable[..., Process], tmp_path: Path) -> None:
     [run] = [line for line in commands("docs/tutorial/dns.md") if "dns.py" in line and "memif" in line]
     [ask] = [line for line in commands("docs/tutorial/dns.md") if "resolver.py" in line]
-    places = {"/tmp/dns.sock": str(tmp_path / "dns.sock")}
+    places = {"memif:": f"memif:{tmp_path}/"}
     vnf = vnf_run(DNS, *argv(run, places)[5:])
     resolver = vnf_run(RESOLVER, *argv(ask, places)[5:])
     resolver.wait_for(r"^b\.test is at 10\.0\.0\.2$")

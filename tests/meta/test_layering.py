@@ -51,7 +51,7 @@ UNSAFE = {
     "packet/pool": "slots of one allocation, handed out and taken back",
     "stack/arena": "the same, for the state of flows",
     "py": "buffers lent to Python, coroutines stepped by its C API",
-    "load/sys": "system calls of the load generator that std does not offer",
+    "load/sys": "system calls that std does not offer, for the load generator and kernel sockets",
     "splice": "splice(2) between two sockets",
 }
 

@@ -10,7 +10,7 @@ use super::core::Core;
 use super::dispatch::{self, Incoming};
 use super::endpoint::Event;
 use super::framing::FramingSpec;
-use super::outbound::HIGH_WATER;
+use super::outbound::{HIGH_WATER, KEPT_CAPACITY};
 use super::packet::{Body, Packet};
 use crate::framing::{Cut, LARGEST_MESSAGE, find};
 use crate::packet::Pool;
@@ -44,7 +44,7 @@ impl State {
         if self.unread_at == self.unread.len() {
             self.unread.clear();
             self.unread_at = 0;
-            if self.unread.capacity() > HIGH_WATER {
+            if self.unread.capacity() > KEPT_CAPACITY {
                 self.unread = Vec::new();
             }
         }
@@ -332,7 +332,9 @@ impl Connection {
         let inner = slf.get();
         let limit = inner.core.get().limits.max_buffered_bytes;
         let change = inner.state.with(py, |state| {
-            let Wire::Stream { transport, .. } = &state.wire else { return None };
+            if !state.wire.is_stream() {
+                return None;
+            }
             if state.phase != Phase::Open || state.peer_ended {
                 return None;
             }
@@ -343,7 +345,11 @@ impl Connection {
                 return None;
             }
             state.reading_stopped = stop;
-            Some((transport.clone_ref(py), stop))
+            if let Wire::Socket(stream) = &state.wire {
+                stream.get().set_reading(py, !stop);
+                return None;
+            }
+            state.wire.transport(py).map(|transport| (transport, stop))
         });
         if let Some((transport, stop)) = change {
             let method = if stop { intern!(py, "pause_reading") } else { intern!(py, "resume_reading") };
