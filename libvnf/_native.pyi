@@ -118,6 +118,8 @@ class Request:
         """What the request-id extractor read; None without one."""
     @property
     def core(self) -> Core | None: ...
+    def attributes(self, /) -> dict[str, Any]:
+        """The dictionary of attributes, ``vars(request)``."""
     def end(self, /) -> None:
         """Ends it now, whoever still carries it. A second call does nothing."""
     def hold(self, /) -> None:
@@ -176,7 +178,7 @@ class Connection:
     def close(self, /) -> None:
         """Close after what is queued. A pooled connection goes back to its pool instead. Closing twice does nothing."""
     def spoil(self, /) -> None:
-        """From now on ``close`` does not give it back to its pool: an answer may be on its way that nobody waits for."""
+        """From now on ``close`` does not give it back to its pool: an answer may come that nobody waits for."""
     def abort(self, reason: str = "aborted", /) -> None:
         """Close at once; what is queued is lost (TCP: RST)."""
     def pause(self, /) -> None:
@@ -249,6 +251,8 @@ class Core:
     def flush(self, /) -> None: ...
     def tick(self, /) -> None:
         """A second has passed: ends idle connections, and closing ones that never finish."""
+    def empty_pools(self, /) -> None:
+        """Closes the connections that wait in pools."""
     def unthrottle(self, /) -> int:
         """Lets streams go on that waited because Python kept their packets; returns how many still wait."""
     @property

@@ -89,7 +89,7 @@ class Connection(_native.Connection):
     async def ask(self, /, *parts: Buffer, timeout_s: float | None = None) -> _native.Packet:
         """Sends one message and waits for the next one from there: one at a time, a second raises ``RuntimeError``.
 
-        After ``TimeoutError`` (``limits.ask_s`` unless given) and when cancelled the connection is closed: the reply may
+        After ``TimeoutError`` (``limits.ask_s`` unless given), or cancelled, the connection is closed: the reply may
         still come, and must not answer the next question. ``ConnectionError`` when the peer ends instead.
         """
         if self in _asking:

@@ -323,6 +323,7 @@ class VNF:
             task.cancel()
         for connection in core.connections():
             connection.abort("the VNF stops")
+        core.empty_pools()
         for transport in self._transports + self._unix:
             transport.close()
         ASK_S.pop(core, None)

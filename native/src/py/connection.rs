@@ -27,9 +27,6 @@ use super::request::Request;
 use super::stream::Stream;
 use crate::stack::FlowId;
 
-/// Waiting futures from which on it is looked, at every power of two, whether anyone still waits.
-const MANY_WAITERS: usize = 8;
-
 /// What carries a connection's bytes.
 pub enum Wire {
     /// Not made yet, or gone.
@@ -290,26 +287,6 @@ impl Connection {
         self.data_handler(py).is_none()
             && (!self.state.with(py, |state| state.matched)
                 || self.endpoint.get().state.with(py, |state| state.session.is_some()))
-    }
-
-    /// Futures that were cancelled or timed out are forgotten when there are many, or reading with a time-out from a
-    /// silent peer would collect them for ever.
-    fn forget_waiters(slf: &Py<Self>, py: Python<'_>) -> PyResult<()> {
-        let all = slf.get().state.with(py, |state| {
-            let many = state.waiters.len() >= MANY_WAITERS && state.waiters.len().is_power_of_two();
-            if many { std::mem::take(&mut state.waiters) } else { Vec::new() }
-        });
-        let mut waiting = Vec::new();
-        let mut failed = Ok(());
-        for (what, future) in all {
-            match future.call_method0(py, intern!(py, "done")).and_then(|done| done.is_truthy(py)) {
-                Ok(true) => {}
-                Ok(false) => waiting.push((what, future)),
-                Err(error) => failed = Err(error),
-            }
-        }
-        slf.get().state.with(py, |state| state.waiters.append(&mut waiting));
-        failed
     }
 
     /// Ends the futures that wait for `what`.

@@ -19,6 +19,7 @@ use super::coroutine;
 use super::dispatch;
 use super::endpoint::{Endpoint, Event};
 use super::engine::Engine;
+use super::outbound::close_wire;
 use super::packet::{Account, Packet};
 use super::request::Request;
 use crate::packet::{Pool, PoolConfig};
@@ -564,6 +565,16 @@ impl Core {
             Self::look_at_throttled_later(&slf, py);
         }
         Ok(left)
+    }
+
+    /// Closes the connections that wait in pools.
+    fn empty_pools(&self, py: Python<'_>) -> PyResult<()> {
+        self.check_thread()?;
+        let spare = self.state.with(py, |state| std::mem::take(&mut state.spare));
+        for wire in spare.values().flatten() {
+            close_wire(py, wire, true);
+        }
+        Ok(())
     }
 
     #[getter]

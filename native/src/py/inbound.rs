@@ -408,13 +408,7 @@ impl Connection {
             (next, available, state.peer_ended, state.phase)
         });
         match next {
-            Next::Message(body) => {
-                let packet = Packet::from_body(py, body)?;
-                packet.get().count_as_kept(py, &inner.account(py));
-                core.counters.messages_in.bump();
-                Self::adjust_reading(slf, py);
-                Ok(Some(packet))
-            }
+            Next::Message(body) => Self::taken(slf, py, body),
             Next::Broken("limit") => {
                 let error = py.import(intern!(py, "libvnf.errors"))?.getattr(intern!(py, "MessageTooLong"))?;
                 Err(PyErr::from_value(error.call1((format!("no {until:?} within {limit} bytes"),))?))
@@ -442,12 +436,12 @@ impl Connection {
                         } else if more {
                             return Self::take_from_inbox(slf, py, until, None, limit);
                         }
-                        Self::nothing_more(slf, py, bytes.len(), peer_ended, phase)
+                        Self::adjust_reading(slf, py);
+                        Self::nothing_more(slf, py, available, peer_ended, phase)
                     }
                     Some(size) => {
                         let body = inner.state.with(py, |state| state.consume(&core.pool, 0, size, size));
-                        core.counters.messages_in.bump();
-                        Ok(Some(Packet::from_body(py, body)?))
+                        Self::taken(slf, py, body)
                     }
                 }
             }
@@ -456,6 +450,16 @@ impl Connection {
                 Self::nothing_more(slf, py, available, peer_ended, phase)
             }
         }
+    }
+
+    /// A message leaves the inbox; there is room for more.
+    fn taken(slf: &Py<Self>, py: Python<'_>, body: Body) -> PyResult<Option<Py<Packet>>> {
+        let inner = slf.get();
+        let packet = Packet::from_body(py, body)?;
+        packet.get().count_as_kept(py, &inner.account(py));
+        inner.core.get().counters.messages_in.bump();
+        Self::adjust_reading(slf, py);
+        Ok(Some(packet))
     }
 
     /// Not yet, or never: an empty packet at the peer's end, an error when the connection broke.
