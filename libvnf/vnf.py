@@ -28,6 +28,9 @@ __all__ = ["VNF"]
 K = TypeVar("K")
 V = TypeVar("V")
 
+TICK_S = 1.0
+"""How often the core looks for what is idle."""
+
 RequestId = _native.Field | Callable[[_native.Packet], Any]
 
 
@@ -53,10 +56,10 @@ class VNF:
         self._tables: dict[str, Table[Any, Any]] = {}
         self._early_timers: list[EarlyTimer] = []
         self._transports: list[Transport] = []
+        self._unix: Transport | None = None  # opened for unix:// alone: not one that the operator chose
         self._core: _native.Core | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tick: asyncio.TimerHandle | None = None
-        self._tick_s = 0.0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._failures = failures.Reporter(self.log)
         runtime.loaded(self)
@@ -176,7 +179,7 @@ class VNF:
         if len(candidates) == 1:
             return candidates[0]
         for transport in candidates:
-            if getattr(transport, "reaches", lambda host: True)(url.host):
+            if transport.reaches(url.host):
                 return transport
         return candidates[0]
 
@@ -185,20 +188,21 @@ class VNF:
         if url.scheme == "unix":
             local = [transport for transport in self._transports if transport.carries_unix]
             return local[:1] or [self._kernel()]
-        if not url.via or len(self._transports) == 1:
-            return self._transports
-        named = [transport for transport in self._transports if transport.name == url.via]
+        chosen = [transport for transport in self._transports if transport is not self._unix]
+        if not url.via or len(chosen) == 1:
+            return chosen
+        named = [transport for transport in chosen if transport.name == url.via]
         if not named:
-            names = ", ".join(transport.name for transport in self._transports)
+            names = ", ".join(transport.name for transport in chosen)
             raise ConfigError(f"{url}: there is no port {url.via!r}: expected one of {names}")
         return named
 
     def _kernel(self) -> Transport:
         from .transport.kernel import KernelTransport
 
-        transport = KernelTransport(self.core, connect_s=self.limits.connect_s)
-        self._transports.append(transport)
-        return transport
+        self._unix = KernelTransport(self.core, connect_s=self.limits.connect_s)
+        self._transports.append(self._unix)
+        return self._unix
 
     # --- its life ------------------------------------------------------------------------------------------------
 
@@ -250,8 +254,7 @@ class VNF:
         except BaseException:
             await self.close()
             raise
-        self._tick_s = 1.0
-        self._tick = self._loop.call_later(self._tick_s, self._on_tick)
+        self._tick = self._loop.call_later(TICK_S, self._on_tick)
         return listening
 
     def _open(self, ports: Sequence[PortConfig]) -> None:
@@ -281,7 +284,7 @@ class VNF:
 
     def _on_tick(self) -> None:
         assert self._loop is not None
-        self._tick = self._loop.call_later(self._tick_s, self._on_tick)
+        self._tick = self._loop.call_later(TICK_S, self._on_tick)
         self.core.tick()
 
     def _spawn(self, coroutine: Any) -> None:

@@ -165,6 +165,9 @@ class KernelTransport:
 
     # --- connecting ----------------------------------------------------------------------------------------------
 
+    def reaches(self, host: str) -> bool:
+        return True
+
     def target(self, url: EndpointURL) -> KernelTarget:
         return KernelTarget(self, self._mapped(url.supported()))
 
