@@ -87,11 +87,12 @@ def measure(results: Results, quick: bool, scratch: Path) -> None:
                 f"udp://10.0.0.2:5000 --respond udp://10.0.0.3:5000 {shape.load}"
                 f" --transport memif:{memif},address=10.0.0.1/24,address=10.0.0.3/24"
             )
+        names = (f"libvnf {shape.ours}", f"uvloop {shape.peer}", f"libvnf {shape.ours} on memif")
         with running(*commands) as programs:
             for n in (20, 1000) if quick else OUTSTANDING:
                 sides = [
-                    Side(f"uvloop {shape.peer}", program, text.format(n=n))
-                    for program, text in zip(programs, loads, strict=True)
+                    Side(name, program, text.format(n=n))
+                    for name, program, text in zip(names, programs, loads, strict=False)
                 ]
                 rounds(sides, count, duration_s)
                 what = f", {shape.what}" if shape.what else ""

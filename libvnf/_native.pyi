@@ -18,6 +18,7 @@ __all__ = [
     "Connection",
     "Core",
     "DatagramProtocol",
+    "Datagrams",
     "Delimiter",
     "Driver",
     "Endpoint",
@@ -27,7 +28,10 @@ __all__ = [
     "LengthPrefixed",
     "Packet",
     "Request",
+    "SocketTarget",
+    "Sockets",
     "Splice",
+    "Stream",
     "StreamProtocol",
     "Target",
     "core_distance_ns",
@@ -171,6 +175,8 @@ class Connection:
         """Half-close after what is queued."""
     def close(self, /) -> None:
         """Close after what is queued. A pooled connection goes back to its pool instead. Closing twice does nothing."""
+    def spoil(self, /) -> None:
+        """From now on ``close`` does not give it back to its pool: an answer may be on its way that nobody waits for."""
     def abort(self, reason: str = "aborted", /) -> None:
         """Close at once; what is queued is lost (TCP: RST)."""
     def pause(self, /) -> None:
@@ -248,8 +254,8 @@ class Core:
     @property
     def throttled(self) -> int: ...
     def statistics(self, /) -> dict[str, int]: ...
-    def pool_statistics(self, /) -> dict[str, tuple[int, int, int, int]]:
-        """Per size class ("256", "2048", …): slot bytes, slots, free now, times exhausted."""
+    def pool_statistics(self, /) -> dict[str, dict[str, int]]:
+        """Per size class ("256", "2048", …): slot_bytes, slots, free now, times exhausted."""
     def call(self, function: Callable[..., Any], /, *args: object) -> None:
         """Calls a handler of the author as the engine does: coroutines stepped without a task, failures reported."""
 
@@ -293,6 +299,54 @@ class Target:
     def datagram(self) -> bool: ...
     def open(self, connection: Connection, /) -> None:
         """Makes the flow; a failure reaches the connection at the loop's next turn."""
+
+@final
+class Sockets:
+    """Every kernel socket of one VNF, behind one descriptor that the event loop watches."""
+
+    def __new__(cls, core: Core, connect_s: float, /) -> Self: ...
+    def fileno(self, /) -> int:
+        """Readable when ``turn`` has something to do."""
+    def turn(self, /) -> None:
+        """Takes what is ready, as one batch."""
+    def listen(self, fd: int, endpoint: Endpoint, /) -> None:
+        """Owns a listening stream socket from now on, and accepts on it."""
+    def serve_datagrams(self, fd: int, endpoint: Endpoint, /) -> None:
+        """Owns a bound UDP socket from now on: a connection per peer address."""
+    def target(self, scheme: str, address: str, url: str, /) -> SocketTarget:
+        """``tcp`` or ``udp`` with ``ADDRESS:PORT``, ``unix`` with a path; ``url`` is for people."""
+    def adopt(self, fd: int, connection: Connection, /) -> None:
+        """Owns a connected socket from now on; ``connection`` is made over it."""
+    def unlisten(self, /) -> None:
+        """Accepts no more; datagram sockets stay."""
+    def accept_again(self, /) -> None:
+        """Called by a timer after descriptors ran out."""
+    def expire(self, /) -> None:
+        """Called by a timer: fails the connects that took too long."""
+    def close(self, /) -> None: ...
+    def statistics(self, /) -> dict[str, int]: ...
+
+@final
+class SocketTarget:
+    """Where a connection over a kernel socket goes: an address or a path."""
+
+    @property
+    def datagram(self) -> bool: ...
+    def open(self, connection: Connection, /) -> None:
+        """Starts connecting; how it ends reaches the connection at the loop's next turn."""
+
+@final
+class Stream:
+    """A connection's stream socket: what ``Connection.transport`` is on kernel sockets."""
+
+    def get_extra_info(self, name: str, default: Any = None, /) -> Any:
+        """ "socket", "sockname" or "peername", as asyncio's transports tell them; ``default`` once it is closed."""
+
+@final
+class Datagrams:
+    """A UDP socket: what ``Connection.transport`` is on kernel sockets."""
+
+    def get_extra_info(self, name: str, default: Any = None, /) -> Any: ...
 
 class PythonTarget:
     """The shape ``resolve`` returns for transports written in Python (not a class of this module)."""

@@ -56,7 +56,7 @@ class VNF:
         self._tables: dict[str, Table[Any, Any]] = {}
         self._early_timers: list[EarlyTimer] = []
         self._transports: list[Transport] = []
-        self._unix: Transport | None = None  # opened for unix:// alone: not one that the operator chose
+        self._unix: list[Transport] = []
         self._core: _native.Core | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tick: asyncio.TimerHandle | None = None
@@ -187,22 +187,22 @@ class VNF:
         """The transports that ``url`` is for: all, the one it names, or the one that carries ``unix://``."""
         if url.scheme == "unix":
             local = [transport for transport in self._transports if transport.carries_unix]
-            return local[:1] or [self._kernel()]
-        chosen = [transport for transport in self._transports if transport is not self._unix]
-        if not url.via or len(chosen) == 1:
-            return chosen
-        named = [transport for transport in chosen if transport.name == url.via]
+            return local[:1] or self._unix or [self._kernel()]
+        if not url.via or len(self._transports) == 1:
+            return self._transports
+        named = [transport for transport in self._transports if transport.name == url.via]
         if not named:
-            names = ", ".join(transport.name for transport in chosen)
+            names = ", ".join(transport.name for transport in self._transports)
             raise ConfigError(f"{url}: there is no port {url.via!r}: expected one of {names}")
         return named
 
     def _kernel(self) -> Transport:
+        """For ``unix://`` where no kernel sockets were asked for: no other endpoint may end up on them."""
         from .transport.kernel import KernelTransport
 
-        self._unix = KernelTransport(self.core, connect_s=self.limits.connect_s)
-        self._transports.append(self._unix)
-        return self._unix
+        transport = KernelTransport(self.core, "unix", connect_s=self.limits.connect_s)
+        self._unix.append(transport)
+        return transport
 
     # --- its life ------------------------------------------------------------------------------------------------
 
@@ -308,7 +308,7 @@ class VNF:
         for server in self._servers:
             if server.endpoint is not None:
                 server.endpoint.accepting = False
-        for transport in self._transports:
+        for transport in self._transports + self._unix:
             transport.unlisten()
 
     async def close(self) -> None:
@@ -324,7 +324,7 @@ class VNF:
             task.cancel()
         for connection in core.connections():
             connection.abort("the VNF stops")
-        for transport in self._transports:
+        for transport in self._transports + self._unix:
             transport.close()
         ASK_S.pop(core, None)
         self._core = None
@@ -349,7 +349,7 @@ class VNF:
             {
                 "core": {} if core is None else core.statistics(),
                 "pool": {} if core is None else core.pool_statistics(),
-                "transports": {transport.name: transport.statistics() for transport in self._transports},
+                "transports": {transport.name: transport.statistics() for transport in self._transports + self._unix},
                 "servers": {s.url: {"open_connections": s.open_connections} for s in servers},
                 "clients": {
                     c.url: {"connected": c.connected, "outstanding": c.outstanding, "reconnects": c.reconnects}

@@ -284,7 +284,7 @@ def kept(cores: dict[str, _native.Core]) -> Iterator[str]:
     """Packets that somebody still refers to: their bytes count as kept, and their slots are missing in the pool."""
     for name, core in cores.items():
         size = core.statistics()["kept_bytes"]
-        missing = sum(slots - free for _, slots, free, _ in core.pool_statistics().values())
+        missing = sum(row["slots"] - row["free"] for row in core.pool_statistics().values())
         if size or missing:
             yield f"{name}: packets are still kept: {size} bytes, {missing} slot(s) of the pool"
 

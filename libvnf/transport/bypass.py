@@ -92,6 +92,7 @@ class BypassTransport:
         return str(self._port)
 
     def statistics(self) -> dict[str, Any]:
+        """The port's own figures, and under ``engine`` those of the engine that polls all ports of the VNF."""
         port = next((port for port in self._driver.engine.ports() if port["name"] == self.name), {})
         return {**port, "engine": self._driver.engine.statistics()}
 

@@ -141,6 +141,13 @@ def test_a_file_in_a_sockets_place_is_left_alone(tmp_path: Path) -> None:
     assert path.read_text() == "precious"
 
 
+def test_a_unix_endpoint_brings_no_other_one_to_kernel_sockets(tmp_path: Path) -> None:
+    local = "@vnf.server('unix://b.sock')\ndef local(conn, request, packet):\n    conn.send(packet)\n\n@vnf"
+    source = ECHO.format(port=5000).replace("@vnf", local)
+    with running(tmp_path, source, "--transport", MEMIF.format(here=tmp_path)) as program:
+        assert program.places == ["unix://b.sock", "udp://10.0.0.2:5000"]
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_signal_takes_a_memif_socket_away_and_tells_the_peer(tmp_path: Path, number: int, code: int) -> None:
     path = tmp_path / "m.sock"

@@ -44,7 +44,7 @@ UNSAFE = {
     "port": "memory shared with a peer, and the system calls that share it",
     "packet/pool": "slots of one allocation, handed out and taken back",
     "py": "buffers lent to Python, coroutines stepped by its C API",
-    "load/sys": "system calls of the load generator that std does not offer",
+    "load/sys": "system calls that std does not offer, for the load generator and kernel sockets",
     "splice": "splice(2) between two sockets",
 }
 

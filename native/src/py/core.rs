@@ -99,6 +99,7 @@ counters! {
 #[derive(Default)]
 pub struct State {
     depth: u32,
+    now: Option<f64>,
     flush_scheduled: bool,
     dirty: Vec<Py<Connection>>,
     closing: Vec<Py<Connection>>,
@@ -127,6 +128,7 @@ pub struct State {
 pub struct Core {
     pub event_loop: Py<PyAny>,
     call_soon: Py<PyAny>,
+    time: Py<PyAny>,
     pub connection_type: Py<PyType>,
     pub request_type: Py<PyType>,
     resolve: Py<PyAny>,
@@ -152,7 +154,23 @@ impl Core {
     }
 
     pub fn enter(&self, py: Python<'_>) {
-        self.state.with(py, |state| state.depth += 1);
+        self.state.with(py, |state| {
+            state.depth += 1;
+            if state.depth == 1 {
+                state.now = None;
+            }
+        });
+    }
+
+    /// The loop's time; within a batch that of the first who asked.
+    pub fn now(&self, py: Python<'_>) -> PyResult<f64> {
+        let (known, batch) = self.state.with(py, |state| (state.now, state.depth > 0));
+        if let (Some(now), true) = (known, batch) {
+            return Ok(now);
+        }
+        let now = self.time.call0(py)?.extract(py)?;
+        self.state.with(py, |state| state.now = Some(now));
+        Ok(now)
     }
 
     /// The end of a batch; the outermost one flushes. Errors that are no `Exception` come out here.
@@ -462,6 +480,7 @@ impl Core {
     ) -> PyResult<Self> {
         Ok(Self {
             call_soon: event_loop.getattr(py, "call_soon")?,
+            time: event_loop.getattr(py, "time")?,
             tasks: coroutine::Tasks::new(py)?,
             check: py.import("libvnf.handlers")?.getattr("check_handler")?.unbind(),
             event_loop,
@@ -561,7 +580,11 @@ impl Core {
     fn pool_statistics<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let found = PyDict::new(py);
         for class in self.pool.statistics() {
-            let row = (class.slot_bytes, class.slots, class.free, class.exhausted);
+            let row = PyDict::new(py);
+            row.set_item("slot_bytes", class.slot_bytes)?;
+            row.set_item("slots", class.slots)?;
+            row.set_item("free", class.free)?;
+            row.set_item("exhausted", class.exhausted)?;
             found.set_item(class.slot_bytes.to_string(), row)?;
         }
         Ok(found)
@@ -579,6 +602,7 @@ impl Core {
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.event_loop)?;
         visit.call(&self.call_soon)?;
+        visit.call(&self.time)?;
         visit.call(&self.connection_type)?;
         visit.call(&self.request_type)?;
         visit.call(&self.resolve)?;

@@ -9,6 +9,7 @@ use pyo3::types::PyString;
 
 use super::connection::{Connection, Phase, Wait, Wire};
 use super::core::Core;
+use super::datagrams::Datagrams;
 use super::dispatch;
 use super::endpoint::{Endpoint, Event};
 use super::engine::{Engine, Target};
@@ -69,9 +70,7 @@ impl Connection {
             state.pool = key;
         });
         if let Some(wire) = spare {
-            if let Wire::Stream { protocol, .. } = &wire {
-                protocol.get().hand_over(py, Some(connection.clone_ref(py)));
-            }
+            wire.hand_over(py, Some(connection.clone_ref(py)));
             Self::made(&connection, py, wire);
             return Ok(connection);
         }
@@ -272,6 +271,9 @@ impl Connection {
             }
             // A client's socket is its own; a server's peers share one.
             Wire::Datagram { address: None, .. } => close_wire(py, &wire, false),
+            Wire::Socket(stream) => stream.get().close(py, false),
+            Wire::Datagrams { address: Some(address), socket } => socket.get().forget(py, *address, slf),
+            Wire::Datagrams { address: None, socket } => Datagrams::close(socket, py),
             Wire::None | Wire::Stream { .. } => {}
         }
         drop(wire);
