@@ -240,7 +240,7 @@ class Core:
         on_failure: Callable[[Connection | None, Request | None, BaseException], None],
         limits: dict[str, float],
     ) -> Self:
-        """``limits``: connect_s ask_s idle_s max_connections max_requests max_buffered_bytes max_kept_bytes
+        """``limits``: idle_s max_connections max_requests max_buffered_bytes max_kept_bytes
         max_kept_bytes_per_connection. ``on_failure`` logs what a handler raised. ``resolve(url)`` is asked once per url
         string and remembered; raises ``ConfigError``."""
     @property
@@ -426,12 +426,11 @@ class Client:
 class Engine:
     """The bypass engine: ports, hosts and the polling loop. ``turn`` is called by the event loop."""
 
-    def __new__(cls, core: Core, /, *, poll_us: int = 100) -> Self: ...
+    def __new__(cls, core: Core, /) -> Self: ...
     def add_port(self, name: str, options: dict[str, Any], /) -> None:
         """Opens a port. ``options``: type ("memif"), path, role, id, secret, ring_slots, buffer_bytes, mtu, mac,
         address, virtual, gateway. ``ValueError`` names the key; ``OSError`` when the system refuses."""
     def listen(self, port: str, host: str | None, number: int, endpoint: Endpoint, /) -> None: ...
-    def unlisten(self, port: str, host: str | None, number: int, /) -> None: ...
     def target(self, port: str, host: str, number: int, /) -> Target: ...
     def wake_fds(self, /) -> list[int]: ...
     def turn(self, /) -> float | None:
@@ -439,7 +438,8 @@ class Engine:
         wake descriptor is readable; None: until a wake descriptor is readable."""
     def ports(self, /) -> list[dict[str, Any]]:
         """Per port: name, type, link ("up" or the reason), mac, addresses, counters."""
-    def statistics(self, /) -> dict[str, int]: ...
+    def statistics(self, /) -> dict[str, int]:
+        """turns, sleeps, poll_budget_us: how the loop's time is spent. Drops are counted per port."""
     def close(self, /) -> None: ...
 
 @final

@@ -28,6 +28,9 @@ __all__ = ["VNF"]
 K = TypeVar("K")
 V = TypeVar("V")
 
+TICK_S = 1.0
+"""How often the core looks for what is idle."""
+
 RequestId = _native.Field | Callable[[_native.Packet], Any]
 
 
@@ -57,7 +60,6 @@ class VNF:
         self._core: _native.Core | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tick: asyncio.TimerHandle | None = None
-        self._tick_s = 0.0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._failures = failures.Reporter(self.log)
         runtime.loaded(self)
@@ -177,7 +179,7 @@ class VNF:
         if len(candidates) == 1:
             return candidates[0]
         for transport in candidates:
-            if getattr(transport, "reaches", lambda host: True)(url.host):
+            if transport.reaches(url.host):
                 return transport
         return candidates[0]
 
@@ -252,8 +254,7 @@ class VNF:
         except BaseException:
             await self.close()
             raise
-        self._tick_s = 1.0
-        self._tick = self._loop.call_later(self._tick_s, self._on_tick)
+        self._tick = self._loop.call_later(TICK_S, self._on_tick)
         return listening
 
     def _open(self, ports: Sequence[PortConfig]) -> None:
@@ -283,7 +284,7 @@ class VNF:
 
     def _on_tick(self) -> None:
         assert self._loop is not None
-        self._tick = self._loop.call_later(self._tick_s, self._on_tick)
+        self._tick = self._loop.call_later(TICK_S, self._on_tick)
         self.core.tick()
 
     def _spawn(self, coroutine: Any) -> None:

@@ -161,6 +161,9 @@ class KernelTransport:
 
     # --- connecting ----------------------------------------------------------------------------------------------
 
+    def reaches(self, host: str) -> bool:
+        return True
+
     def target(self, url: EndpointURL) -> _native.SocketTarget | NameTarget:
         url = self._mapped(url.supported())
         if url.scheme == "unix":

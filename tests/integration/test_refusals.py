@@ -66,6 +66,7 @@ SECRET = "longer than twenty-four bytes"
         (["--transport", MEMIF + ",mtu=99999"], ["mtu", "99999"]),
         (["--transport", MEMIF + ",mac=ff:ff:ff:ff:ff:ff"], ["mac", "ff:ff:ff:ff:ff:ff"]),
         (["--transport", MEMIF + ",secret=" + SECRET], ["secret"]),
+        (["--transport", MEMIF + ",mtu=1,secret=" + SECRET], ["mtu", "secret=…"]),
         (["--transport", "memif:{here}/" + "x" * 120 + ",address=10.0.0.2/24"], ["x" * 120]),
         (["--transport", "memif:{here}/no/such/m.sock,address=10.0.0.2/24"], ["no/such/m.sock"]),
         (["--transport", MEMIF, "--transport", MEMIF], ["m.sock"]),

@@ -30,8 +30,8 @@ const CLOSE_S: u32 = 10;
 const THROTTLED_LOOK_S: f64 = 0.01;
 
 pub struct Limits {
-    pub connect_s: f64,
-    pub idle_s: Option<f64>,
+    /// Of datagram endpoints that say nothing else.
+    pub idle_s: f64,
     pub max_connections: u64,
     pub max_requests: u64,
     pub max_buffered_bytes: usize,
@@ -46,13 +46,8 @@ impl Limits {
                 limits.get_item(name)?.ok_or_else(|| PyValueError::new_err(format!("limits: {name} is missing")))?;
             found.extract()
         };
-        let idle_s = match limits.get_item("idle_s")? {
-            Some(found) => found.extract::<Option<f64>>()?,
-            None => None,
-        };
         Ok(Self {
-            connect_s: number("connect_s")?,
-            idle_s,
+            idle_s: number("idle_s")?,
             max_connections: number("max_connections")? as u64,
             max_requests: number("max_requests")? as u64,
             max_buffered_bytes: number("max_buffered_bytes")? as usize,
