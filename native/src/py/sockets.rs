@@ -75,7 +75,8 @@ impl State {
 pub struct Sockets {
     pub core: Py<Core>,
     connect_s: f64,
-    epoll: GilCell<Epoll>,
+    /// None once closed.
+    epoll: GilCell<Option<Epoll>>,
     state: GilCell<State>,
     connects: Counter,
     connect_failures: Counter,
@@ -108,10 +109,17 @@ impl Sockets {
         drop(old);
     }
 
+    fn add(&self, py: Python<'_>, socket: &OwnedFd, token: u64) -> io::Result<()> {
+        self.epoll.with(py, |epoll| match epoll {
+            Some(epoll) => epoll.add(socket, token),
+            None => Err(ErrorKind::NotConnected.into()),
+        })
+    }
+
     /// What is ready on `socket` now is told at the next turn.
     pub fn rearm(&self, py: Python<'_>, socket: &impl std::os::fd::AsRawFd, token: u64) {
         // It is registered and open, so only memory can be short; then the peer's next bytes tell.
-        let _ = self.epoll.with(py, |epoll| epoll.rearm(socket, token));
+        let _ = self.epoll.with(py, |epoll| epoll.as_ref().map(|epoll| epoll.rearm(socket, token)));
     }
 
     /// Lends the buffer that everything is received into.
@@ -133,7 +141,7 @@ impl Sockets {
     ) -> PyResult<(Py<Stream>, u64)> {
         let stream = Py::new(py, Stream::new(slf.clone_ref(py), connection.clone_ref(py), url))?;
         let token = slf.get().watch(py, Watched::Stream(stream.clone_ref(py)));
-        let added = slf.get().epoll.with(py, |epoll| epoll.add(&socket, token));
+        let added = slf.get().add(py, &socket, token);
         stream.get().begin(py, socket, token);
         if let Err(error) = added {
             stream.get().close(py, true);
@@ -151,7 +159,7 @@ impl Sockets {
     ) -> PyResult<Py<Datagrams>> {
         let datagrams = Py::new(py, Datagrams::new(slf.clone_ref(py), endpoint, connection))?;
         let token = slf.get().watch(py, Watched::Datagrams(datagrams.clone_ref(py)));
-        let added = slf.get().epoll.with(py, |epoll| epoll.add(&socket, token));
+        let added = slf.get().add(py, &socket, token);
         datagrams.get().begin(py, socket, token);
         if let Err(error) = added {
             Datagrams::close(&datagrams, py);
@@ -163,6 +171,10 @@ impl Sockets {
     fn connect(slf: &Py<Self>, py: Python<'_>, target: &SocketTarget, connection: &Py<Connection>) {
         let inner = slf.get();
         inner.connects.bump();
+        if inner.state.with(py, |state| state.closed) {
+            inner.connect_failures.bump();
+            return Connection::fail_soon(connection, py, PyConnectionError::new_err("the VNF stops"));
+        }
         let begun = match sys::connect(&target.address) {
             Ok((socket, _)) if target.datagram() => {
                 Self::datagrams(slf, py, socket, None, Some(connection.clone_ref(py))).map(|datagrams| {
@@ -284,7 +296,7 @@ impl Sockets {
         Ok(Self {
             core,
             connect_s,
-            epoll: GilCell::new(Epoll::new()?),
+            epoll: GilCell::new(Some(Epoll::new()?)),
             state: GilCell::new(State::default()),
             connects: Counter::default(),
             connect_failures: Counter::default(),
@@ -293,8 +305,9 @@ impl Sockets {
         })
     }
 
+    /// -1 once closed.
     fn fileno(&self, py: Python<'_>) -> i32 {
-        self.epoll.with(py, |epoll| epoll.descriptor())
+        self.epoll.with(py, |epoll| epoll.as_ref().map_or(-1, Epoll::descriptor))
     }
 
     /// Batches of what is ready, for a slice of time: the way through the loop and back costs more than another look.
@@ -302,13 +315,17 @@ impl Sockets {
         let inner = slf.get();
         let begun = Instant::now();
         loop {
-            let count = inner.epoll.with(py, |epoll| epoll.wait(Duration::ZERO))?;
+            let count =
+                inner.epoll.with(py, |epoll| epoll.as_mut().map_or(Ok(0), |epoll| epoll.wait(Duration::ZERO)))?;
             if count == 0 {
                 return Ok(());
             }
             inner.core.get().enter(py);
             for index in 0..count {
-                let event = inner.epoll.with(py, |epoll| epoll.event(index));
+                // A handler may have closed everything.
+                let Some(event) = inner.epoll.with(py, |epoll| epoll.as_ref().map(|epoll| epoll.event(index))) else {
+                    break;
+                };
                 Self::happened(&slf, py, event);
             }
             Core::leave(&inner.core, py)?;
@@ -322,7 +339,7 @@ impl Sockets {
     fn listen(slf: Py<Self>, py: Python<'_>, fd: i32, endpoint: Py<Endpoint>) -> PyResult<()> {
         let socket = Arc::new(own(fd)?);
         let token = slf.get().watch(py, Watched::Listener { socket: socket.clone(), endpoint });
-        slf.get().epoll.with(py, |epoll| epoll.add(&*socket, token)).inspect_err(|_| slf.get().forget(py, token))?;
+        slf.get().add(py, &*socket, token).inspect_err(|_| slf.get().forget(py, token))?;
         Ok(())
     }
 
@@ -450,7 +467,9 @@ impl Sockets {
             }
         }
         inner.unlisten(py);
-        Core::leave(&inner.core, py)
+        let left = Core::leave(&inner.core, py);
+        drop(inner.epoll.with(py, Option::take));
+        left
     }
 
     fn statistics<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
