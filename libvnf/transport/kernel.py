@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import select
 import socket
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .. import _native
@@ -46,6 +47,7 @@ class KernelTransport:
         self._servers: list[asyncio.AbstractServer] = []
         self._paths: dict[str, tuple[int, int]] = {}
         self._datagrams: set[DatagramTransport] = set()
+        self._readers: Readers | None = None
         self._connecting: set[asyncio.Task[None]] = set()
         self.counters = {"datagrams_dropped_at_send": 0, "connects": 0, "connect_failures": 0}
 
@@ -162,6 +164,15 @@ class KernelTransport:
             task.cancel()
         for transport in list(self._datagrams):
             transport.abort()
+        if self._readers is not None:
+            self._readers.close()
+            self._readers = None
+
+    @property
+    def readers(self) -> Readers:
+        if self._readers is None:
+            self._readers = Readers(self._loop)
+        return self._readers
 
     # --- connecting ----------------------------------------------------------------------------------------------
 
@@ -195,6 +206,7 @@ class KernelTransport:
         try:
             sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
             try:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UDP_BUFFER_BYTES)
                 sock.connect((host, port))
             except BaseException:
                 sock.close()
@@ -245,6 +257,39 @@ class KernelTarget:
         self._transport.open(self.url, connection)
 
 
+class Readers:
+    """Readable datagram sockets: an epoll instance of our own, itself read by the loop.
+
+    libuv stops polling a descriptor for good once that reports an error, which a connected UDP socket does after any
+    ICMP error about what it sent (RFC 1122 4.1.3.3), and uvloop tells nobody. A nested epoll instance never reports
+    one; besides, a socket per request then costs two system calls here and no handle of the loop's.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop, self._epoll = loop, select.epoll()
+        self._callbacks: dict[int, Callable[[], None]] = {}
+        loop.add_reader(self._epoll.fileno(), self._ready)
+
+    def add(self, fd: int, callback: Callable[[], None]) -> None:
+        self._epoll.register(fd, select.EPOLLIN)
+        self._callbacks[fd] = callback
+
+    def remove(self, fd: int) -> None:
+        if self._callbacks.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def _ready(self) -> None:
+        for fd, _ in self._epoll.poll(0, BURST):
+            callback = self._callbacks.get(fd)
+            if callback is not None:  # closed by an earlier one of this turn
+                callback()
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._epoll.fileno())
+        self._epoll.close()
+        self._callbacks.clear()
+
+
 class DatagramTransport(asyncio.DatagramTransport):
     """One UDP socket: connected to a peer, or a server's. What the kernel cannot take now is dropped and counted."""
 
@@ -255,7 +300,8 @@ class DatagramTransport(asyncio.DatagramTransport):
         self._connected = _peer(sock) is not None
         self._closing = False
         self._reading = True
-        self._loop.add_reader(sock.fileno(), self._readable)
+        self._readers = owner.readers
+        self._readers.add(sock.fileno(), self._readable)
         protocol.connection_made(self)
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
@@ -301,12 +347,12 @@ class DatagramTransport(asyncio.DatagramTransport):
     def pause_reading(self) -> None:
         if self._reading and not self._closing:
             self._reading = False
-            self._loop.remove_reader(self._sock.fileno())
+            self._readers.remove(self._sock.fileno())
 
     def resume_reading(self) -> None:
         if not self._reading and not self._closing:
             self._reading = True
-            self._loop.add_reader(self._sock.fileno(), self._readable)
+            self._readers.add(self._sock.fileno(), self._readable)
 
     def is_closing(self) -> bool:
         return self._closing
@@ -318,7 +364,7 @@ class DatagramTransport(asyncio.DatagramTransport):
         if self._closing:
             return
         self._closing = True
-        self._loop.remove_reader(self._sock.fileno())
+        self._readers.remove(self._sock.fileno())
         self._owner._datagrams.discard(self)
         self._loop.call_soon(self._lost)
 
