@@ -307,8 +307,7 @@ def machine() -> dict[str, Any]:
         ),
         platform.machine(),
     )
-    # Whether it was built with profiles, a quarter in Python-bound loops, its configuration does not tell everywhere: say
-    # which build it is.
+    # Built with profiles or without is a quarter in Python-bound loops, and not every build's configuration tells.
     origin = "the system's" if Path(sys.executable).resolve().is_relative_to("/usr/bin") else "not the system's"
     return {
         "cpu": model,
