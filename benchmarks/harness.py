@@ -28,6 +28,9 @@ from libvnf._native import core_distance_ns
 
 ROOT = Path(__file__).parents[1]
 GENERATOR_CPU, SERVER_CPU = 0, 1
+STARTS = 3
+"""A program under test with long-lived connections to C, or a socket, finds C again while the first requests are on
+their way; when all that may be outstanding is lost in that race, none is answered. Such a run is begun again."""
 NEAR_NS = 120.0
 """A shorter round trip is "near". The two classes lie at about 30–70 and 300 ns."""
 
@@ -125,16 +128,19 @@ def load(*args: object, duration_s: float, warmup_s: float = 0.3) -> dict[str, A
     words = " ".join(map(str, args)).split()
     command = [sys.executable, "-m", "libvnf", "load", *words, "--cpu", str(GENERATOR_CPU)]
     command += ["--duration", str(duration_s), "--warmup", str(warmup_s), "--json", "-"]
-    done = subprocess.run(
-        ["sh", "-c", PREFERRED, "sh", *command],
-        capture_output=True,
-        text=True,
-        start_new_session=True,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        timeout=60 + 3 * duration_s,
-    )
-    if done.returncode:
+    for _ in range(STARTS):
+        done = subprocess.run(
+            ["sh", "-c", PREFERRED, "sh", *command],
+            capture_output=True,
+            text=True,
+            start_new_session=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            timeout=60 + 3 * duration_s,
+        )
+        if not done.returncode:
+            break
+    else:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
     report: dict[str, Any] = json.loads(done.stdout)
     return report

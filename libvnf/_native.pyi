@@ -18,6 +18,7 @@ __all__ = [
     "Connection",
     "Core",
     "DatagramProtocol",
+    "Datagrams",
     "Delimiter",
     "Driver",
     "Endpoint",
@@ -27,7 +28,10 @@ __all__ = [
     "LengthPrefixed",
     "Packet",
     "Request",
+    "SocketTarget",
+    "Sockets",
     "Splice",
+    "Stream",
     "StreamProtocol",
     "Target",
     "core_distance_ns",
@@ -114,6 +118,8 @@ class Request:
         """What the request-id extractor read; None without one."""
     @property
     def core(self) -> Core | None: ...
+    def attributes(self, /) -> dict[str, Any]:
+        """The dictionary of attributes, ``vars(request)``."""
     def end(self, /) -> None:
         """Ends it now, whoever still carries it. A second call does nothing."""
     def hold(self, /) -> None:
@@ -171,6 +177,8 @@ class Connection:
         """Half-close after what is queued."""
     def close(self, /) -> None:
         """Close after what is queued. A pooled connection goes back to its pool instead. Closing twice does nothing."""
+    def spoil(self, /) -> None:
+        """From now on ``close`` does not give it back to its pool: an answer may come that nobody waits for."""
     def abort(self, reason: str = "aborted", /) -> None:
         """Close at once; what is queued is lost (TCP: RST)."""
     def pause(self, /) -> None:
@@ -232,7 +240,7 @@ class Core:
         on_failure: Callable[[Connection | None, Request | None, BaseException], None],
         limits: dict[str, float],
     ) -> Self:
-        """``limits``: connect_s ask_s idle_s max_connections max_requests max_buffered_bytes max_kept_bytes
+        """``limits``: idle_s max_connections max_requests max_buffered_bytes max_kept_bytes
         max_kept_bytes_per_connection. ``on_failure`` logs what a handler raised. ``resolve(url)`` is asked once per url
         string and remembered; raises ``ConfigError``."""
     @property
@@ -243,13 +251,15 @@ class Core:
     def flush(self, /) -> None: ...
     def tick(self, /) -> None:
         """A second has passed: ends idle connections, and closing ones that never finish."""
+    def empty_pools(self, /) -> None:
+        """Closes the connections that wait in pools."""
     def unthrottle(self, /) -> int:
         """Lets streams go on that waited because Python kept their packets; returns how many still wait."""
     @property
     def throttled(self) -> int: ...
     def statistics(self, /) -> dict[str, int]: ...
-    def pool_statistics(self, /) -> dict[str, tuple[int, int, int, int]]:
-        """Per size class ("256", "2048", …): slot bytes, slots, free now, times exhausted."""
+    def pool_statistics(self, /) -> dict[str, dict[str, int]]:
+        """Per size class ("256", "2048", …): slot_bytes, slots, free now, times exhausted."""
     def call(self, function: Callable[..., Any], /, *args: object) -> None:
         """Calls a handler of the author as the engine does: coroutines stepped without a task, failures reported."""
 
@@ -293,6 +303,54 @@ class Target:
     def datagram(self) -> bool: ...
     def open(self, connection: Connection, /) -> None:
         """Makes the flow; a failure reaches the connection at the loop's next turn."""
+
+@final
+class Sockets:
+    """Every kernel socket of one VNF, behind one descriptor that the event loop watches."""
+
+    def __new__(cls, core: Core, connect_s: float, /) -> Self: ...
+    def fileno(self, /) -> int:
+        """Readable when ``turn`` has something to do."""
+    def turn(self, /) -> None:
+        """Takes what is ready, as one batch."""
+    def listen(self, fd: int, endpoint: Endpoint, /) -> None:
+        """Owns a listening stream socket from now on, and accepts on it."""
+    def serve_datagrams(self, fd: int, endpoint: Endpoint, /) -> None:
+        """Owns a bound UDP socket from now on: a connection per peer address."""
+    def target(self, scheme: str, address: str, url: str, /) -> SocketTarget:
+        """``tcp`` or ``udp`` with ``ADDRESS:PORT``, ``unix`` with a path; ``url`` is for people."""
+    def adopt(self, fd: int, connection: Connection, /) -> None:
+        """Owns a connected socket from now on; ``connection`` is made over it."""
+    def unlisten(self, /) -> None:
+        """Accepts no more; datagram sockets stay."""
+    def accept_again(self, /) -> None:
+        """Called by a timer after descriptors ran out."""
+    def expire(self, /) -> None:
+        """Called by a timer: fails the connects that took too long."""
+    def close(self, /) -> None: ...
+    def statistics(self, /) -> dict[str, int]: ...
+
+@final
+class SocketTarget:
+    """Where a connection over a kernel socket goes: an address or a path."""
+
+    @property
+    def datagram(self) -> bool: ...
+    def open(self, connection: Connection, /) -> None:
+        """Starts connecting; how it ends reaches the connection at the loop's next turn."""
+
+@final
+class Stream:
+    """A connection's stream socket: what ``Connection.transport`` is on kernel sockets."""
+
+    def get_extra_info(self, name: str, default: Any = None, /) -> Any:
+        """ "socket", "sockname" or "peername", as asyncio's transports tell them; ``default`` once it is closed."""
+
+@final
+class Datagrams:
+    """A UDP socket: what ``Connection.transport`` is on kernel sockets."""
+
+    def get_extra_info(self, name: str, default: Any = None, /) -> Any: ...
 
 class PythonTarget:
     """The shape ``resolve`` returns for transports written in Python (not a class of this module)."""
@@ -368,12 +426,11 @@ class Client:
 class Engine:
     """The bypass engine: ports, hosts and the polling loop. ``turn`` is called by the event loop."""
 
-    def __new__(cls, core: Core, /, *, poll_us: int = 100) -> Self: ...
+    def __new__(cls, core: Core, /) -> Self: ...
     def add_port(self, name: str, options: dict[str, Any], /) -> None:
         """Opens a port. ``options``: type ("memif"), path, role, id, secret, ring_slots, buffer_bytes, mtu, mac,
         address, virtual, gateway. ``ValueError`` names the key; ``OSError`` when the system refuses."""
     def listen(self, port: str, host: str | None, number: int, endpoint: Endpoint, /) -> None: ...
-    def unlisten(self, port: str, host: str | None, number: int, /) -> None: ...
     def target(self, port: str, host: str, number: int, /) -> Target: ...
     def wake_fds(self, /) -> list[int]: ...
     def turn(self, /) -> float | None:
@@ -381,7 +438,8 @@ class Engine:
         wake descriptor is readable; None: until a wake descriptor is readable."""
     def ports(self, /) -> list[dict[str, Any]]:
         """Per port: name, type, link ("up" or the reason), mac, addresses, counters."""
-    def statistics(self, /) -> dict[str, int]: ...
+    def statistics(self, /) -> dict[str, int]:
+        """turns, sleeps, poll_budget_us: how the loop's time is spent. Drops are counted per port."""
     def close(self, /) -> None: ...
 
 @final

@@ -26,6 +26,7 @@ from .connection import Connection
 from .errors import ConfigError, StateError, Unsupported
 from .request import Request, Timer
 from .server import Server
+from .state import Table
 from .vnf import VNF, EarlyTimer
 
 if TYPE_CHECKING:
@@ -76,8 +77,8 @@ class Boundary:
 _vnf: VNF | None = None
 _request: Request | None = None
 _boundaries: WeakKeyDictionary[Connection, Boundary] = WeakKeyDictionary()
-_timer_callbacks: dict[Server | Connection, Callback] = {}
-_tables: dict[str, dict[Any, Any]] = {}
+_timer_callbacks: WeakKeyDictionary[Server | Connection, Callback] = WeakKeyDictionary()
+_tables: WeakKeyDictionary[VNF, dict[str, Table[Any, Any]]] = WeakKeyDictionary()
 
 
 def _default() -> VNF:
@@ -166,12 +167,17 @@ def closeConn(connID: Connection) -> None:
 # --- state ---------------------------------------------------------------------------------------------------------
 
 
-def _table(name: str, where: str) -> dict[Any, Any]:
+def _table(name: str, where: str) -> Table[Any, Any]:
+    """The VNF's table of that name, of anything; made when first asked for."""
     if where == REMOTE:
         raise StateError(f"table {name!r}: REMOTE state needs the state layer, which is not there yet; use LOCAL")
     if where != LOCAL:
         raise ConfigError(f"{where!r}: expected LOCAL or REMOTE")
-    return _tables.setdefault(name, {})
+    vnf = _default()
+    mine = _tables.setdefault(vnf, {})
+    if name not in mine:
+        mine[name] = vnf.table(name, key=object, value=object)
+    return mine[name]
 
 
 def _answer(fn: Callback | None, connID: Connection | None, value: Any) -> None:
@@ -186,18 +192,21 @@ def _answer(fn: Callback | None, connID: Connection | None, value: Any) -> None:
 
 def getState(table: str, key: Any, where: str, fn: Callback, connID: Connection | None) -> None:
     """Calls ``fn(connID, request, value)``; the value is None when absent."""
-    _answer(fn, connID, _table(table, where).get(key))
+    _answer(fn, connID, _table(table, where).get_nowait(key))
 
 
 def putState(table: str, key: Any, value: Any, where: str, fn: Callback | None, connID: Connection | None) -> None:
     """Stores, then calls ``fn(connID, request, value)``."""
-    _table(table, where)[key] = value
+    _table(table, where).put_nowait(key, value)
     _answer(fn, connID, value)
 
 
 def delState(table: str, key: Any, where: str, fn: Callback | None, connID: Connection | None) -> None:
     """Deletes, then calls ``fn(connID, request, value)`` with what was there."""
-    _answer(fn, connID, _table(table, where).pop(key, None))
+    entries = _table(table, where)
+    value = entries.get_nowait(key)
+    entries.delete_nowait(key)
+    _answer(fn, connID, value)
 
 
 # --- requests, timers, boundaries ------------------------------------------------------------------------------------

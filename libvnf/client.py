@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from . import _native
 from .config import EndpointURL
 from .connection import Connection
-from .handlers import check_arity
+from .handlers import check_arity, check_handler
 from .request import Request
 
 if TYPE_CHECKING:
@@ -133,22 +133,24 @@ class Client:
 
     # --- events --------------------------------------------------------------------------------------------------
 
-    def _on(self, event: str, fn: F, wanted: tuple[str, ...]) -> F:
-        check_arity(fn, wanted)
+    def _on(self, event: str, fn: F) -> F:
+        check_handler(event, fn)
         self._handlers[event] = fn
         return fn
 
     def on_connect(self, fn: F) -> F:
         """``fn(conn)``, ``def`` or ``async def``, the handshake: until it is done the connection takes no requests."""
-        return self._on("connect", fn, ("conn",))
+        check_arity(fn, ("conn",))  # a handshake, before there is any request
+        self._handlers["connect"] = fn
+        return fn
 
     def on_data(self, fn: F) -> F:
         """``fn(conn, request, packet)``: what nobody asked for."""
-        return self._on("data", fn, ("conn", "request", "packet"))
+        return self._on("data", fn)
 
     def on_error(self, fn: F) -> F:
         """``fn(conn, request, error)``: a request sent with ``send`` failed, or a connection broke."""
-        return self._on("error", fn, ("conn", "request", "error"))
+        return self._on("error", fn)
 
     # --- its connections -----------------------------------------------------------------------------------------
 

@@ -152,8 +152,8 @@ class Limits:
                 raise ConfigError(f"{value!r} is out of range: expected more than 0", key=f"limits.{spec.name}")
 
     def native(self) -> dict[str, float]:
-        """What the native core enforces; the rest is the runtime's."""
-        return {name: value for name, value in asdict(self).items() if name not in ("grace_s", "drain_s")}
+        """What the native core enforces; the rest is Python's."""
+        return {name: value for name, value in asdict(self).items() if name == "idle_s" or name.startswith("max_")}
 
 
 # --- ports -------------------------------------------------------------------------------------------------------
@@ -203,9 +203,9 @@ def _number(low: int, high: int) -> Callable[[Any], int]:
 
 
 def _ring(value: Any) -> int:
-    slots = _number(8, 32768)(value)
+    slots = _number(2, 16384)(value)
     if slots & (slots - 1):
-        raise ValueError("expected a power of two from 8 to 32768")
+        raise ValueError("expected a power of two from 2 to 16384")
     return slots
 
 
@@ -308,16 +308,17 @@ def parse_transport(text: str, ports: Mapping[str, PortConfig], number: int = 0)
         return ports[text]
     head, *rest = text.split(",")
     kind, colon, path = head.partition(":")
+    shown = re.sub(r",secret=[^,]*", ",secret=…", text)
     if kind not in TRANSPORTS:
         allowed = [*TRANSPORTS[:2], *ports]
-        raise ConfigError(f"--transport {text!r}: expected {', '.join(allowed)}{closest(kind, [*TRANSPORTS, *ports])}")
+        raise ConfigError(f"--transport {shown!r}: expected {', '.join(allowed)}{closest(kind, [*TRANSPORTS, *ports])}")
     table: dict[str, Any] = {"type": kind}
     if colon:
         table["path"] = path
     for item in rest:
         key, equals, value = item.partition("=")
         if not equals:
-            raise ConfigError(f"--transport {text!r}: {item!r} is not key=value")
+            raise ConfigError(f"--transport {shown!r}: {item!r} is not key=value")
         if key not in table:
             table[key] = value
         elif isinstance(table[key], list):
@@ -328,7 +329,7 @@ def parse_transport(text: str, ports: Mapping[str, PortConfig], number: int = 0)
     try:
         return port_config(name, table)
     except ConfigError as error:
-        raise ConfigError(f"--transport {text!r}: {error}") from None
+        raise ConfigError(f"--transport {shown!r}: {error}") from None
 
 
 # --- the sources, merged -----------------------------------------------------------------------------------------

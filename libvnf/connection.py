@@ -64,6 +64,8 @@ class Connection(_native.Connection):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
+        if kind is not None:
+            self.spoil()
         self.close()
 
     # --- reading -------------------------------------------------------------------------------------------------
@@ -87,8 +89,8 @@ class Connection(_native.Connection):
     async def ask(self, /, *parts: Buffer, timeout_s: float | None = None) -> _native.Packet:
         """Sends one message and waits for the next one from there: one at a time, a second raises ``RuntimeError``.
 
-        After ``TimeoutError`` (``limits.ask_s`` unless given) the connection is closed: the reply may still come, and
-        must not answer the next question. ``ConnectionError`` when the peer ends instead.
+        After ``TimeoutError`` (``limits.ask_s`` unless given), or cancelled, the connection is closed: the reply may
+        still come, and must not answer the next question. ``ConnectionError`` when the peer ends instead.
         """
         if self in _asking:
             raise RuntimeError(
@@ -102,6 +104,9 @@ class Connection(_native.Connection):
                 packet = await self.receive(timeout_s=ASK_S.get(self.core) if timeout_s is None else timeout_s)
         except TimeoutError:
             self.abort("ask timed out")
+            raise
+        except asyncio.CancelledError:
+            self.abort("ask cancelled")
             raise
         finally:
             _asking.discard(self)

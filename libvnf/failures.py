@@ -26,10 +26,14 @@ class Reporter:
         self._causes: OrderedDict[tuple[str, str, int], tuple[float, int]] = OrderedDict()
 
     def report(self, connection: Any, request: Any, error: BaseException) -> None:
+        where = _where(connection, request)
+        if connection is not None and connection.closed and isinstance(error, ConnectionError):
+            # The handler's own connection has gone under it: that is how it ends, and nothing to mend.
+            self._log.debug("%s%s", where, error)
+            return
         self.count += 1
         cause = _cause(error)
         now = self._clock()
-        where = _where(connection, request)
         if cause not in self._causes:
             if len(self._causes) >= CAUSES:
                 self._causes.popitem(last=False)

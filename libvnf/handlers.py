@@ -7,7 +7,7 @@ from typing import Any
 
 from .errors import ConfigError
 
-__all__ = ["EVENTS", "check_arity", "check_handler"]
+__all__ = ["check_arity", "check_handler"]
 
 EVENTS: dict[str, tuple[str, ...]] = {
     "accept": ("conn", "request"),

@@ -34,8 +34,12 @@ class Timer:
         self._interval_s = seconds if every else None
         if request is not None:
             request.hold()
-        loop = asyncio.get_running_loop()
-        self._handle: asyncio.TimerHandle | None = loop.call_later(max(0.0, seconds), self._fire)
+        try:
+            loop = asyncio.get_running_loop()
+            self._handle: asyncio.TimerHandle | None = loop.call_later(max(0.0, seconds), self._fire)
+        except BaseException:
+            self._release()
+            raise
 
     def cancel(self) -> None:
         """It does not fire any more. Cancelling twice, or too late, does nothing."""
@@ -81,6 +85,13 @@ class Timer:
 
 class Request(_native.Request):
     """What belongs to one request; set any attribute. New per message, or per (connection, id) with ``request_id=``."""
+
+    # No weak references: an object that nobody holds serves the next request too, when it is still blank.
+    __slots__ = ("__dict__",)
+
+    @property
+    def __dict__(self) -> dict[str, Any]:  # type: ignore[override]
+        return self.attributes()
 
     def after(self, seconds: float, fn: Callable[..., Any], *args: object) -> Timer:
         """Calls ``fn(*args)`` after ``seconds``, unless the request has ended; until then the timer carries it."""

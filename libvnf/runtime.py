@@ -12,7 +12,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from .errors import ConfigError, VNFError
 if TYPE_CHECKING:
     from .vnf import VNF
 
-__all__ = ["LoadError", "configuration", "load", "run", "run_program"]
+__all__ = ["LoadError", "configuration", "configured", "load", "run", "run_program"]
 
 USAGE = 2
 INTERRUPTED = 130
@@ -50,14 +51,21 @@ def configuration(program: bool) -> Config:
     return _active if _active is not None else Config.read()
 
 
+@contextmanager
+def configured(config: Config) -> Iterator[None]:
+    """VNFs made inside have this configuration."""
+    global _active
+    before, _active = _active, config
+    try:
+        yield
+    finally:
+        _active = before
+
+
 def loaded(vnf: VNF) -> None:
     """Each VNF says that it was made."""
     if _loading:
         _made.append(vnf)
-
-
-def loading() -> bool:
-    return _loading
 
 
 def _or_exit(make: Callable[[], Config]) -> Config:
@@ -78,18 +86,19 @@ def complain(error: BaseException) -> None:
 
 def load(spec: str, config: Config) -> VNF:
     """The VNF in ``FILE[:APP]``; APP is a variable or a VNF's name, and needed when there are several."""
-    global _active, _loading
+    global _loading
     path, app = (spec, "") if os.path.exists(spec) or ":" not in spec else tuple(spec.rsplit(":", 1))
     if not os.path.exists(path):
         raise LoadError(f"{path}: no such file")
     if os.path.isdir(path):
         raise LoadError(f"{path}: is a directory; name the file of a VNF")
-    before, _active, _loading = _active, config, True
+    _loading = True
     _made.clear()
     try:
-        module = _import(path)
+        with configured(config):
+            module = _import(path)
     finally:
-        _active, _loading = before, False
+        _loading = False
     return _choose(path, app, module)
 
 
@@ -148,18 +157,15 @@ def _choose(path: str, app: str, module: ModuleType) -> VNF:
     if app:
         found = named.get(app) or next((vnf for vnf in _made if vnf.name == app), None)
         if found is None:
-            raise LoadError(f"{path}: there is no VNF {app!r}: {_listed(list(named)) or 'none is defined'}")
+            raise LoadError(f"{path}: there is no VNF {app!r}: {', '.join(named) or 'none is defined'}")
         return found
     vnfs = list(dict.fromkeys([*named.values(), *_made]))
     if not vnfs:
         raise LoadError(f'{path}: defines no VNF: expected one, such as vnf = VNF("b")')
     if len(vnfs) > 1:
-        raise LoadError(f"{path}: defines several VNFs: name one: {_listed([f'{path}:{vnf.name}' for vnf in vnfs])}")
+        listed = ", ".join(f"{path}:{vnf.name}" for vnf in vnfs)
+        raise LoadError(f"{path}: defines several VNFs: name one: {listed}")
     return vnfs[0]
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names)
 
 
 # --- running -----------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import _native
 from .errors import ConfigError
-from .handlers import EVENTS, check_arity
+from .handlers import check_arity, check_handler
 from .request import Request
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class Server:
         return self._on("error", fn)
 
     def _on(self, event: str, fn: F) -> F:
-        check_arity(fn, EVENTS[event])
+        check_handler(event, fn)
         if event == "data":
             request_type(fn)
         return self._set(event, fn)

@@ -17,16 +17,17 @@ _running: set[asyncio.Task[Any]] = set()
 class StandIn:
     """What ``asyncio.current_task()`` answers in the first step of a handler."""
 
-    __slots__ = ("_cancels", "_message", "_task")
+    __slots__ = ("_cancels", "_kept", "_message", "_task")
 
     def __init__(self) -> None:
         self._task: asyncio.Task[Any] | None = None
         self._cancels = 0
         self._message: object = None
+        self._kept: StandIn | None = None
 
     def become(self, task: asyncio.Task[Any]) -> None:
         """From now on it speaks for ``task``; what was cancelled before is cancelled there."""
-        self._task = task
+        self._task, self._kept = task, None
         for _ in range(self._cancels):
             task.cancel(self._message)
 
@@ -34,7 +35,8 @@ class StandIn:
         if self._task is not None:
             return self._task.cancel(msg)
         self._cancels += 1
-        self._message = msg
+        # Somebody keeps it, which is how the batch knows that it cannot stand in for the next handler.
+        self._message, self._kept = msg, self
         return True
 
     def uncancel(self) -> int:

@@ -28,6 +28,9 @@ __all__ = ["VNF"]
 K = TypeVar("K")
 V = TypeVar("V")
 
+TICK_S = 1.0
+"""How often the core looks for what is idle."""
+
 RequestId = _native.Field | Callable[[_native.Packet], Any]
 
 
@@ -53,10 +56,10 @@ class VNF:
         self._tables: dict[str, Table[Any, Any]] = {}
         self._early_timers: list[EarlyTimer] = []
         self._transports: list[Transport] = []
+        self._unix: list[Transport] = []
         self._core: _native.Core | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tick: asyncio.TimerHandle | None = None
-        self._tick_s = 0.0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._failures = failures.Reporter(self.log)
         runtime.loaded(self)
@@ -176,7 +179,7 @@ class VNF:
         if len(candidates) == 1:
             return candidates[0]
         for transport in candidates:
-            if getattr(transport, "reaches", lambda host: True)(url.host):
+            if transport.reaches(url.host):
                 return transport
         return candidates[0]
 
@@ -184,7 +187,7 @@ class VNF:
         """The transports that ``url`` is for: all, the one it names, or the one that carries ``unix://``."""
         if url.scheme == "unix":
             local = [transport for transport in self._transports if transport.carries_unix]
-            return local[:1] or [self._kernel()]
+            return local[:1] or self._unix or [self._kernel()]
         if not url.via or len(self._transports) == 1:
             return self._transports
         named = [transport for transport in self._transports if transport.name == url.via]
@@ -194,10 +197,11 @@ class VNF:
         return named
 
     def _kernel(self) -> Transport:
+        """For ``unix://`` where no kernel sockets were asked for: no other endpoint may end up on them."""
         from .transport.kernel import KernelTransport
 
-        transport = KernelTransport(self.core, connect_s=self.limits.connect_s)
-        self._transports.append(transport)
+        transport = KernelTransport(self.core, "unix", connect_s=self.limits.connect_s)
+        self._unix.append(transport)
         return transport
 
     # --- its life ------------------------------------------------------------------------------------------------
@@ -250,8 +254,7 @@ class VNF:
         except BaseException:
             await self.close()
             raise
-        self._tick_s = 1.0
-        self._tick = self._loop.call_later(self._tick_s, self._on_tick)
+        self._tick = self._loop.call_later(TICK_S, self._on_tick)
         return listening
 
     def _open(self, ports: Sequence[PortConfig]) -> None:
@@ -281,7 +284,7 @@ class VNF:
 
     def _on_tick(self) -> None:
         assert self._loop is not None
-        self._tick = self._loop.call_later(self._tick_s, self._on_tick)
+        self._tick = self._loop.call_later(TICK_S, self._on_tick)
         self.core.tick()
 
     def _spawn(self, coroutine: Any) -> None:
@@ -305,7 +308,7 @@ class VNF:
         for server in self._servers:
             if server.endpoint is not None:
                 server.endpoint.accepting = False
-        for transport in self._transports:
+        for transport in self._transports + self._unix:
             transport.unlisten()
 
     async def close(self) -> None:
@@ -321,7 +324,8 @@ class VNF:
             task.cancel()
         for connection in core.connections():
             connection.abort("the VNF stops")
-        for transport in self._transports:
+        core.empty_pools()
+        for transport in self._transports + self._unix:
             transport.close()
         ASK_S.pop(core, None)
         self._core = None
@@ -346,7 +350,7 @@ class VNF:
             {
                 "core": {} if core is None else core.statistics(),
                 "pool": {} if core is None else core.pool_statistics(),
-                "transports": {transport.name: transport.statistics() for transport in self._transports},
+                "transports": {transport.name: transport.statistics() for transport in self._transports + self._unix},
                 "servers": {s.url: {"open_connections": s.open_connections} for s in servers},
                 "clients": {
                     c.url: {"connected": c.connected, "outstanding": c.outstanding, "reconnects": c.reconnects}

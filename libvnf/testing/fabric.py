@@ -7,6 +7,7 @@ within a call they make. Any name is a host; a name nobody took answers as a hos
 
 import asyncio
 import contextvars
+import errno
 import heapq
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
@@ -261,7 +262,7 @@ class Host:
             if place.port == 0:
                 place = place._replace(port=self.ephemeral_port())
         if place in self.fabric.bound:
-            raise OSError(98, f"{place} is in use")
+            raise OSError(errno.EADDRINUSE, f"{place} is in use")
         if place.kind == "udp":
             listener: StreamListener | Datagrams = Datagrams(self, factory(), place)
         else:

@@ -21,7 +21,7 @@ from .. import _native, runtime
 from ..config import Config, EndpointURL, Limits
 from ..connection import ASK_S, Connection
 from ..errors import ConfigError, VNFError
-from ..handlers import check_arity
+from ..handlers import check_handler
 from ..request import Request
 from ..server import request_type
 from ..vnf import VNF
@@ -284,7 +284,7 @@ def kept(cores: dict[str, _native.Core]) -> Iterator[str]:
     """Packets that somebody still refers to: their bytes count as kept, and their slots are missing in the pool."""
     for name, core in cores.items():
         size = core.statistics()["kept_bytes"]
-        missing = sum(slots - free for _, slots, free, _ in core.pool_statistics().values())
+        missing = sum(row["slots"] - row["free"] for row in core.pool_statistics().values())
         if size or missing:
             yield f"{name}: packets are still kept: {size} bytes, {missing} slot(s) of the pool"
 
@@ -303,11 +303,10 @@ def made_with(vnf: Startable, settings: Mapping[str, object] | None) -> VNF:
             raise ConfigError(f"the settings of {vnf.name} are final: give start its file, or a function that makes it")
         return vnf
     config = Config.read(sets=[f"{key}={value}" for key, value in (settings or {}).items()], environment={})
-    before, runtime._active = runtime._active, config
-    try:
-        return vnf() if callable(vnf) else runtime.load(os.fspath(vnf), config)
-    finally:
-        runtime._active = before  # the next VNF of this process is another test's
+    if not callable(vnf):
+        return runtime.load(os.fspath(vnf), config)
+    with runtime.configured(config):
+        return vnf()
 
 
 class StateLayerMissing(VNFError, NotImplementedError):
@@ -348,7 +347,7 @@ class Peer:
         if inspect.iscoroutinefunction(handler) and len(inspect.signature(handler).parameters) == 1:
             endpoint.session = handler
         else:
-            check_arity(handler, ("conn", "request", "packet"))
+            check_handler("data", handler)
             endpoint.handler, endpoint.request = handler, request_type(handler)
         [place] = await self._transport.listen(url, endpoint)
         return Served(place, endpoint, self._transport)

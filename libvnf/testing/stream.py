@@ -8,6 +8,7 @@ then nothing more is told to its protocol.
 
 import asyncio
 import enum
+import errno
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -280,7 +281,8 @@ class Stream(asyncio.Transport):
         if holding is None or (self._held and holding == self._holding):
             self._held.clear()
             self.break_off(
-                "timed out", TimeoutError(110, f"{self.flow}: given up after {GIVE_UP_S:g} s without an answer")
+                "timed out",
+                TimeoutError(errno.ETIMEDOUT, f"{self.flow}: given up after {GIVE_UP_S:g} s without an answer"),
             )
 
     def break_off(self, what: str, error: OSError | None = None) -> None:
@@ -288,7 +290,7 @@ class Stream(asyncio.Transport):
         self._fabric.note(what, self.flow)
         for end in (self, self._peer):
             if end is not None:
-                why = error or ConnectionResetError(104, f"{end.flow}: {what} by the test network")
+                why = error or ConnectionResetError(errno.ECONNRESET, f"{end.flow}: {what} by the test network")
                 end._buffer.clear()
                 end._fail(why) if end._protocol is None else end._lose(why)
 
@@ -308,9 +310,9 @@ class Stream(asyncio.Transport):
         elif parcel.kind is Kind.RESET:  # overtakes what was not read
             self._buffer.clear()
             if self._protocol is None:
-                self._fail(ConnectionResetError(104, f"{self.flow}: reset while connecting"))
+                self._fail(ConnectionResetError(errno.ECONNRESET, f"{self.flow}: reset while connecting"))
             else:
-                self._lose(ConnectionResetError(104, f"{self.flow}: connection reset by peer"))
+                self._lose(ConnectionResetError(errno.ECONNRESET, f"{self.flow}: connection reset by peer"))
         elif self._inbox or not self._reading:
             self._inbox.append(parcel)
         else:

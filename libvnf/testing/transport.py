@@ -42,6 +42,9 @@ class MemoryTransport:
             if listener.place.kind != "udp":
                 listener.close()
 
+    def reaches(self, host: str) -> bool:
+        return True
+
     def target(self, url: EndpointURL) -> MemoryTarget:
         if url.scheme != "unix" and not (url.host and url.port):
             raise ConfigError(f"{url}: on the in-memory network a connection needs the peer's name and port")

@@ -31,6 +31,9 @@ class Transport(Protocol):
     def unlisten(self) -> None:
         """No new connections from now on; those that are open stay."""
 
+    def reaches(self, host: str) -> bool:
+        """Whether connections to ``host`` may go this way, where there are several."""
+
     def target(self, url: EndpointURL) -> Any:
         """Where connections to ``url`` go: a ``_native.Target``, or what has ``datagram`` and ``open(connection)``.
 

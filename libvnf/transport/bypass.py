@@ -7,6 +7,7 @@ loop sleeps on the engine's wake descriptors, with a timer where the engine has 
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 from typing import Any
 
@@ -77,14 +78,13 @@ class BypassTransport:
     def __init__(self, driver: EngineDriver, port: PortConfig) -> None:
         self.name = port.name
         self._driver, self._port = driver, port
-        self._listening: list[tuple[str | None, int]] = []
         self._networks = [ipaddress.ip_interface(text).network for text in port.options.get("address", ())]
         try:
             driver.engine.add_port(port.name, {"type": port.type, **port.options})
         except ValueError as error:
             raise ConfigError(str(error), key=f"port.{port.name}") from None
         except OSError as error:
-            kind = AddressInUse if error.errno == 98 else TransportError
+            kind = AddressInUse if error.errno == errno.EADDRINUSE else TransportError
             raise kind(f"{port}: {error.strerror or error}") from None
         driver.wake()
 
@@ -92,7 +92,9 @@ class BypassTransport:
         return str(self._port)
 
     def statistics(self) -> dict[str, Any]:
-        return next((port for port in self._driver.engine.ports() if port.get("name") == self.name), {})
+        """The port's own figures, and under ``engine`` those of the engine that polls all ports of the VNF."""
+        port = next((port for port in self._driver.engine.ports() if port["name"] == self.name), {})
+        return {**port, "engine": self._driver.engine.statistics()}
 
     def reaches(self, host: str) -> bool:
         """Is ``host`` on one of the port's own networks, or behind its gateway?"""
@@ -122,7 +124,6 @@ class BypassTransport:
             raise TransportError(f"{url}: {error}") from None
         except OSError as error:
             raise AddressInUse(f"{url}: {error.strerror or error}") from None
-        self._listening.append((host, url.port))
         self._driver.wake()
         if host is not None:
             return [str(url)]
@@ -143,7 +144,4 @@ class BypassTransport:
             raise ConfigError(f"{url}: {error}") from None
 
     def close(self) -> None:
-        for host, number in self._listening:
-            self._driver.engine.unlisten(self.name, host, number)
-        self._listening.clear()
-        self._driver.close()
+        self._driver.close()  # the ports of a VNF close together

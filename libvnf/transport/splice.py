@@ -79,8 +79,6 @@ def _settle(future: asyncio.Future[None]) -> None:
 
 async def _flushed(connection: Connection) -> None:
     """Until the kernel has every byte sent so far: the thread's bytes must come after them."""
-    # With a high-water mark of nothing, "writable" means that the transport's own buffer is empty.
-    connection.transport.set_write_buffer_limits(high=0)
     while connection.buffered:
         await asyncio.sleep(0)  # the batch ends, and flushes
         await connection.wait("writable")

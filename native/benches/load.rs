@@ -72,7 +72,6 @@ fn against(here: Transport, there: Transport, drive: Drive) -> Report {
 
 /// Sends every datagram back at once, in the same thread: what is left is the generator's own cost.
 struct Mirror {
-    mtu: usize,
     /// A ring of frames; `next` is the oldest of `waiting`.
     frames: Vec<Vec<u8>>,
     next: usize,
@@ -81,7 +80,7 @@ struct Mirror {
 
 impl Mirror {
     fn new() -> Self {
-        Self { mtu: 1500, frames: vec![Vec::new(); 4096], next: 0, waiting: 0 }
+        Self { frames: vec![Vec::new(); 4096], next: 0, waiting: 0 }
     }
 }
 
@@ -107,14 +106,6 @@ fn answer(frame: &mut [u8]) {
 }
 
 impl Port for Mirror {
-    fn name(&self) -> &str {
-        "mirror"
-    }
-
-    fn mtu(&self) -> usize {
-        self.mtu
-    }
-
     fn link(&self) -> Link {
         Link::Up
     }

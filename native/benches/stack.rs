@@ -19,12 +19,6 @@ const PEER: [u8; 6] = [2, 0, 0, 0, 0, 1];
 struct Last(Vec<u8>, bool);
 
 impl Port for Last {
-    fn name(&self) -> &str {
-        "last"
-    }
-    fn mtu(&self) -> usize {
-        1_500
-    }
     fn link(&self) -> Link {
         Link::Up
     }

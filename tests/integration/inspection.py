@@ -76,4 +76,4 @@ class Window:
 
 def in_use(figures: Mapping[str, Any]) -> dict[str, int]:
     """Buffers of each size class that are not free."""
-    return {name: slots - free for name, (_, slots, free, _) in figures["pool"].items()}
+    return {name: row["slots"] - row["free"] for name, row in figures["pool"].items()}

@@ -180,8 +180,14 @@ class Client(Interface):
             (message(CONNECT, "32s", b"peer"), []),
         ]
 
-    def dial(self) -> None:
+    def call(self) -> None:
+        """Connects; waits where a listener's queue is full, which a socket with a time limit would not."""
+        self.control.socket.settimeout(None)
         self.control.socket.connect(str(self.path))
+        self.control.socket.settimeout(DEADLINE_S)
+
+    def dial(self) -> None:
+        self.call()
         self.control.expect(HELLO)
 
     def connect(self, change: Change | None = None) -> Client:

@@ -124,7 +124,7 @@ async def test_every_shape_answers_what_was_asked_and_keeps_nothing(file: str, t
         for connection in vnf.core.connections():  # a datagram server knows A's address for a while yet
             connection.abort("the test is over")
         await until(lambda: vnf.core.open_connections == 0)
-        assert [name for name, (_, slots, left, _) in vnf.core.pool_statistics().items() if slots != left] == []
+        assert [name for name, row in vnf.core.pool_statistics().items() if row["slots"] != row["free"]] == []
         assert vnf.statistics()["core"]["kept_bytes"] == 0
 
 

@@ -74,6 +74,7 @@ def test_every_counter_is_in_the_guide_and_no_other(tmp_path: Path) -> None:
     assert names("statistics.md", "core") == set(found["core"])
     assert names("statistics.md", "transports: kernel") == set(kernel)
     assert names("statistics.md", "transports: a port") == set(port["counters"])
+    assert names("statistics.md", "engine") == set(port["engine"])
     text = (ROOT / GUIDE / "statistics.md").read_text()
     others = {key for key in found if key not in ("core", "pool", "transports")}
     assert names("statistics.md", "servers, clients, tables, failures") == others

@@ -184,7 +184,7 @@ def test_silence_in_the_handshake_ends_and_crowds_nobody_out(tmp_path: Path, fre
     with attack(tmp_path, free_port) as victim, ExitStack() as stack:
         silent = [stack.enter_context(Client(victim.attacked)) for _ in range(24)]
         for client in silent:
-            client.control.socket.connect(str(victim.attacked))
+            client.call()
         answers = [client.control.farewell() for client in silent]
         assert "Too many handshakes under way" in answers
         assert set(answers) <= {"Too many handshakes under way", "Handshake not finished within 5 s"}

@@ -241,7 +241,7 @@ def test_a_pool_that_is_empty_drops_and_recovers(tmp_path: Path, free_port: Call
             client.memory[at : at + len(frame)] = frame
             client.out.describe(index, length=len(frame), offset=at)
         full = look.wait(lambda now: refill(client) and now["transports"]["port0"]["counters"]["rx_pool_dry"])
-        assert any(exhausted for _, _, _, exhausted in full["pool"].values())
+        assert any(row["exhausted"] for row in full["pool"].values())
         look.wait(lambda now: client.out.head == client.out.tail)
         # A stream needs none of these buffers: it is served, and lets them go.
         with socket.socket(socket.AF_UNIX) as sock:

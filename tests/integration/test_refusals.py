@@ -66,6 +66,7 @@ SECRET = "longer than twenty-four bytes"
         (["--transport", MEMIF + ",mtu=99999"], ["mtu", "99999"]),
         (["--transport", MEMIF + ",mac=ff:ff:ff:ff:ff:ff"], ["mac", "ff:ff:ff:ff:ff:ff"]),
         (["--transport", MEMIF + ",secret=" + SECRET], ["secret"]),
+        (["--transport", MEMIF + ",mtu=1,secret=" + SECRET], ["mtu", "secret=…"]),
         (["--transport", "memif:{here}/" + "x" * 120 + ",address=10.0.0.2/24"], ["x" * 120]),
         (["--transport", "memif:{here}/no/such/m.sock,address=10.0.0.2/24"], ["no/such/m.sock"]),
         (["--transport", MEMIF, "--transport", MEMIF], ["m.sock"]),
@@ -138,6 +139,13 @@ def test_a_file_in_a_sockets_place_is_left_alone(tmp_path: Path) -> None:
     line = refused(tmp_path, "b.py", "--transport", MEMIF.format(here=tmp_path))
     assert "not a socket" in line
     assert path.read_text() == "precious"
+
+
+def test_a_unix_endpoint_brings_no_other_one_to_kernel_sockets(tmp_path: Path) -> None:
+    local = "@vnf.server('unix://b.sock')\ndef local(conn, request, packet):\n    conn.send(packet)\n\n@vnf"
+    source = ECHO.format(port=5000).replace("@vnf", local)
+    with running(tmp_path, source, "--transport", MEMIF.format(here=tmp_path)) as program:
+        assert program.places == ["unix://b.sock", "udp://10.0.0.2:5000"]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])

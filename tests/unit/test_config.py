@@ -135,7 +135,7 @@ def test_an_error_names_file_line_and_key(tmp_path: Path) -> None:
         ),
         (
             "[port.d]\ntype='memif'\npath='x'\nring_slots=1000",
-            "vnf.toml:4: port.d.ring_slots: 1000: expected a power of two from 8 to 32768",
+            "vnf.toml:4: port.d.ring_slots: 1000: expected a power of two from 2 to 16384",
         ),
         ("[vnf.b\n", "vnf.toml:1: not TOML: Expected ']' at the end of a table declaration"),
     ],
@@ -245,8 +245,8 @@ def test_limits_come_from_every_source(tmp_path: Path) -> None:
     config = read(tmp_path, text, environment={"VNF_B_LIMITS_MAX_REQUESTS": "8"}, sets=["limits.ask_s=2.5"])
     limits = config.limits("b", Limits(drain_s=1))
     assert (limits.connect_s, limits.max_requests, limits.ask_s, limits.drain_s, limits.idle_s) == (3, 8, 2.5, 1, 60)
-    assert limits.native()["connect_s"] == 3
-    assert "drain_s" not in limits.native()
+    assert limits.native()["idle_s"] == limits.idle_s
+    assert "connect_s" not in limits.native()
 
 
 def test_a_wrong_limit_is_refused(tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from libvnf import VNF, ConfigError, Fixed, Request, StateError, Unsupported, local
+from libvnf.config import parse_transport
 from libvnf.failures import Reporter
 from libvnf.server import request_type
 
@@ -142,3 +144,12 @@ def test_a_timer_before_the_start_can_be_cancelled() -> None:
         vnf.every(0, lambda: None)
     with pytest.raises(ConfigError, match="is not a function"):
         vnf.after(1, None)  # type: ignore[arg-type]
+
+
+async def test_a_unix_server_beside_a_port_opens_no_other_kernel_socket(tmp_path: Path) -> None:
+    vnf = VNF("b", program=False)
+    vnf.server(f"unix://{tmp_path}/s.sock")(plain)
+    vnf.server("udp://:5000")(plain)
+    listening = await vnf.start([parse_transport(f"memif:{tmp_path}/m.sock,address=10.0.0.2/24", {})])
+    await vnf.close()
+    assert [url for _, url, _ in listening] == [f"unix://{tmp_path}/s.sock", "udp://10.0.0.2:5000"]

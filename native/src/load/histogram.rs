@@ -47,16 +47,6 @@ impl Histogram {
         self.max = self.max.max(value);
     }
 
-    pub fn merge(&mut self, other: &Self) {
-        for (mine, theirs) in self.counts.iter_mut().zip(&other.counts) {
-            *mine += theirs;
-        }
-        self.count += other.count;
-        self.sum += other.sum;
-        self.min = self.min.min(other.min);
-        self.max = self.max.max(other.max);
-    }
-
     pub fn count(&self) -> u64 {
         self.count
     }
@@ -144,17 +134,6 @@ mod tests {
             let error = middle(bucket(value)).abs_diff(value) as f64;
             assert!(error <= value as f64 * 0.004, "{value} is {error} off");
         }
-    }
-
-    #[test]
-    fn merging_is_recording_both() {
-        let all = values(1000);
-        let (mut left, mut right, mut both) = (Histogram::default(), Histogram::default(), Histogram::default());
-        all[..300].iter().for_each(|&value| left.record(value));
-        all[300..].iter().for_each(|&value| right.record(value));
-        all.iter().for_each(|&value| both.record(value));
-        left.merge(&right);
-        assert!(left == both);
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub mod options;
 mod pace;
 mod progress;
 mod report;
-mod sys;
+pub(crate) mod sys;
 
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,5 @@
-//! The system calls of the load generator that the standard library does not offer: non-blocking connect, epoll with
-//! a timeout in nanoseconds, several datagrams per call, a thread's cpu. Nothing here decides anything.
+//! System calls that the standard library does not offer, for the load generator and for kernel sockets: non-blocking
+//! connect, epoll with a timeout in nanoseconds, several datagrams per call, a thread's cpu. Nothing here decides.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -104,8 +104,7 @@ pub fn connect(endpoint: &Endpoint) -> io::Result<(OwnedFd, bool)> {
     };
     match endpoint {
         Endpoint::Tcp(_) => set_option(fd.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_NODELAY, 1_i32)?,
-        Endpoint::Udp(_) => widen(&fd),
-        Endpoint::Unix(_) => {}
+        Endpoint::Udp(_) | Endpoint::Unix(_) => {}
     }
     // SAFETY: the address and its length describe `address.storage`, which lives through the call.
     let result = unsafe { libc::connect(fd.as_raw_fd(), (&raw const address.storage).cast(), address.length) };
@@ -173,6 +172,13 @@ pub fn send(fd: &OwnedFd, bytes: &[u8]) -> io::Result<usize> {
     check_length(unsafe { libc::send(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL) })
 }
 
+/// Half-closes: no more will be sent.
+#[cfg(feature = "python")]
+pub fn end(fd: &OwnedFd) -> io::Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_WR) }).map(drop)
+}
+
 /// What happened to the descriptor registered with `token`.
 #[derive(Clone, Copy, Debug)]
 pub struct Event {
@@ -198,12 +204,27 @@ impl Epoll {
 
     /// Edge-triggered, both directions: whoever is told must read, or write, until the kernel would block. The
     /// registration ends when the descriptor is closed.
-    pub fn add(&self, fd: &OwnedFd, token: u64) -> io::Result<()> {
+    pub fn add(&self, fd: &impl AsRawFd, token: u64) -> io::Result<()> {
+        self.control(libc::EPOLL_CTL_ADD, fd.as_raw_fd(), token)
+    }
+
+    /// What is ready now is told again.
+    #[cfg(feature = "python")]
+    pub fn rearm(&self, fd: &impl AsRawFd, token: u64) -> io::Result<()> {
+        self.control(libc::EPOLL_CTL_MOD, fd.as_raw_fd(), token)
+    }
+
+    fn control(&self, operation: libc::c_int, fd: RawFd, token: u64) -> io::Result<()> {
         let events = (libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET) as u32;
         let mut event = libc::epoll_event { events, u64: token };
         // SAFETY: the kernel copies `event` before it returns.
-        check(unsafe { libc::epoll_ctl(self.fd.as_raw_fd(), libc::EPOLL_CTL_ADD, fd.as_raw_fd(), &raw mut event) })
-            .map(drop)
+        check(unsafe { libc::epoll_ctl(self.fd.as_raw_fd(), operation, fd, &raw mut event) }).map(drop)
+    }
+
+    /// Readable when an event waits: another loop can watch this one.
+    #[cfg(feature = "python")]
+    pub fn descriptor(&self) -> RawFd {
+        self.fd.as_raw_fd()
     }
 
     /// Waits until something happens, at most `timeout`; returns how many events [`Self::event`] has.

@@ -33,12 +33,6 @@ pub enum Link {
 
 /// The contract of every port.
 pub trait Port: Send {
-    /// The name it has in the configuration.
-    fn name(&self) -> &str;
-
-    /// The largest IP packet it carries, without the Ethernet header.
-    fn mtu(&self) -> usize;
-
     fn link(&self) -> Link;
 
     /// Counts the times the link came up: a change tells the owner to announce its addresses.

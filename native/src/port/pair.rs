@@ -67,7 +67,6 @@ struct Counts {
 
 /// One end.
 pub struct PairPort {
-    name: &'static str,
     mtu: usize,
     depth: usize,
     inbound: Arc<Lane>,
@@ -81,18 +80,12 @@ pub struct PairPort {
 /// the system refuses the four descriptors they need.
 pub fn pair(mtu: usize, depth: usize) -> (PairPort, PairPort) {
     let [one, two] = [(), ()].map(|()| Lane::new().expect("an eventfd"));
-    let left = PairPort::new("left", mtu, depth, one.clone(), two.clone()).expect("an epoll set");
-    (left, PairPort::new("right", mtu, depth, two, one).expect("an epoll set"))
+    let left = PairPort::new(mtu, depth, one.clone(), two.clone()).expect("an epoll set");
+    (left, PairPort::new(mtu, depth, two, one).expect("an epoll set"))
 }
 
 impl PairPort {
-    fn new(
-        name: &'static str,
-        mtu: usize,
-        depth: usize,
-        inbound: Arc<Lane>,
-        outbound: Arc<Lane>,
-    ) -> std::io::Result<Self> {
+    fn new(mtu: usize, depth: usize, inbound: Arc<Lane>, outbound: Arc<Lane>) -> std::io::Result<Self> {
         // SAFETY: the event outlives the call, the new descriptor is ours, both results are checked.
         let epoll = unsafe {
             let fd = libc::epoll_create1(libc::EPOLL_CLOEXEC);
@@ -106,19 +99,11 @@ impl PairPort {
             }
             epoll
         };
-        Ok(Self { name, mtu, depth, inbound, outbound, queued: Vec::new(), epoll, counts: Counts::default() })
+        Ok(Self { mtu, depth, inbound, outbound, queued: Vec::new(), epoll, counts: Counts::default() })
     }
 }
 
 impl Port for PairPort {
-    fn name(&self) -> &str {
-        self.name
-    }
-
-    fn mtu(&self) -> usize {
-        self.mtu
-    }
-
     fn link(&self) -> Link {
         if self.inbound.state().closed { Link::Down("the other end is gone".into()) } else { Link::Up }
     }

@@ -18,6 +18,7 @@ use super::core::Core;
 use super::dispatch::{self, Incoming};
 use super::endpoint::{Endpoint, Event};
 use super::framing::IdSpec;
+use super::outbound::HIGH_WATER;
 use super::packet::{Body, Packet, with_bytes};
 use super::request::Request;
 
@@ -52,6 +53,8 @@ struct State {
     due: VecDeque<(f64, u64)>,
     /// Those with a time-out of their own.
     due_apart: Vec<(f64, u64)>,
+    /// Where a message is copied to be given its id.
+    scratch: Vec<u8>,
 }
 
 #[pyclass(frozen, weakref, module = "libvnf._native")]
@@ -62,7 +65,6 @@ pub struct Client {
     timeout_s: f64,
     retries: u32,
     state: GilCell<State>,
-    time: Py<PyAny>,
 }
 
 impl Client {
@@ -228,8 +230,10 @@ impl Client {
         let core = inner.core.get();
         core.check_thread()?;
         let timeout_s = timeout_s.unwrap_or(inner.timeout_s);
-        let now: f64 = inner.time.call0(py)?.extract(py)?;
-        let mut bytes: Box<[u8]> = with_bytes(packet, |bytes| bytes.into())?;
+        let now = core.now(py)?;
+        let mut bytes = inner.state.with(py, |state| std::mem::take(&mut state.scratch));
+        bytes.clear();
+        with_bytes(packet, |packet| bytes.extend_from_slice(packet))?;
         let connection = inner.state.with(py, |state| {
             let open = state.connections.len();
             (0..open).find_map(|_| {
@@ -255,7 +259,7 @@ impl Client {
                 (theirs, id, None)
             }
             Some(IdSpec::Python(function)) => {
-                let key = function.bind(py).call1((Packet::from_body(py, Body::Heap(bytes.clone()))?,))?;
+                let key = function.bind(py).call1((Packet::from_body(py, Body::Heap(bytes.as_slice().into()))?,))?;
                 if inner.id_of(py, &key).is_some() {
                     return Err(PyValueError::new_err(format!("client: request id {key} is in flight already")));
                 }
@@ -290,12 +294,18 @@ impl Client {
             key,
             waiting,
             connection,
-            bytes: if datagram && inner.retries > 0 { bytes } else { Box::default() },
+            bytes: if datagram && inner.retries > 0 { bytes.as_slice().into() } else { Box::default() },
             tries_left: if datagram { inner.retries } else { 0 },
             timeout_s,
         };
         let apart = (timeout_s - inner.timeout_s).abs() > f64::EPSILON;
         inner.state.with(py, |state| {
+            // Those answered already go as others come, or a second's requests would pile up for each second of time-out.
+            while let Some((_, first)) = state.due.front()
+                && !state.asked.contains_key(first)
+            {
+                state.due.pop_front();
+            }
             let entry = (now + timeout_s, id);
             if apart {
                 state.due_apart.push(entry);
@@ -303,6 +313,9 @@ impl Client {
                 state.due.push_back(entry);
             }
             state.asked.insert(id, asked);
+            if bytes.capacity() <= HIGH_WATER {
+                state.scratch = bytes;
+            }
         });
         Ok(())
     }
@@ -362,7 +375,6 @@ impl Client {
         retries: u32,
     ) -> PyResult<Py<Self>> {
         let ids = IdSpec::from_object(request_id)?;
-        let time = core.get().event_loop.getattr(py, "time")?;
         let client = Py::new(
             py,
             Self {
@@ -372,7 +384,6 @@ impl Client {
                 timeout_s,
                 retries,
                 state: GilCell::new(State::default()),
-                time,
             },
         )?;
         let kept = client.clone_ref(py);

@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use pyo3::exceptions::{PyConnectionError, PyRuntimeError, PyValueError};
@@ -14,6 +15,7 @@ use pyo3::{PyTraverseError, PyVisit, intern};
 
 use super::cell::GilCell;
 use super::core::Core;
+use super::datagrams::Datagrams;
 use super::dispatch;
 use super::endpoint::{Endpoint, Event, Handlers};
 use super::engine::Engine;
@@ -22,6 +24,7 @@ use super::outbound::HIGH_WATER;
 use super::packet::{Account, Packet};
 use super::protocol::{DatagramProtocol, StreamProtocol};
 use super::request::Request;
+use super::stream::Stream;
 use crate::stack::FlowId;
 
 /// What carries a connection's bytes.
@@ -32,6 +35,10 @@ pub enum Wire {
     Stream { transport: Py<PyAny>, write: Py<PyAny>, protocol: Py<StreamProtocol> },
     /// Datagrams on such a transport; without address: to its one peer.
     Datagram { transport: Py<PyAny>, sendto: Py<PyAny>, address: Option<Py<PyAny>>, protocol: Py<DatagramProtocol> },
+    /// A byte stream on a kernel socket.
+    Socket(Py<Stream>),
+    /// Datagrams on a kernel socket; without address: to its one peer.
+    Datagrams { socket: Py<Datagrams>, address: Option<SocketAddr> },
     /// A UDP flow on a bypass port.
     Flow { engine: Py<Engine>, port: usize, flow: FlowId, owner: u32 },
 }
@@ -51,7 +58,32 @@ impl Wire {
                 visit.call(address)?;
                 visit.call(protocol)
             }
+            Self::Socket(stream) => visit.call(stream),
+            Self::Datagrams { socket, .. } => visit.call(socket),
             Self::Flow { engine, .. } => visit.call(engine),
+        }
+    }
+
+    pub fn is_stream(&self) -> bool {
+        matches!(self, Self::Stream { .. } | Self::Socket(_))
+    }
+
+    /// A stream changes hands: from now on it feeds `connection`, or waits in a pool.
+    pub fn hand_over(&self, py: Python<'_>, connection: Option<Py<Connection>>) {
+        match self {
+            Self::Stream { protocol, .. } => protocol.get().hand_over(py, connection),
+            Self::Socket(stream) => stream.get().hand_over(py, connection),
+            Self::None | Self::Datagram { .. } | Self::Datagrams { .. } | Self::Flow { .. } => {}
+        }
+    }
+
+    /// The object under it that has asyncio's `get_extra_info`.
+    pub fn transport(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+        match self {
+            Self::Stream { transport, .. } | Self::Datagram { transport, .. } => Some(transport.clone_ref(py)),
+            Self::Socket(stream) => Some(stream.clone_ref(py).into_any()),
+            Self::Datagrams { socket, .. } => Some(socket.clone_ref(py).into_any()),
+            Self::None | Self::Flow { .. } => None,
         }
     }
 }
@@ -121,6 +153,8 @@ pub struct State {
     pub out_datagrams: VecDeque<Box<[u8]>>,
     pub dirty: bool,
     pub write_blocked: bool,
+    /// More than the high-water mark waited when the socket was full.
+    pub above_mark: bool,
     pub end_wanted: bool,
     pub end_sent: bool,
     pub asked_sent: bool,
@@ -177,6 +211,11 @@ impl Connection {
     pub fn account(&self, py: Python<'_>) -> Arc<Account> {
         let parent = &self.core.get().account;
         self.state.with(py, |state| state.account.get_or_insert_with(|| Arc::new(Account::child(parent))).clone())
+    }
+
+    /// Whether it has ended, or will with this batch: a wire made now comes too late.
+    pub fn is_over(&self, py: Python<'_>) -> bool {
+        self.state.with(py, |state| state.phase == Phase::Closed || state.finishing)
     }
 
     /// The handler of messages, and the request the connection carries.
@@ -314,6 +353,7 @@ impl Connection {
                 out_datagrams: VecDeque::new(),
                 dirty: false,
                 write_blocked: false,
+                above_mark: false,
                 end_wanted: false,
                 end_sent: false,
                 asked_sent: false,
@@ -429,10 +469,7 @@ impl Connection {
 
     #[getter]
     fn transport(&self, py: Python<'_>) -> Option<Py<PyAny>> {
-        self.state.with(py, |state| match &state.wire {
-            Wire::Stream { transport, .. } | Wire::Datagram { transport, .. } => Some(transport.clone_ref(py)),
-            Wire::None | Wire::Flow { .. } => None,
-        })
+        self.state.with(py, |state| state.wire.transport(py))
     }
 
     #[getter]
@@ -467,6 +504,11 @@ impl Connection {
         slf.get().core.get().check_thread()?;
         Self::close_now(slf.as_unbound(), slf.py());
         Ok(())
+    }
+
+    /// From now on `close` does not give it back to its pool.
+    fn spoil(&self, py: Python<'_>) {
+        self.state.with(py, |state| state.pool = None);
     }
 
     #[pyo3(signature = (reason="aborted", /))]
@@ -583,6 +625,7 @@ impl Connection {
         let inner = slf.get();
         inner.core.get().check_thread()?;
         let what = Wait::parse(what)?;
+        Self::forget_waiters(slf.as_unbound(), py)?;
         let future = inner.core.get().event_loop.bind(py).call_method0(intern!(py, "create_future"))?;
         let (now, error) = inner.state.with(py, |state| {
             let over = state.phase == Phase::Closed;

@@ -19,6 +19,7 @@ use super::coroutine;
 use super::dispatch;
 use super::endpoint::{Endpoint, Event};
 use super::engine::Engine;
+use super::outbound::close_wire;
 use super::packet::{Account, Packet};
 use super::request::Request;
 use crate::packet::{Pool, PoolConfig};
@@ -29,8 +30,8 @@ const CLOSE_S: u32 = 10;
 const THROTTLED_LOOK_S: f64 = 0.01;
 
 pub struct Limits {
-    pub connect_s: f64,
-    pub idle_s: Option<f64>,
+    /// Of datagram endpoints that say nothing else.
+    pub idle_s: f64,
     pub max_connections: u64,
     pub max_requests: u64,
     pub max_buffered_bytes: usize,
@@ -45,13 +46,8 @@ impl Limits {
                 limits.get_item(name)?.ok_or_else(|| PyValueError::new_err(format!("limits: {name} is missing")))?;
             found.extract()
         };
-        let idle_s = match limits.get_item("idle_s")? {
-            Some(found) => found.extract::<Option<f64>>()?,
-            None => None,
-        };
         Ok(Self {
-            connect_s: number("connect_s")?,
-            idle_s,
+            idle_s: number("idle_s")?,
             max_connections: number("max_connections")? as u64,
             max_requests: number("max_requests")? as u64,
             max_buffered_bytes: number("max_buffered_bytes")? as usize,
@@ -104,6 +100,7 @@ counters! {
 #[derive(Default)]
 pub struct State {
     depth: u32,
+    now: Option<f64>,
     flush_scheduled: bool,
     dirty: Vec<Py<Connection>>,
     closing: Vec<Py<Connection>>,
@@ -132,6 +129,7 @@ pub struct State {
 pub struct Core {
     pub event_loop: Py<PyAny>,
     call_soon: Py<PyAny>,
+    time: Py<PyAny>,
     pub connection_type: Py<PyType>,
     pub request_type: Py<PyType>,
     resolve: Py<PyAny>,
@@ -157,7 +155,23 @@ impl Core {
     }
 
     pub fn enter(&self, py: Python<'_>) {
-        self.state.with(py, |state| state.depth += 1);
+        self.state.with(py, |state| {
+            state.depth += 1;
+            if state.depth == 1 {
+                state.now = None;
+            }
+        });
+    }
+
+    /// The loop's time; within a batch that of the first who asked.
+    pub fn now(&self, py: Python<'_>) -> PyResult<f64> {
+        let (known, batch) = self.state.with(py, |state| (state.now, state.depth > 0));
+        if let (Some(now), true) = (known, batch) {
+            return Ok(now);
+        }
+        let now = self.time.call0(py)?.extract(py)?;
+        self.state.with(py, |state| state.now = Some(now));
+        Ok(now)
     }
 
     /// The end of a batch; the outermost one flushes. Errors that are no `Exception` come out here.
@@ -467,6 +481,7 @@ impl Core {
     ) -> PyResult<Self> {
         Ok(Self {
             call_soon: event_loop.getattr(py, "call_soon")?,
+            time: event_loop.getattr(py, "time")?,
             tasks: coroutine::Tasks::new(py)?,
             check: py.import("libvnf.handlers")?.getattr("check_handler")?.unbind(),
             event_loop,
@@ -547,6 +562,16 @@ impl Core {
         Ok(left)
     }
 
+    /// Closes the connections that wait in pools.
+    fn empty_pools(&self, py: Python<'_>) -> PyResult<()> {
+        self.check_thread()?;
+        let spare = self.state.with(py, |state| std::mem::take(&mut state.spare));
+        for wire in spare.values().flatten() {
+            close_wire(py, wire, true);
+        }
+        Ok(())
+    }
+
     #[getter]
     fn throttled(&self, py: Python<'_>) -> usize {
         self.state.with(py, |state| state.throttled.len())
@@ -566,7 +591,11 @@ impl Core {
     fn pool_statistics<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let found = PyDict::new(py);
         for class in self.pool.statistics() {
-            let row = (class.slot_bytes, class.slots, class.free, class.exhausted);
+            let row = PyDict::new(py);
+            row.set_item("slot_bytes", class.slot_bytes)?;
+            row.set_item("slots", class.slots)?;
+            row.set_item("free", class.free)?;
+            row.set_item("exhausted", class.exhausted)?;
             found.set_item(class.slot_bytes.to_string(), row)?;
         }
         Ok(found)
@@ -584,6 +613,7 @@ impl Core {
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.event_loop)?;
         visit.call(&self.call_soon)?;
+        visit.call(&self.time)?;
         visit.call(&self.connection_type)?;
         visit.call(&self.request_type)?;
         visit.call(&self.resolve)?;

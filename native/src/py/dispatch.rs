@@ -8,7 +8,7 @@ use pyo3::types::{PyInt, PyTuple, PyType};
 use pyo3::{PyTraverseError, PyVisit, ffi};
 
 use super::cell::GilCell;
-use super::connection::Connection;
+use super::connection::{Connection, Phase};
 use super::core::Core;
 use super::coroutine::{begin_coroutine, is_coroutine};
 use super::framing::IdSpec;
@@ -91,9 +91,10 @@ impl Done {
                 }
             }
             Self::Exchange { connection, exchange, request } => {
-                request.get().let_go(py);
                 exchange.get().state.with(py, |state| state.busy = false);
+                // What waited for it belongs to the same request, unless that has ended.
                 Exchange::next(&exchange, py, &connection);
+                request.get().let_go(py);
                 Connection::close_if_ended(&connection, py);
             }
             Self::Session { connection } => {
@@ -114,6 +115,8 @@ pub struct Exchange {
 struct ExchangeState {
     request: Py<Request>,
     busy: bool,
+    /// `next` is at work further up the stack.
+    draining: bool,
     queue: VecDeque<Py<Packet>>,
 }
 
@@ -125,11 +128,19 @@ impl Exchange {
 }
 
 impl Exchange {
+    /// Gives the messages that waited to the handler, until it waits again.
     fn next(slf: &Py<Self>, py: Python<'_>, connection: &Py<Connection>) {
-        let packet = slf.get().state.with(py, |state| if state.busy { None } else { state.queue.pop_front() });
-        if let Some(packet) = packet {
-            message(py, connection, Incoming::Packet(packet));
+        // A handler that ends at once comes back here: the outer loop goes on for it.
+        if slf.get().state.with(py, |state| std::mem::replace(&mut state.draining, true)) {
+            return;
         }
+        while connection.get().phase(py) == Phase::Open {
+            let packet = slf.get().state.with(py, |state| if state.busy { None } else { state.queue.pop_front() });
+            let Some(packet) = packet else { break };
+            // By its id: if the request has ended meanwhile, it begins the next one.
+            deliver(py, connection, Incoming::Packet(packet));
+        }
+        slf.get().state.with(py, |state| state.draining = false);
     }
 }
 
@@ -201,10 +212,16 @@ fn retire_request(py: Python<'_>, core: &Core, request: Py<Request>) {
 /// Gives one message to the connection's handler, its client, or its inbox. Inside a batch.
 pub fn message(py: Python<'_>, connection: &Py<Connection>, incoming: Incoming) {
     let inner = connection.get();
+    inner.core.get().counters.messages_in.bump();
+    inner.endpoint.get().messages.bump();
+    deliver(py, connection, incoming);
+}
+
+/// As `message`, for one that is counted already.
+fn deliver(py: Python<'_>, connection: &Py<Connection>, incoming: Incoming) {
+    let inner = connection.get();
     let core = &inner.core;
     let endpoint = inner.endpoint.get();
-    core.get().counters.messages_in.bump();
-    endpoint.messages.bump();
     let Some((handler, carried)) = inner.data_handler(py) else {
         let matched = inner.state.with(py, |state| state.matched);
         let client = endpoint.state.with(py, |state| state.client.as_ref().map(|client| client.clone_ref(py)));
@@ -300,7 +317,12 @@ fn exchange(
         None => {
             let made = new_request(py, core, class, connection, Some(id.clone_ref(py))).and_then(|request| {
                 // The handler's hold is taken below, for this and for later messages alike.
-                let state = ExchangeState { request: request.clone_ref(py), busy: false, queue: VecDeque::new() };
+                let state = ExchangeState {
+                    request: request.clone_ref(py),
+                    busy: false,
+                    draining: false,
+                    queue: VecDeque::new(),
+                };
                 let exchange = Py::new(py, Exchange { state: GilCell::new(state) })?;
                 ids.set_item(&id, &exchange)?;
                 Ok((exchange, request))

@@ -74,7 +74,7 @@ pub struct State {
     pub handlers: Handlers,
     pub client: Option<Py<Client>>,
     pub accepting: bool,
-    /// In ticks of the coarse clock; None: for ever.
+    /// None: for ever. Looked at by the tick, once a second.
     pub idle_s: Option<f64>,
 }
 
@@ -128,7 +128,7 @@ impl Endpoint {
         framing: Option<&Bound<'_, PyAny>>,
         request_id: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
-        let idle_s = core.get().limits.idle_s.filter(|_| datagram);
+        let idle_s = datagram.then_some(core.get().limits.idle_s);
         let endpoint = Self {
             datagram,
             framing: FramingSpec::from_object(framing)?,

@@ -30,6 +30,8 @@ const BURST: usize = 32;
 const HAND_OVER: usize = 8;
 /// How long a turn may take before the loop's timers and tasks get their chance.
 const SLICE: Duration = Duration::from_micros(50);
+/// The longest silence that is polled through.
+const POLL: Duration = Duration::from_micros(100);
 
 struct Open {
     name: String,
@@ -82,7 +84,6 @@ struct State {
     frames: Vec<Slot>,
     polling: Polling,
     armed: bool,
-    closed: bool,
 }
 
 /// Where a native connect goes.
@@ -112,9 +113,6 @@ impl Target {
 pub struct Engine {
     core: Py<Core>,
     state: GilCell<State>,
-    drops_full: Counter,
-    drops_down: Counter,
-    drops_too_long: Counter,
     turns: Counter,
     sleeps: Counter,
 }
@@ -128,19 +126,18 @@ enum Meant {
 }
 
 impl Engine {
-    /// Sends one datagram on a flow. What does not fit is dropped and counted.
+    /// Sends one datagram on a flow. What does not fit is dropped, and counted by the host or its port.
     pub fn send(&self, py: Python<'_>, port: usize, flow: FlowId, bytes: &[u8]) {
         let sent = self.state.with(py, |state| {
             let now = state.polling.now();
-            let Some(open) = state.ports.get_mut(port) else { return Sent::Down };
+            let open = state.ports.get_mut(port)?;
             open.unflushed = true;
-            open.host.send(flow, bytes, now, open.port.as_mut())
+            Some(open.host.send(flow, bytes, now, open.port.as_mut()))
         });
         match sent {
-            Sent::Queued => Core::schedule_flush(&self.core, py),
-            Sent::Full => self.drops_full.bump(),
-            Sent::TooLong => self.drops_too_long.bump(),
-            Sent::Down => self.drops_down.bump(),
+            Some(Sent::Queued) => Core::schedule_flush(&self.core, py),
+            Some(Sent::Full | Sent::TooLong | Sent::Down) => {}
+            None => self.core.get().counters.drop_send_failed.bump(),
         }
     }
 
@@ -378,31 +375,23 @@ impl Engine {
         self.state.with(py, |state| state.ports = ports);
         found
     }
-
-    fn options(name: &str, options: &Bound<'_, PyDict>) -> PyResult<PortOptions> {
-        PortOptions::parse(name, options)
-    }
 }
 
 #[pymethods]
 impl Engine {
     #[new]
-    #[pyo3(signature = (core, /, *, poll_us=100))]
-    fn new(py: Python<'_>, core: Py<Core>, poll_us: u64) -> PyResult<Py<Self>> {
+    #[pyo3(signature = (core, /))]
+    fn new(py: Python<'_>, core: Py<Core>) -> PyResult<Py<Self>> {
         let engine = Py::new(
             py,
             Self {
                 state: GilCell::new(State {
                     ports: Vec::new(),
                     frames: Vec::with_capacity(2 * BURST),
-                    polling: Polling::new(Duration::from_micros(poll_us), Instant::now()),
+                    polling: Polling::new(POLL, Instant::now()),
                     armed: false,
-                    closed: false,
                 }),
                 core: core.clone_ref(py),
-                drops_full: Counter::default(),
-                drops_down: Counter::default(),
-                drops_too_long: Counter::default(),
                 turns: Counter::default(),
                 sleeps: Counter::default(),
             },
@@ -414,7 +403,7 @@ impl Engine {
 
     #[pyo3(signature = (name, options, /))]
     fn add_port(&self, py: Python<'_>, name: String, options: &Bound<'_, PyDict>) -> PyResult<()> {
-        let options = Self::options(&name, options)?;
+        let options = PortOptions::parse(&name, options)?;
         let port = options.open()?;
         let config = options.host;
         self.state.with(py, |state| {
@@ -431,7 +420,6 @@ impl Engine {
                 begun_by_peers: VecDeque::new(),
                 unflushed: false,
             });
-            state.closed = false;
         });
         Ok(())
     }
@@ -461,17 +449,6 @@ impl Engine {
             }
             None => Err(PyValueError::new_err(format!("there is no port {port:?}"))),
         }
-    }
-
-    #[pyo3(signature = (port, host, number, /))]
-    fn unlisten(&self, py: Python<'_>, port: &str, host: Option<&str>, number: u16) -> PyResult<()> {
-        let address = host.map(parse_address).transpose()?;
-        self.state.with(py, |state| {
-            if let Some(open) = state.ports.iter_mut().find(|open| open.name == port) {
-                open.host.unlisten(address, number);
-            }
-        });
-        Ok(())
     }
 
     #[pyo3(signature = (port, host, number, /))]
@@ -619,16 +596,12 @@ impl Engine {
         let found = PyDict::new(py);
         found.set_item("turns", self.turns.get())?;
         found.set_item("sleeps", self.sleeps.get())?;
-        found.set_item("drop_send_ring_full", self.drops_full.get())?;
-        found.set_item("drop_send_port_down", self.drops_down.get())?;
-        found.set_item("drop_send_too_long", self.drops_too_long.get())?;
         found.set_item("poll_budget_us", self.state.with(py, |state| state.polling.budget().as_micros() as u64))?;
         Ok(found)
     }
 
     fn close(&self, py: Python<'_>) {
         let flows: Vec<Py<Connection>> = self.state.with(py, |state| {
-            state.closed = true;
             state.ports.iter().flat_map(|open| open.flows.iter().flatten()).map(|flow| flow.clone_ref(py)).collect()
         });
         for connection in flows {

@@ -10,13 +10,16 @@ use super::core::Core;
 use super::dispatch::{self, Incoming};
 use super::endpoint::Event;
 use super::framing::FramingSpec;
-use super::outbound::HIGH_WATER;
+use super::outbound::{HIGH_WATER, KEPT_CAPACITY};
 use super::packet::{Body, Packet};
 use crate::framing::{Cut, LARGEST_MESSAGE, find};
 use crate::packet::Pool;
 
 /// Datagrams that may wait for a busy handler or in an inbox.
 const DATAGRAM_QUEUE: usize = 1_024;
+/// Bytes that a framing function is shown first; twice as many each time it finds no message in them. Shown all at
+/// once, a peer with many small messages would make every one of them cost a copy of all that follow.
+const FRAMING_VIEW: usize = 1_024;
 
 /// What `next_message` found.
 enum Next {
@@ -41,11 +44,18 @@ impl State {
         if self.unread_at == self.unread.len() {
             self.unread.clear();
             self.unread_at = 0;
-            if self.unread.capacity() > HIGH_WATER {
+            if self.unread.capacity() > KEPT_CAPACITY {
                 self.unread = Vec::new();
             }
         }
         body
+    }
+
+    /// A framing function found no message in the first `shown` bytes; `size`: how long it will be, or 0. Whether there
+    /// is more to be shown already.
+    fn incomplete(&mut self, shown: usize, size: usize) -> bool {
+        (self.searched, self.needed) = (shown, size.max(shown + 1));
+        self.available() >= self.needed
     }
 
     fn next_message(&mut self, py: Python<'_>, pool: &Pool, largest: usize) -> Next {
@@ -68,7 +78,8 @@ impl State {
                 if self.searched == available {
                     return if available >= largest { Next::Broken("never complete") } else { Next::Nothing };
                 }
-                Next::Ask(function.clone_ref(py), self.unread[self.unread_at..].to_vec())
+                let shown = available.min(FRAMING_VIEW.max(self.searched * 2).max(self.needed));
+                Next::Ask(function.clone_ref(py), self.unread[self.unread_at..self.unread_at + shown].to_vec())
             }
         }
     }
@@ -79,15 +90,22 @@ impl Connection {
     pub fn feed(slf: &Py<Self>, py: Python<'_>, bytes: &[u8]) {
         let inner = slf.get();
         let tick = inner.core.get().state.with(py, |state| state.tick);
-        inner.state.with(py, |state| {
+        let open = inner.state.with(py, |state| {
+            if state.phase != Phase::Open {
+                // Nobody will read it; kept, it would grow for as long as the peer does not take what is queued for it.
+                return false;
+            }
             state.last_tick = tick;
             if state.unread_at > HIGH_WATER && state.unread_at * 2 > state.unread.len() {
                 state.unread.drain(..state.unread_at);
                 state.unread_at = 0;
             }
             state.unread.extend_from_slice(bytes);
+            true
         });
-        Self::pump(slf, py);
+        if open {
+            Self::pump(slf, py);
+        }
     }
 
     /// Delivers what can be delivered; then stops or restarts the peer.
@@ -172,7 +190,7 @@ impl Connection {
         free
     }
 
-    /// Asks the author's framing function; false when there is no message yet, or never.
+    /// Asks the author's framing function; false when it need not be asked again: no message yet, or never.
     fn ask_framing(slf: &Py<Self>, py: Python<'_>, function: &Py<PyAny>, bytes: &[u8]) -> bool {
         let inner = slf.get();
         let answer = function.bind(py).call1((PyBytes::new(py, bytes),));
@@ -202,14 +220,12 @@ impl Connection {
                 false
             }
             Ok(size) if size == 0 || size > bytes.len() => {
-                inner.state.with(py, |state| {
-                    state.searched = bytes.len();
-                    state.needed = size.max(bytes.len() + 1);
-                });
+                let more = inner.state.with(py, |state| state.incomplete(bytes.len(), size));
                 if bytes.len() >= largest {
                     Self::framing_failed(slf, py, "never complete");
+                    return false;
                 }
-                false
+                more
             }
             Ok(size) => {
                 let pool = &inner.core.get().pool;
@@ -316,7 +332,9 @@ impl Connection {
         let inner = slf.get();
         let limit = inner.core.get().limits.max_buffered_bytes;
         let change = inner.state.with(py, |state| {
-            let Wire::Stream { transport, .. } = &state.wire else { return None };
+            if !state.wire.is_stream() {
+                return None;
+            }
             if state.phase != Phase::Open || state.peer_ended {
                 return None;
             }
@@ -327,7 +345,11 @@ impl Connection {
                 return None;
             }
             state.reading_stopped = stop;
-            Some((transport.clone_ref(py), stop))
+            if let Wire::Socket(stream) = &state.wire {
+                stream.get().set_reading(py, !stop);
+                return None;
+            }
+            state.wire.transport(py).map(|transport| (transport, stop))
         });
         if let Some((transport, stop)) = change {
             let method = if stop { intern!(py, "pause_reading") } else { intern!(py, "resume_reading") };
@@ -386,13 +408,7 @@ impl Connection {
             (next, available, state.peer_ended, state.phase)
         });
         match next {
-            Next::Message(body) => {
-                let packet = Packet::from_body(py, body)?;
-                packet.get().count_as_kept(py, &inner.account(py));
-                core.counters.messages_in.bump();
-                Self::adjust_reading(slf, py);
-                Ok(Some(packet))
-            }
+            Next::Message(body) => Self::taken(slf, py, body),
             Next::Broken("limit") => {
                 let error = py.import(intern!(py, "libvnf.errors"))?.getattr(intern!(py, "MessageTooLong"))?;
                 Err(PyErr::from_value(error.call1((format!("no {until:?} within {limit} bytes"),))?))
@@ -414,18 +430,18 @@ impl Connection {
                         Err(PyConnectionError::new_err("framing: the framing function raised or lied"))
                     }
                     Some(size) if size == 0 || size > bytes.len() => {
-                        inner.state.with(py, |state| {
-                            (state.searched, state.needed) = (bytes.len(), size.max(bytes.len() + 1))
-                        });
+                        let more = inner.state.with(py, |state| state.incomplete(bytes.len(), size));
                         if bytes.len() >= largest {
                             Self::framing_failed(slf, py, "never complete");
+                        } else if more {
+                            return Self::take_from_inbox(slf, py, until, None, limit);
                         }
-                        Self::nothing_more(slf, py, bytes.len(), peer_ended, phase)
+                        Self::adjust_reading(slf, py);
+                        Self::nothing_more(slf, py, available, peer_ended, phase)
                     }
                     Some(size) => {
                         let body = inner.state.with(py, |state| state.consume(&core.pool, 0, size, size));
-                        core.counters.messages_in.bump();
-                        Ok(Some(Packet::from_body(py, body)?))
+                        Self::taken(slf, py, body)
                     }
                 }
             }
@@ -434,6 +450,16 @@ impl Connection {
                 Self::nothing_more(slf, py, available, peer_ended, phase)
             }
         }
+    }
+
+    /// A message leaves the inbox; there is room for more.
+    fn taken(slf: &Py<Self>, py: Python<'_>, body: Body) -> PyResult<Option<Py<Packet>>> {
+        let inner = slf.get();
+        let packet = Packet::from_body(py, body)?;
+        packet.get().count_as_kept(py, &inner.account(py));
+        inner.core.get().counters.messages_in.bump();
+        Self::adjust_reading(slf, py);
+        Ok(Some(packet))
     }
 
     /// Not yet, or never: an empty packet at the peer's end, an error when the connection broke.

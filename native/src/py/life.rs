@@ -9,12 +9,16 @@ use pyo3::types::PyString;
 
 use super::connection::{Connection, Phase, Wait, Wire};
 use super::core::Core;
+use super::datagrams::Datagrams;
 use super::dispatch;
 use super::endpoint::{Endpoint, Event};
 use super::engine::{Engine, Target};
 use super::framing::FramingSpec;
 use super::outbound::close_wire;
 use super::request::Request;
+
+/// Waiting futures from which on it is looked, at every power of two, whether anyone still waits.
+const MANY_WAITERS: usize = 8;
 
 impl Connection {
     /// A new connection of the author's class.
@@ -69,9 +73,7 @@ impl Connection {
             state.pool = key;
         });
         if let Some(wire) = spare {
-            if let Wire::Stream { protocol, .. } = &wire {
-                protocol.get().hand_over(py, Some(connection.clone_ref(py)));
-            }
+            wire.hand_over(py, Some(connection.clone_ref(py)));
             Self::made(&connection, py, wire);
             return Ok(connection);
         }
@@ -272,6 +274,9 @@ impl Connection {
             }
             // A client's socket is its own; a server's peers share one.
             Wire::Datagram { address: None, .. } => close_wire(py, &wire, false),
+            Wire::Socket(stream) => stream.get().close(py, false),
+            Wire::Datagrams { address: Some(address), socket } => socket.get().forget(py, *address, slf),
+            Wire::Datagrams { address: None, socket } => Datagrams::close(socket, py),
             Wire::None | Wire::Stream { .. } => {}
         }
         drop(wire);
@@ -303,6 +308,26 @@ impl Connection {
         if let Some(request) = request {
             request.get().let_go(py);
         }
+    }
+
+    /// Futures that were cancelled or timed out are forgotten when there are many, or reading with a time-out from a
+    /// silent peer would collect them for ever.
+    pub fn forget_waiters(slf: &Py<Self>, py: Python<'_>) -> PyResult<()> {
+        let all = slf.get().state.with(py, |state| {
+            let many = state.waiters.len() >= MANY_WAITERS && state.waiters.len().is_power_of_two();
+            if many { std::mem::take(&mut state.waiters) } else { Vec::new() }
+        });
+        let mut waiting = Vec::new();
+        let mut failed = Ok(());
+        for (what, future) in all {
+            match future.call_method0(py, intern!(py, "done")).and_then(|done| done.is_truthy(py)) {
+                Ok(true) => {}
+                Ok(false) => waiting.push((what, future)),
+                Err(error) => failed = Err(error),
+            }
+        }
+        slf.get().state.with(py, |state| state.waiters.append(&mut waiting));
+        failed
     }
 
     /// One second has passed.

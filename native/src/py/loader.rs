@@ -55,17 +55,14 @@ fn tell<'py>(py: Python<'py>, report: &Report) -> PyResult<Bound<'py, PyDict>> {
     found.set_item("connections_accepted", report.connections_accepted)?;
     found.set_item("echoed", report.echoed)?;
     found.set_item("cpu_seconds", report.cpu_seconds)?;
-    let micros = |nanoseconds: u64| nanoseconds as f64 / 1_000.0;
     found.set_item("mean_us", report.latency.mean() / 1_000.0)?;
     for (name, quantile) in [("p50_us", 0.5), ("p90_us", 0.9), ("p99_us", 0.99), ("p999_us", 0.999)] {
-        found.set_item(name, micros(report.latency.quantile(quantile)))?;
+        found.set_item(name, report.latency_us(quantile))?;
     }
-    found.set_item("max_us", micros(report.latency.max()))?;
+    found.set_item("max_us", report.latency.max() as f64 / 1_000.0)?;
     let errors = PyDict::new(py);
     for (name, count) in report.errors.named() {
-        if count > 0 {
-            errors.set_item(name, count)?;
-        }
+        errors.set_item(name, count)?;
     }
     found.set_item("errors", errors)?;
     Ok(found)

@@ -3,7 +3,8 @@
 //! * `core`, `dispatch`, `coroutine`, `endpoint` — the batch, the calling of handlers, what connections have in common.
 //! * `connection`, `life`, `inbound`, `outbound` — one connection.
 //! * `request`, `packet`, `framing`, `client` — the values that handlers get and give.
-//! * `protocol` — the way in from asyncio transports; `engine`, `ports`, `polling` — from bypass ports.
+//! * `sockets`, `stream`, `datagrams` — kernel sockets; `protocol` — the way in from asyncio transports; `engine`, `ports`,
+//!   `polling` — from bypass ports.
 //! * `splicer`, `loader` — faces of `crate::splice` and `crate::load`.
 
 mod cell;
@@ -11,6 +12,7 @@ mod client;
 mod connection;
 mod core;
 mod coroutine;
+mod datagrams;
 mod dispatch;
 mod endpoint;
 mod engine;
@@ -24,7 +26,9 @@ mod polling;
 mod ports;
 mod protocol;
 mod request;
+mod sockets;
 mod splicer;
+mod stream;
 
 use pyo3::prelude::*;
 
@@ -34,6 +38,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<connection::Connection>()?;
     module.add_class::<core::Core>()?;
     module.add_class::<coroutine::Driver>()?;
+    module.add_class::<datagrams::Datagrams>()?;
     module.add_class::<endpoint::Endpoint>()?;
     module.add_class::<engine::Engine>()?;
     module.add_class::<engine::Target>()?;
@@ -45,7 +50,10 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<protocol::DatagramProtocol>()?;
     module.add_class::<protocol::StreamProtocol>()?;
     module.add_class::<request::Request>()?;
+    module.add_class::<sockets::Sockets>()?;
+    module.add_class::<sockets::SocketTarget>()?;
     module.add_class::<splicer::Splice>()?;
+    module.add_class::<stream::Stream>()?;
     module.add_function(wrap_pyfunction!(loader::run_load, module)?)?;
     module.add_function(wrap_pyfunction!(loader::core_distance_ns, module)?)?;
     Ok(())

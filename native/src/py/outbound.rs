@@ -1,6 +1,7 @@
 //! How bytes leave: queued by `send`, flushed at the end of the batch; and the ways a connection is closed.
 
 use std::borrow::Cow;
+use std::net::SocketAddr;
 
 use pyo3::exceptions::PyConnectionError;
 use pyo3::intern;
@@ -9,17 +10,22 @@ use pyo3::types::{PyBytes, PyTuple};
 
 use super::connection::{Connection, Phase, Wait, Wire};
 use super::core::Core;
+use super::datagrams::Datagrams;
 use super::endpoint::Event;
 use super::packet::{Packet, with_bytes};
+use super::stream::Stream;
 
 /// Queued bytes that make `drain` wait; unread bytes at which a stream is stopped while its handler is busy.
 pub const HIGH_WATER: usize = 65_536;
+/// A larger buffer is not kept for the next batch.
+pub const KEPT_CAPACITY: usize = 4 * HIGH_WATER;
 
 /// Where the bytes of one `send` go, decided while the state is borrowed.
 enum Route {
     Queued,
     Stream,
     Datagram(Py<PyAny>, Option<Py<PyAny>>),
+    Socket(Py<Datagrams>, Option<SocketAddr>),
     Flow(Py<super::engine::Engine>, usize, crate::stack::FlowId),
     Full(usize),
     Closed(Cow<'static, str>),
@@ -73,6 +79,7 @@ impl Connection {
                     let address = address.as_ref().map(|address| address.clone_ref(py));
                     (Route::Datagram(sendto.clone_ref(py), address), false)
                 }
+                Wire::Datagrams { socket, address } => (Route::Socket(socket.clone_ref(py), *address), false),
                 Wire::None if state.datagram => {
                     let queued: usize = state.out_datagrams.iter().map(|one| one.len() + 64).sum();
                     if queued + bytes.len() > limit {
@@ -81,13 +88,13 @@ impl Connection {
                     state.out_datagrams.push_back(bytes.into());
                     (Route::Queued, false)
                 }
-                Wire::None | Wire::Stream { .. } => {
+                Wire::None | Wire::Stream { .. } | Wire::Socket(_) => {
                     // One message may always be queued; a second one waits for room.
                     if !state.out.is_empty() && state.out.len() + bytes.len() > limit {
                         return (Route::Full(state.out.len()), false);
                     }
                     state.out.extend_from_slice(bytes);
-                    let made = matches!(state.wire, Wire::Stream { .. });
+                    let made = state.wire.is_stream();
                     (Route::Stream, made && !std::mem::replace(&mut state.dirty, made))
                 }
             }
@@ -100,6 +107,10 @@ impl Connection {
                 }
             }
             Route::Flow(engine, port, flow) => engine.get().send(py, port, flow, bytes),
+            Route::Socket(socket, address) => {
+                socket.get().send(py, bytes, address);
+                Self::mark_sent(slf, py);
+            }
             Route::Datagram(sendto, address) => {
                 let whole = whole.unwrap_or_else(|| PyBytes::new(py, bytes));
                 if let Err(error) = sendto.bind(py).call1((whole, address)) {
@@ -157,6 +168,13 @@ impl Connection {
             if Self::send_bytes_closing(slf, py, &datagram).is_err() {
                 inner.core.get().counters.drop_send_failed.bump();
             }
+        }
+        let socket = inner.state.with(py, |state| match &state.wire {
+            Wire::Socket(stream) => Some(stream.clone_ref(py)),
+            _ => None,
+        });
+        if let Some(stream) = socket {
+            return Self::flush_socket(slf, py, stream.get());
         }
         let job = inner.state.with(py, |state| match &state.wire {
             Wire::Stream { transport, write, .. } => {
@@ -216,6 +234,65 @@ impl Connection {
         }
     }
 
+    /// `flush` on a kernel socket: what it does not take now stays queued, and is tried again when there is room.
+    fn flush_socket(slf: &Py<Self>, py: Python<'_>, stream: &Stream) {
+        struct Flushed {
+            all: bool,
+            sent: bool,
+            writable: bool,
+            end: bool,
+            close: bool,
+        }
+        let flushed = slf.get().state.with(py, |state| {
+            let mut sent = false;
+            if !state.write_blocked && !state.out.is_empty() {
+                let count = stream.write(py, &state.out)?;
+                sent = count == state.out.len();
+                state.write_blocked = !sent;
+                state.out.drain(..count);
+                state.above_mark |= state.out.len() >= HIGH_WATER;
+                if sent && state.out.capacity() > KEPT_CAPACITY {
+                    state.out = Vec::new();
+                }
+            }
+            let all = state.out.is_empty();
+            let open = state.phase == Phase::Open;
+            let end = all && state.end_wanted && !state.end_sent && open;
+            let close = all && state.phase == Phase::Closing && !state.finishing;
+            state.end_sent |= end;
+            state.peer_ended |= close;
+            let writable = all && open && std::mem::take(&mut state.above_mark);
+            std::io::Result::Ok(Flushed { all: all && open, sent, writable, end, close })
+        });
+        let flushed = match flushed {
+            Ok(flushed) => flushed,
+            Err(error) => return stream.lost(py, slf, &error),
+        };
+        if flushed.end {
+            stream.end(py);
+        }
+        if flushed.close {
+            stream.close(py, false);
+            Self::finish_with(slf, py, "closed");
+        }
+        if flushed.all {
+            Self::wake(slf, py, Wait::Writable);
+        }
+        if flushed.writable {
+            Self::fire(slf, py, Event::Writable, None);
+        }
+        if flushed.sent {
+            Self::fire(slf, py, Event::Sent, None);
+        }
+    }
+
+    /// The socket has room again.
+    pub fn unblocked(slf: &Py<Self>, py: Python<'_>) {
+        if slf.get().state.with(py, |state| std::mem::take(&mut state.write_blocked)) {
+            Self::mark_dirty(slf, py);
+        }
+    }
+
     /// `send_bytes` for what was queued before `close` was called.
     fn send_bytes_closing(slf: &Py<Self>, py: Python<'_>, bytes: &[u8]) -> PyResult<()> {
         let phase = slf.get().state.with(py, |state| std::mem::replace(&mut state.phase, Phase::Open));
@@ -249,6 +326,7 @@ impl Connection {
             Flush,
             Finish,
         }
+        let tick = inner.core.get().state.with(py, |state| state.tick);
         let way = inner.state.with(py, |state| {
             match state.phase {
                 Phase::Closing | Phase::Closed => return Way::Nothing,
@@ -272,10 +350,11 @@ impl Connection {
             {
                 return Way::Pool(key, limit, std::mem::replace(&mut state.wire, Wire::None));
             }
-            state.phase = Phase::Closing;
+            // The time it has to send what is queued begins now, not when the peer was last heard.
+            (state.phase, state.last_tick) = (Phase::Closing, tick);
             state.reason.get_or_insert_with(|| "closed".into());
             match state.wire {
-                Wire::Stream { .. } => Way::Flush,
+                Wire::Stream { .. } | Wire::Socket(_) => Way::Flush,
                 _ => Way::Finish,
             }
         });
@@ -284,9 +363,7 @@ impl Connection {
             Way::Flush => Self::mark_dirty(slf, py),
             Way::Finish => Self::finish_with(slf, py, "closed"),
             Way::Pool(key, limit, wire) => {
-                if let Wire::Stream { protocol, .. } = &wire {
-                    protocol.get().hand_over(py, None);
-                }
+                wire.hand_over(py, None);
                 if let Some(wire) = inner.core.get().spare_put(py, &key, wire, limit) {
                     close_wire(py, &wire, false);
                 }
@@ -297,23 +374,26 @@ impl Connection {
 
     /// Closes at once with `reason`; what is queued is lost.
     pub fn abort_with(slf: &Py<Self>, py: Python<'_>, reason: impl Into<Cow<'static, str>>) {
-        let (open, transport) = slf.get().state.with(py, |state| {
-            let transport = match &state.wire {
-                Wire::Stream { transport, .. } => Some(transport.clone_ref(py)),
+        let (open, stream) = slf.get().state.with(py, |state| {
+            let stream = match &state.wire {
+                Wire::Stream { transport, .. } => Some(Ok(transport.clone_ref(py))),
+                Wire::Socket(stream) => Some(Err(stream.clone_ref(py))),
                 _ => None,
             };
             if state.phase == Phase::Closing && !state.finishing {
                 // It was closing in peace; now it is not.
                 state.reason = None;
             }
-            (state.phase != Phase::Closed, transport)
+            (state.phase != Phase::Closed, stream)
         });
         if !open {
             return;
         }
         Self::finish_with(slf, py, reason);
-        if let Some(transport) = transport {
-            abort(py, &transport);
+        match stream {
+            Some(Ok(transport)) => abort(py, &transport),
+            Some(Err(socket)) => socket.get().close(py, true),
+            None => {}
         }
     }
 
@@ -322,21 +402,21 @@ impl Connection {
         enum Found {
             Transport(Py<PyAny>),
             Address(Py<PyAny>),
+            Text(String),
             Flow(Py<super::engine::Engine>, usize, crate::stack::FlowId),
             None,
         }
         let found = self.state.with(py, |state| match &state.wire {
             Wire::Datagram { address: Some(address), .. } if !local => Found::Address(address.clone_ref(py)),
-            Wire::Stream { transport, .. } | Wire::Datagram { transport, .. } => {
-                Found::Transport(transport.clone_ref(py))
-            }
+            Wire::Datagrams { address: Some(address), .. } if !local => Found::Text(address.to_string()),
             Wire::Flow { engine, port, flow, .. } => Found::Flow(engine.clone_ref(py), *port, *flow),
-            Wire::None => Found::None,
+            wire => wire.transport(py).map_or(Found::None, Found::Transport),
         });
         let address = match found {
             Found::None => return Ok(String::new()),
             Found::Flow(engine, port, flow) => return Ok(engine.get().address(py, port, flow, local)),
             Found::Address(address) => address,
+            Found::Text(address) => return Ok(address),
             Found::Transport(transport) => {
                 let key = if local { intern!(py, "sockname") } else { intern!(py, "peername") };
                 transport.call_method1(py, intern!(py, "get_extra_info"), (key,))?
@@ -356,6 +436,8 @@ impl Connection {
 pub fn close_wire(py: Python<'_>, wire: &Wire, aborts: bool) {
     match wire {
         Wire::Stream { transport, .. } if aborts => abort(py, transport),
+        Wire::Socket(stream) => stream.get().close(py, aborts),
+        Wire::Datagrams { socket, .. } => Datagrams::close(socket, py),
         Wire::Stream { transport, .. } | Wire::Datagram { transport, .. } => {
             if let Err(error) = transport.call_method0(py, intern!(py, "close")) {
                 error.write_unraisable(py, None);

@@ -74,7 +74,7 @@ impl StreamProtocol {
         core.enter(py);
         match (inner.current(py), &inner.endpoint) {
             (Some(connection), _) => {
-                if connection.get().phase(py) == Phase::Closed {
+                if connection.get().is_over(py) {
                     close_wire(py, &wire, true);
                 } else {
                     Connection::made(&connection, py, wire);
@@ -298,7 +298,7 @@ impl DatagramProtocol {
         if let Some(connection) = &inner.connection {
             let wire = Wire::Datagram { transport, sendto, address: None, protocol: slf.clone_ref(py) };
             inner.core.get().enter(py);
-            if connection.get().phase(py) == Phase::Closed {
+            if connection.get().is_over(py) {
                 close_wire(py, &wire, true);
             } else {
                 Connection::made(connection, py, wire);

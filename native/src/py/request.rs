@@ -16,7 +16,7 @@ struct State {
     origin: Option<Py<Connection>>,
     id: Option<Py<PyAny>>,
     carriers: u32,
-    /// An attribute was set: somebody's data is in it.
+    /// An attribute was set, or the dictionary of attributes given out: somebody's data is in it.
     touched: bool,
     ended: bool,
 }
@@ -33,6 +33,11 @@ impl Request {
             std::mem::replace(state, State { core: Some(core), origin, id, carriers: 1, touched: false, ended: false })
         });
         drop(old);
+    }
+
+    fn check_thread(&self, py: Python<'_>) -> PyResult<()> {
+        let core = self.0.with(py, |state| state.core.as_ref().map(|core| core.clone_ref(py)));
+        core.map_or(Ok(()), |core| core.get().check_thread())
     }
 
     pub fn is_ended(&self, py: Python<'_>) -> bool {
@@ -108,16 +113,21 @@ impl Request {
         self.0.with(py, |state| state.core.as_ref().map(|core| core.clone_ref(py)))
     }
 
-    fn end(&self, py: Python<'_>) {
+    fn end(&self, py: Python<'_>) -> PyResult<()> {
+        self.check_thread(py)?;
         self.finish(py);
+        Ok(())
     }
 
     pub fn hold(&self, py: Python<'_>) -> PyResult<()> {
+        self.check_thread(py)?;
         if self.take_hold(py) { Ok(()) } else { Err(PyRuntimeError::new_err("the request has ended")) }
     }
 
-    fn release(&self, py: Python<'_>) {
+    fn release(&self, py: Python<'_>) -> PyResult<()> {
+        self.check_thread(py)?;
         self.let_go(py);
+        Ok(())
     }
 
     fn __setattr__(slf: &Bound<'_, Self>, name: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>) -> PyResult<()> {
@@ -125,6 +135,16 @@ impl Request {
         // SAFETY: three live objects and the generic setter, which is what the slot would hold without this method.
         let set = unsafe { ffi::PyObject_GenericSetAttr(slf.as_ptr(), name.as_ptr(), value.as_ptr()) };
         if set == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
+    }
+
+    /// The dictionary of attributes. Who has it may write into it.
+    fn attributes(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
+        slf.get().0.with(slf.py(), |state| state.touched = true);
+        // SAFETY: a live object and the generic getter, a new reference or null with an exception set.
+        unsafe {
+            let found = ffi::PyObject_GenericGetDict(slf.as_ptr(), std::ptr::null_mut());
+            Bound::from_owned_ptr_or_err(slf.py(), found).map(Bound::unbind)
+        }
     }
 
     fn __delattr__(slf: &Bound<'_, Self>, name: &Bound<'_, PyAny>) -> PyResult<()> {

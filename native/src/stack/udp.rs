@@ -223,7 +223,10 @@ impl Host {
             self.count_udp(sent, frames);
             return sent;
         }
-        let Some((next_hop, source)) = flow.next_hop else { return Sent::Down };
+        let Some((next_hop, source)) = flow.next_hop else {
+            self.counters.drop_no_flow += 1;
+            return Sent::Down;
+        };
         let mut pending = Pending { flow: (id.0, flow.serial), frames: Vec::new() };
         output::emit(&out, &head, payload, &mut frames, &mut |parts| {
             pending.frames.push(parts.concat());

@@ -20,7 +20,6 @@ REPORT: dict[str, Any] = {
     "errors": {},
     "seconds": 2.0,
     "rate": 500_000.0,
-    "min_us": 1.0,
     "mean_us": 12.5,
     "p50_us": 10.0,
     "p90_us": 20.0,

@@ -179,6 +179,9 @@ impl<'a> Client<'a> {
 
     fn open(&mut self, number: u32, now: u64, epoll: &Epoll) -> Result<(), LoadError> {
         let connected = sys::connect(&self.drive.endpoint).and_then(|(socket, connected)| {
+            if matches!(self.drive.endpoint, Endpoint::Udp(_)) {
+                sys::widen(&socket);
+            }
             let link = &mut self.links[number as usize];
             link.epoch = (link.epoch + 1) & 0x7fff_ffff;
             epoll.add(&socket, u64::from(link.epoch) << 32 | u64::from(number))?;

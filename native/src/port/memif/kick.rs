@@ -119,11 +119,6 @@ enum Method {
 pub struct Kicker(Method);
 
 impl Kicker {
-    /// Where AIO is not to be had. The thread starts with the first kick.
-    pub fn threaded() -> Self {
-        Self(Method::Thread(None))
-    }
-
     /// Adds one to the peer's eventfd; never blocks. `false`: it could not be done.
     pub fn kick(&mut self, eventfd: &Arc<OwnedFd>) -> bool {
         if matches!(self.0, Method::Undecided) {
@@ -230,7 +225,7 @@ mod tests {
     #[test]
     fn the_thread_hangs_in_our_stead_and_ends_once_released() {
         let full = eventfd(u64::MAX - 1);
-        let mut kicker = Kicker::threaded();
+        let mut kicker = Kicker(Method::Thread(None)); // as where AIO is not to be had
         for _ in 0..1000 {
             kicker.kick(&full);
         }

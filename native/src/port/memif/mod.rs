@@ -478,14 +478,6 @@ impl HalfOpen {
 }
 
 impl Port for Memif {
-    fn name(&self) -> &str {
-        &self.config.name
-    }
-
-    fn mtu(&self) -> usize {
-        self.config.mtu
-    }
-
     fn link(&self) -> Link {
         if self.peer.is_some() { Link::Up } else { Link::Down(self.down.clone()) }
     }

@@ -33,12 +33,6 @@ pub struct Recorder {
 }
 
 impl Port for Recorder {
-    fn name(&self) -> &str {
-        "recorder"
-    }
-    fn mtu(&self) -> usize {
-        1_500
-    }
     fn link(&self) -> Link {
         Link::Up
     }
