@@ -139,15 +139,11 @@ async def test_a_udp_socket_per_request_is_closed_with_its_request(scratch: Path
             await until(lambda: len(os.listdir("/proc/self/fd")) <= before)
 
 
-def test_the_papers_listing_runs_as_it_is_printed(scratch: Path) -> None:
-    b, c = ports(2, socket.SOCK_STREAM)
-    config = scratch / "vnf.toml"
-    config.write_text(
-        f'[port.data0]\ntype = "kernel"\n'
-        f'map = {{ "10.0.0.2:5000" = "127.0.0.1:{b}", "10.0.0.3:5000" = "127.0.0.1:{c}" }}\n'
-    )
+@contextmanager
+def running(file: str, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """``vnf run``, on uvloop, until it says that it is ready."""
     child = subprocess.Popen(
-        [*f"{sys.executable} -m libvnf run {EXAMPLES}/b_papers.py --config {config} --transport data0".split()],
+        [sys.executable, "-m", "libvnf", "run", str(EXAMPLES / file), *options],
         cwd=ROOT,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
@@ -156,18 +152,28 @@ def test_the_papers_listing_runs_as_it_is_printed(scratch: Path) -> None:
     )
     assert child.stdout is not None
     try:
-        for line in child.stdout:
-            if ": ready in " in line:
-                break
+        assert any(": ready in " in line for line in child.stdout)
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+
+
+def test_the_papers_listing_runs_as_it_is_printed(scratch: Path) -> None:
+    b, c = ports(2, socket.SOCK_STREAM)
+    config = scratch / "vnf.toml"
+    config.write_text(
+        f'[port.data0]\ntype = "kernel"\n'
+        f'map = {{ "10.0.0.2:5000" = "127.0.0.1:{b}", "10.0.0.3:5000" = "127.0.0.1:{c}" }}\n'
+    )
+    with running("b_papers.py", "--config", str(config), "--transport", "data0") as child:
         with answering(f"tcp://127.0.0.1:{c}"):
             report = ask(f"tcp://127.0.0.1:{b}", PER_REQUEST)
         assert report["requests"] > 0
         assert report["errors"] == {}
         child.send_signal(signal.SIGTERM)
+        assert child.stdout is not None
         rest = child.stdout.read()
         assert child.wait(30) == 0
         assert "b_papers: drained" in rest
-    finally:
-        child.kill()
-        child.wait()
-        child.stdout.close()
