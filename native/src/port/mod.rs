@@ -58,7 +58,7 @@ pub trait Port: Send {
     /// Hands everything queued to the peer, and wakes it if it asked for that.
     fn flush(&mut self);
 
-    /// Shows a peer that polls what is queued so far, cheaply. `flush` must follow.
+    /// Shows a peer that polls what is queued so far, cheaply; one that sleeps may miss it. `flush` must follow.
     fn hand_over(&mut self) {}
 
     /// Asks to be woken through `wake_fd`. `false`: frames are waiting already, do not sleep.

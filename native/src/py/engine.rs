@@ -84,6 +84,8 @@ struct State {
     frames: Vec<Slot>,
     polling: Polling,
     armed: bool,
+    /// A turn runs; it flushes for good at its end.
+    in_turn: bool,
 }
 
 /// Where a native connect goes.
@@ -145,7 +147,12 @@ impl Engine {
     pub fn flush(&self, py: Python<'_>) {
         self.state.with(py, |state| {
             for open in &mut state.ports {
-                if std::mem::take(&mut open.unflushed) {
+                if state.in_turn {
+                    // Making sure that a sleeping peer wakes costs a fence: once a turn will do.
+                    if open.unflushed {
+                        open.port.hand_over();
+                    }
+                } else if std::mem::take(&mut open.unflushed) {
                     open.port.flush();
                 }
             }
@@ -390,6 +397,7 @@ impl Engine {
                     frames: Vec::with_capacity(2 * BURST),
                     polling: Polling::new(POLL, Instant::now()),
                     armed: false,
+                    in_turn: false,
                 }),
                 core: core.clone_ref(py),
                 turns: Counter::default(),
@@ -474,6 +482,7 @@ impl Engine {
         core.enter(py);
         let (mut frames, count) = inner.state.with(py, |state| {
             state.polling.begin(begin);
+            state.in_turn = true;
             if std::mem::take(&mut state.armed) {
                 for open in &mut state.ports {
                     open.port.disarm();
@@ -497,7 +506,11 @@ impl Engine {
             }
             inner.state.with(py, |state| state.polling.worked(now));
             // The end of the batch: replies leave before the next burst is looked for.
-            Core::leave(&inner.core, py)?;
+            if let Err(error) = Core::leave(&inner.core, py) {
+                inner.state.with(py, |state| state.in_turn = false);
+                inner.flush(py);
+                return Err(error);
+            }
             core.enter(py);
             now = Instant::now();
             inner.state.with(py, |state| state.polling.set_now(now));
@@ -506,6 +519,8 @@ impl Engine {
             }
         }
         let left = Core::leave(&inner.core, py);
+        inner.state.with(py, |state| state.in_turn = false);
+        inner.flush(py);
         let sleep = inner.state.with(py, |state| {
             state.frames = frames;
             if state.polling.goes_on(now) {

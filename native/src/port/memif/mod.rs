@@ -477,6 +477,17 @@ impl HalfOpen {
     }
 }
 
+impl Memif {
+    fn kick(&mut self) {
+        let Some(peer) = &self.peer else { return };
+        if self.kicker.kick(&peer.send_eventfd) {
+            self.counters.kicks += 1;
+        } else {
+            self.counters.kicks_failed += 1;
+        }
+    }
+}
+
 impl Port for Memif {
     fn link(&self) -> Link {
         if self.peer.is_some() { Link::Up } else { Link::Down(self.down.clone()) }
@@ -554,17 +565,14 @@ impl Port for Memif {
     fn flush(&mut self) {
         let Some(peer) = &mut self.peer else { return };
         if peer.sender.flush(&mut self.counters) {
-            if self.kicker.kick(&peer.send_eventfd) {
-                self.counters.kicks += 1;
-            } else {
-                self.counters.kicks_failed += 1;
-            }
+            self.kick();
         }
     }
 
     fn hand_over(&mut self) {
-        if let Some(peer) = &self.peer {
-            peer.sender.hand_over();
+        // A kick now spares a sleeping peer the wait for `flush`, which then finds it awake.
+        if self.peer.as_ref().is_some_and(|peer| peer.sender.hand_over()) {
+            self.flush();
         }
     }
 

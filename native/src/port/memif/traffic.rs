@@ -506,12 +506,15 @@ impl Sender {
         Ok(Outcome::Queued)
     }
 
-    /// Shows the peer what is queued, without the fence that waking it would need: `flush` follows.
+    /// Shows the peer what is queued, without the fence that makes sure of waking it: `flush` follows. `true`: the peer
+    /// is seen to sleep already.
     #[inline]
-    pub fn hand_over(&self) {
-        if self.queued_frames > 0 {
-            self.cursor.publish();
+    pub fn hand_over(&self) -> bool {
+        if self.queued_frames == 0 {
+            return false;
         }
+        self.cursor.publish();
+        self.cursor.ring.wants_kick()
     }
 
     /// Hands over what is queued. `true`: the peer wants to be woken for it.
