@@ -156,7 +156,7 @@ impl Stream {
                 inner.sockets.get().connect_failed(py, &connection, failure(py, &error, url.as_deref()));
                 false
             }
-            Ok(()) if connection.get().phase(py) == Phase::Closed => {
+            Ok(()) if connection.get().is_over(py) => {
                 inner.close(py, true);
                 false
             }
