@@ -288,37 +288,6 @@ impl Connection {
             && (!self.state.with(py, |state| state.matched)
                 || self.endpoint.get().state.with(py, |state| state.session.is_some()))
     }
-
-    /// Ends the futures that wait for `what`.
-    pub fn wake(slf: &Py<Self>, py: Python<'_>, what: Wait) {
-        let woken = slf.get().state.with(py, |state| {
-            if state.waiters.is_empty() {
-                return Vec::new();
-            }
-            let (woken, kept) = std::mem::take(&mut state.waiters).into_iter().partition(|(waits, _)| *waits == what);
-            state.waiters = kept;
-            woken
-        });
-        for (_, future) in woken {
-            Self::settle(py, &future, None);
-        }
-    }
-
-    pub fn settle(py: Python<'_>, future: &Py<PyAny>, error: Option<&Py<PyAny>>) {
-        let settled = (|| {
-            if future.call_method0(py, intern!(py, "done"))?.is_truthy(py)? {
-                return Ok(());
-            }
-            match error {
-                None => future.call_method1(py, intern!(py, "set_result"), (py.None(),))?,
-                Some(error) => future.call_method1(py, intern!(py, "set_exception"), (error,))?,
-            };
-            PyResult::Ok(())
-        })();
-        if let Err(error) = settled {
-            error.write_unraisable(py, None);
-        }
-    }
 }
 
 #[pymethods]

@@ -16,7 +16,7 @@ use pyo3::types::PyDict;
 use pyo3::{PyTraverseError, PyVisit, intern};
 
 use super::cell::{Counter, GilCell};
-use super::connection::{Connection, Phase, Wire};
+use super::connection::{Connection, Wire};
 use super::core::Core;
 use super::datagrams::Datagrams;
 use super::endpoint::Endpoint;
@@ -172,6 +172,7 @@ impl Sockets {
         let inner = slf.get();
         inner.connects.bump();
         if inner.state.with(py, |state| state.closed) {
+            // A close handler that connects while the VNF stops: nobody would close that socket any more.
             inner.connect_failures.bump();
             return Connection::fail_soon(connection, py, PyConnectionError::new_err("the VNF stops"));
         }
@@ -360,7 +361,7 @@ impl Sockets {
             Self::stream(&slf, py, socket, &connection, None).map(|(stream, _)| Wire::Socket(stream))
         };
         match wire {
-            Ok(wire) if connection.get().phase(py) == Phase::Closed => close_wire(py, &wire, true),
+            Ok(wire) if connection.get().is_over(py) => close_wire(py, &wire, true),
             Ok(wire) => Connection::made(&connection, py, wire),
             Err(error) => inner.connect_failed(py, &connection, error),
         }

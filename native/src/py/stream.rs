@@ -156,7 +156,7 @@ impl Stream {
                 inner.sockets.get().connect_failed(py, &connection, failure(py, &error, url.as_deref()));
                 false
             }
-            Ok(()) if connection.get().state.with(py, |state| state.finishing || state.phase == Phase::Closed) => {
+            Ok(()) if connection.get().is_over(py) => {
                 inner.close(py, true);
                 false
             }
