@@ -178,7 +178,8 @@ class VNF:
         candidates = self._carriers(url)
         if len(candidates) == 1:
             return candidates[0]
-        for transport in candidates:
+        # A port's networks say more than the system, which claims to reach everything.
+        for transport in sorted(candidates, key=lambda one: one.carries_unix):
             if transport.reaches(url.host):
                 return transport
         return candidates[0]

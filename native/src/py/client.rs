@@ -330,8 +330,27 @@ impl Client {
         made
     }
 
+    /// Whether the caller waits no more for `id`: it cancelled its future.
+    fn given_up(&self, py: Python<'_>, id: u64) -> bool {
+        let future = self.state.with(py, |state| match state.asked.get(&id) {
+            Some(Asked { waiting: Waiting::Future(future), .. }) => Some(future.clone_ref(py)),
+            _ => None,
+        });
+        let done =
+            future.map(|future| future.call_method0(py, intern!(py, "done")).and_then(|done| done.is_truthy(py)));
+        matches!(done, Some(Ok(true)))
+    }
+
     /// An id that nothing outstanding has.
     fn free_id(&self, py: Python<'_>, mask: u64) -> PyResult<u64> {
+        if self.state.with(py, |state| state.asked.len() as u64 > mask) {
+            let all: Vec<u64> = self.state.with(py, |state| state.asked.keys().copied().collect());
+            for id in all {
+                if self.given_up(py, id) {
+                    drop(self.remove(py, id));
+                }
+            }
+        }
         self.state.with(py, |state| {
             if state.asked.len() as u64 > mask {
                 return Err(PyRuntimeError::new_err("client: every request id is in flight"));
@@ -462,6 +481,10 @@ impl Client {
             due
         });
         for id in due {
+            if inner.given_up(py, id) {
+                drop(inner.remove(py, id));
+                continue;
+            }
             let again = inner.state.with(py, |state| {
                 let asked = state.asked.get_mut(&id)?;
                 if asked.tries_left == 0 {

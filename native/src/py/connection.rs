@@ -163,6 +163,8 @@ pub struct State {
     pub open_requests: u32,
     pub waiters: Vec<(Wait, Py<PyAny>)>,
     pub reason: Option<Cow<'static, str>>,
+    /// Where it was and whither, for close handlers: (local, remote).
+    pub was: Option<Box<(String, String)>>,
     pub error: Option<Py<PyAny>>,
     pub place: Option<usize>,
     pub last_tick: u32,
@@ -330,6 +332,7 @@ impl Connection {
                 open_requests: 0,
                 waiters: Vec::new(),
                 reason: None,
+                was: None,
                 error: None,
                 place: None,
                 last_tick: 0,

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use pyo3::prelude::*;
-use pyo3::types::{PyInt, PyTuple, PyType};
+use pyo3::types::{PyDict, PyInt, PyTuple, PyType};
 use pyo3::{PyTraverseError, PyVisit, ffi};
 
 use super::cell::GilCell;
@@ -142,6 +142,12 @@ impl Exchange {
         }
         slf.get().state.with(py, |state| state.draining = false);
     }
+}
+
+/// Messages that wait for busy request ids.
+pub fn waiting(ids: &Bound<'_, PyDict>) -> usize {
+    let exchanges = ids.values().into_iter().filter_map(|found| found.cast_into::<Exchange>().ok());
+    exchanges.map(|exchange| exchange.get().state.with(exchange.py(), |state| state.queue.len())).sum()
 }
 
 /// A message on its way to a handler.

@@ -249,6 +249,10 @@ impl Connection {
     /// Ends it for good at the end of the batch: handlers told, waiters woken, the request let go.
     pub fn finish(slf: &Py<Self>, py: Python<'_>) {
         let inner = slf.get();
+        if inner.handler(py, Event::Close).is_some() {
+            let [local, remote] = [true, false].map(|local| inner.address(py, local).unwrap_or_default());
+            inner.state.with(py, |state| state.was = Some(Box::new((local, remote))));
+        }
         let (wire, place, waiters, reason, ids, queue, error) = inner.state.with(py, |state| {
             state.phase = Phase::Closed;
             state.out = Vec::new();
@@ -264,7 +268,9 @@ impl Connection {
                 state.error.as_ref().map(|error| error.clone_ref(py)),
             )
         });
-        drop((ids, queue));
+        let waited = ids.map_or(0, |ids| dispatch::waiting(ids.bind(py))) + queue.len();
+        inner.core.get().counters.drop_not_connected.add(waited as u64);
+        drop(queue);
         match &wire {
             Wire::Flow { engine, port, flow, owner } => engine.get().close_flow(py, *port, *flow, *owner),
             Wire::Datagram { address: Some(address), protocol, .. } => {

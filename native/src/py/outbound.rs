@@ -91,6 +91,8 @@ impl Connection {
                 Wire::None | Wire::Stream { .. } | Wire::Socket(_) => {
                     // One message may always be queued; a second one waits for room.
                     if !state.out.is_empty() && state.out.len() + bytes.len() > limit {
+                        // Who is refused waits for `writable`, also when the transport itself never said stop.
+                        state.above_mark = true;
                         return (Route::Full(state.out.len()), false);
                     }
                     state.out.extend_from_slice(bytes);
@@ -226,8 +228,15 @@ impl Connection {
             }
         }
         // Who waits to write was held up by what this batch queued, unless the transport says stop.
-        if inner.state.with(py, |state| state.phase == Phase::Open && !state.write_blocked && state.out.is_empty()) {
+        let (room, told) = inner.state.with(py, |state| {
+            let room = state.phase == Phase::Open && !state.write_blocked && state.out.is_empty();
+            (room, room && std::mem::take(&mut state.above_mark))
+        });
+        if room {
             Self::wake(slf, py, Wait::Writable);
+        }
+        if told {
+            Self::fire(slf, py, Event::Writable, None);
         }
         if sent {
             Self::fire(slf, py, Event::Sent, None);
@@ -413,7 +422,11 @@ impl Connection {
             wire => wire.transport(py).map_or(Found::None, Found::Transport),
         });
         let address = match found {
-            Found::None => return Ok(String::new()),
+            Found::None => {
+                let was = self.state.with(py, |state| state.was.as_ref().map(|was| (**was).clone()));
+                let (ours, theirs) = was.unwrap_or_default();
+                return Ok(if local { ours } else { theirs });
+            }
             Found::Flow(engine, port, flow) => return Ok(engine.get().address(py, port, flow, local)),
             Found::Address(address) => address,
             Found::Text(address) => return Ok(address),
