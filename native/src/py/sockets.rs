@@ -340,7 +340,7 @@ impl Sockets {
     fn listen(slf: Py<Self>, py: Python<'_>, fd: i32, endpoint: Py<Endpoint>) -> PyResult<()> {
         let socket = Arc::new(own(fd)?);
         let token = slf.get().watch(py, Watched::Listener { socket: socket.clone(), endpoint });
-        slf.get().add(py, &*socket, token).inspect_err(|_| slf.get().forget(py, token))?;
+        slf.get().add(py, &socket, token).inspect_err(|_| slf.get().forget(py, token))?;
         Ok(())
     }
 

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use super::control::{MESSAGE_BYTES, Message};
 
-const BACKLOG: c_int = 16;
+const BACKLOG: c_int = 64;
 /// Room for as many descriptors as Linux lets one message carry (SCM_MAX_FD is 253), and for credentials.
 const ANCILLARY_BYTES: usize = 2048;
 
