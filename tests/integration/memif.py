@@ -86,7 +86,8 @@ class Ring:
         return value
 
     def put_u16(self, at: int, value: int) -> None:
-        struct.pack_into("<H", self.memory, self.offset + at, value & 0xFFFF)
+        # Not pack_into, which clears what it is about to write: the other side may look in between.
+        self.memory[self.offset + at : self.offset + at + 2] = (value & 0xFFFF).to_bytes(2, "little")
 
     @property
     def head(self) -> int:
