@@ -85,7 +85,12 @@ impl Connection {
         match native {
             Some(target) => Engine::connect(target.get(), py, &connection),
             None => {
-                target.call_method1(intern!(py, "open"), (&connection,))?;
+                if let Err(error) = target.call_method1(intern!(py, "open"), (&connection,)) {
+                    if let Some(request) = connection.get().state.with(py, |state| state.request.take()) {
+                        request.get().let_go(py);
+                    }
+                    return Err(error);
+                }
             }
         }
         Ok(connection)
