@@ -140,6 +140,10 @@ def load(*args: object, duration_s: float, warmup_s: float = 0.3) -> dict[str, A
         )
         if not done.returncode:
             break
+        # Exit code 1: no request was answered. Anything else is no race, and nothing to try again.
+        print(f"  a run begun again ({done.returncode}): {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
+        if done.returncode != 1:
+            raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
     else:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
     report: dict[str, Any] = json.loads(done.stdout)
