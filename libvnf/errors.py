@@ -58,11 +58,3 @@ class StateError(VNFError):
 
 class StateFull(StateError):
     """The cache is full of changes that the store does not have yet."""
-
-
-class SteeringError(VNFError):
-    """A load balancer refused this replica, or lost it."""
-
-
-class PluginError(VNFError):
-    """A plugin could not start, run or close; the message names it."""

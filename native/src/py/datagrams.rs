@@ -17,7 +17,7 @@ use super::core::Core;
 use super::endpoint::Endpoint;
 use super::packet::Body;
 use super::sockets::{Sockets, failure};
-use super::stream::{extra_info, python_socket};
+use super::stream::extra_info;
 
 /// Datagrams taken per event, so that timers and other sockets get their turn.
 const BURST: usize = 64;
@@ -221,20 +221,13 @@ impl Datagrams {
         name: &str,
         default: Option<Py<PyAny>>,
     ) -> PyResult<Option<Py<PyAny>>> {
-        let (fd, known) = self.state.with(py, |state| {
+        let (fd, mut python) = self.state.with(py, |state| {
             (state.socket.as_ref().map(AsRawFd::as_raw_fd), state.python.as_ref().map(|known| known.clone_ref(py)))
         });
-        let socket = match (fd, known) {
-            (_, Some(known)) => known,
-            (Some(fd), None) => {
-                let made = python_socket(py, fd)?;
-                let kept = made.clone_ref(py);
-                self.state.with(py, |state| state.python = Some(kept));
-                made
-            }
-            (None, None) => return Ok(default),
-        };
-        Ok(extra_info(py, &socket, name).or(default))
+        let told = extra_info(py, fd, &mut python, name)?;
+        let old = self.state.with(py, |state| std::mem::replace(&mut state.python, python));
+        drop(old);
+        Ok(told.or(default))
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {

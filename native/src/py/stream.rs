@@ -246,20 +246,30 @@ impl Stream {
 }
 
 /// A Python socket over `fd`, which stays whose it is: `detach` it before `fd` is closed.
-pub fn python_socket(py: Python<'_>, fd: i32) -> PyResult<Py<PyAny>> {
+fn python_socket(py: Python<'_>, fd: i32) -> PyResult<Py<PyAny>> {
     let options = pyo3::types::PyDict::new(py);
     options.set_item("fileno", fd)?;
     Ok(py.import("socket")?.getattr("socket")?.call((), Some(&options))?.unbind())
 }
 
-/// What asyncio's transports tell: "socket", "sockname", "peername".
-pub fn extra_info(py: Python<'_>, socket: &Py<PyAny>, name: &str) -> Option<Py<PyAny>> {
-    match name {
+/// What asyncio's transports tell: "socket", "sockname", "peername". `python` is the Python socket over `fd`, made once
+/// somebody asks.
+pub fn extra_info(
+    py: Python<'_>,
+    fd: Option<i32>,
+    python: &mut Option<Py<PyAny>>,
+    name: &str,
+) -> PyResult<Option<Py<PyAny>>> {
+    if let (Some(fd), None) = (fd, &python) {
+        *python = Some(python_socket(py, fd)?);
+    }
+    let Some(socket) = python else { return Ok(None) };
+    Ok(match name {
         "socket" => Some(socket.clone_ref(py)),
         "sockname" => socket.call_method0(py, intern!(py, "getsockname")).ok(),
         "peername" => socket.call_method0(py, intern!(py, "getpeername")).ok(),
         _ => None,
-    }
+    })
 }
 
 #[pymethods]
@@ -271,20 +281,13 @@ impl Stream {
         name: &str,
         default: Option<Py<PyAny>>,
     ) -> PyResult<Option<Py<PyAny>>> {
-        let (fd, known) = self.state.with(py, |state| {
+        let (fd, mut python) = self.state.with(py, |state| {
             (state.socket.as_ref().map(AsRawFd::as_raw_fd), state.python.as_ref().map(|known| known.clone_ref(py)))
         });
-        let socket = match (fd, known) {
-            (_, Some(known)) => known,
-            (Some(fd), None) => {
-                let made = python_socket(py, fd)?;
-                let kept = made.clone_ref(py);
-                self.state.with(py, |state| state.python = Some(kept));
-                made
-            }
-            (None, None) => return Ok(default),
-        };
-        Ok(extra_info(py, &socket, name).or(default))
+        let told = extra_info(py, fd, &mut python, name)?;
+        let old = self.state.with(py, |state| std::mem::replace(&mut state.python, python));
+        drop(old);
+        Ok(told.or(default))
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
