@@ -42,6 +42,7 @@ fn on(port: impl Port + 'static, last: u8) -> Transport {
         virtual_addresses: vec![],
         gateways: vec![],
         mtu: 1500,
+        tcp: Default::default(),
     });
     let pool = Pool::new(&PoolConfig::default()).expect("memory for the pool");
     Transport::Port(Box::new(PortTransport { port: Box::new(port), host, pool }))

@@ -61,6 +61,7 @@ fn host(mac: [u8; 6], last: u8) -> Host {
         virtual_addresses: Vec::new(),
         gateways: Vec::new(),
         mtu: 1_500,
+        tcp: Default::default(),
     })
 }
 

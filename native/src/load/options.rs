@@ -263,6 +263,7 @@ fn parse_memif(text: &str) -> Result<MemifOptions, LoadError> {
             virtual_addresses: Vec::new(),
             gateways: Vec::new(),
             mtu: 1500,
+            tcp: Default::default(),
         },
     };
     for part in parts {

@@ -132,6 +132,7 @@ impl PortOptions {
             virtual_addresses: every("virtual")?,
             gateways: every("gateway")?,
             mtu: memif.mtu,
+            tcp: Default::default(),
         };
         Ok(Self { memif, host })
     }

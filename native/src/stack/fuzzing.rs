@@ -78,6 +78,7 @@ impl Stage {
             virtual_addresses: vec![Ipv4Addr::new(10, 0, 0, 100).into()],
             gateways: vec![Ipv4Addr::new(10, 0, 0, 1).into()],
             mtu: 1_500,
+            tcp: Default::default(),
         });
         let now = Instant::now();
         host.listen(None, 5000, 1).expect("the first listener");

@@ -20,6 +20,7 @@ mod neighbours;
 mod output;
 mod random;
 mod reassembly;
+pub mod tcp;
 #[cfg(test)]
 mod tests;
 mod udp;
@@ -48,6 +49,7 @@ pub struct HostConfig {
     pub virtual_addresses: Vec<IpAddr>,
     /// At most one per address family: where packets for other networks go.
     pub gateways: Vec<IpAddr>,
+    pub tcp: tcp::TcpConfig,
     /// The largest IP packet; longer datagrams are fragmented. At least 576 (RFC 791), 1280 with IPv6 (RFC 8200 §5).
     pub mtu: usize,
 }

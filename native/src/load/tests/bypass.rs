@@ -21,6 +21,7 @@ fn host(last: u8, addresses: &[&str]) -> Host {
         virtual_addresses: vec![],
         gateways: vec![],
         mtu: 1500,
+        tcp: Default::default(),
     })
 }
 

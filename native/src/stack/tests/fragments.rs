@@ -348,6 +348,7 @@ fn mirror(address: &str) -> Bench {
         virtual_addresses: Vec::new(),
         gateways: Vec::new(),
         mtu: 1_500,
+        tcp: Default::default(),
     });
     bench.host.listen(None, address.port(), 1).unwrap();
     bench

@@ -87,6 +87,7 @@ impl Bench {
             virtual_addresses: vec!["10.0.0.100".parse().unwrap(), "fd00::100".parse().unwrap()],
             gateways: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
             mtu,
+            tcp: Default::default(),
         });
         let pool = Pool::new(&PoolConfig { classes: vec![(2_048, 256), (65_536, 80)] }).unwrap();
         let port = Recorder { sent: Vec::new(), answer: Sent::Queued };

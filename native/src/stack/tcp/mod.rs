@@ -1,0 +1,110 @@
+//! TCP (RFC 9293) for one host: our demultiplexer around a protocol engine that sees one connection at a time.
+//!
+//! A segment's way in: `Host::receive` → `ingress` (checksum, flow table, RFC 5961 checks) → the flow's own `engine`
+//! (smoltcp's protocol code) → the flow is *touched*. [`Host::tcp_events`] tells the owner what the touched flows mean to
+//! it; the owner reads with [`Host::tcp_receive`] and queues with [`Host::tcp_send`]; [`Host::tcp_flush`] lets every
+//! touched flow send what it now has to: data first, so that acknowledgements ride on replies.
+
+mod host;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::Unreachable;
+
+/// A TCP connection's place in the host, and its turn in that place: of a connection that is gone nothing else answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TcpId {
+    pub index: u32,
+    pub serial: u32,
+}
+
+/// What a host's TCP is told once.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TcpConfig {
+    /// (bytes each way, how many), descending: a new connection gets the largest that is free, so windows shrink as
+    /// connections grow many. The last class has as many as are needed, up to `max_connections`.
+    pub buffers: Vec<(usize, usize)>,
+    /// Connections of all states but TIME_WAIT.
+    pub max_connections: usize,
+    /// Handshakes begun by peers and not finished. Of one listener (the oldest gives way) and of one source (an IPv4
+    /// address, an IPv6 /64; further ones are dropped).
+    pub half_open_per_listener: usize,
+    pub half_open_per_source: usize,
+    /// The first retransmission timeout, and the least one (RFC 6298 says 1 s; data centres want less).
+    pub rto: Duration,
+    /// How long a peer may leave our data, SYN or FIN unacknowledged.
+    pub user_timeout: Duration,
+    /// How long a handshake may take.
+    pub handshake_timeout: Duration,
+    /// After a silence of so long the peer is probed, after three more without an answer given up.
+    pub keep_alive: Option<Duration>,
+    pub time_wait: Duration,
+    /// Compact TIME_WAIT entries; with more the oldest gives way.
+    pub max_time_wait: usize,
+}
+
+impl Default for TcpConfig {
+    fn default() -> Self {
+        Self {
+            buffers: vec![(262_144, 64), (65_536, 512), (16_384, 1_024), (4_096, 4_096), (1_024, usize::MAX)],
+            max_connections: 1 << 20,
+            half_open_per_listener: 4_096,
+            half_open_per_source: 1_024,
+            rto: Duration::from_millis(200),
+            user_timeout: Duration::from_secs(30),
+            handshake_timeout: Duration::from_secs(5),
+            keep_alive: None,
+            time_wait: Duration::from_secs(10),
+            max_time_wait: 131_072,
+        }
+    }
+}
+
+/// A SYN to a listener, before anything is remembered of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Knock {
+    pub listener: u32,
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+}
+
+/// What becomes of a SYN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Welcome {
+    Accept,
+    /// Answer with a reset: nobody listens.
+    Refuse,
+    /// No answer: the peer tries again.
+    Ignore,
+}
+
+/// Asked at each SYN for a listener.
+pub type AcceptHook = Box<dyn FnMut(&Knock) -> Welcome + Send>;
+
+/// What a connection's owner is told, in the order it happened per connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TcpEvent {
+    /// A peer's handshake is done. Call [`super::Host::tcp_adopt`] or [`super::Host::tcp_abort`]. `Readable` may follow.
+    Accepted { id: TcpId, listener: u32 },
+    /// A connection that was opened here is established.
+    Connected { id: TcpId, owner: u32 },
+    /// Bytes have come, or the peer's end (`tcp_ended`, once all bytes have been taken).
+    Readable { id: TcpId, owner: u32 },
+    /// `tcp_send` took less than it was given; now there is room.
+    Writable { id: TcpId, owner: u32 },
+    /// The connection is gone, and so is `id`. Not told after `tcp_close` and `tcp_abort`.
+    Closed { id: TcpId, owner: u32, reason: Gone },
+}
+
+/// Why a connection is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gone {
+    /// A reset in answer to our SYN.
+    Refused,
+    Reset,
+    /// The handshake, or an acknowledgement, took too long; or the peer does not answer probes.
+    TimedOut,
+    /// While connecting only: later errors of the network are not believed (RFC 5461).
+    Unreachable(Unreachable),
+}
