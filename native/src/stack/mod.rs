@@ -18,6 +18,7 @@ mod icmp;
 mod link;
 mod neighbours;
 mod output;
+mod path;
 mod random;
 mod reassembly;
 pub mod tcp;
