@@ -1,6 +1,8 @@
 //! One host on a table: a port that keeps what it is given, a pool, a clock that stands still until it is moved. For
 //! tests, benchmarks and fuzzing.
 
+pub mod segment;
+
 use std::net::IpAddr;
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
