@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
+use super::random::Random;
 use super::{Cidr, Host, HostConfig, Input, Unreachable};
 use crate::packet::ethernet::Mac;
 use crate::packet::{Pool, PoolConfig, Slot};
@@ -69,6 +70,10 @@ impl Port for Recorder {
         Sent::Queued
     }
 
+    fn room(&mut self) -> usize {
+        if self.answer == Sent::Queued { self.room } else { 0 }
+    }
+
     fn flush(&mut self) {}
 
     fn arm(&mut self) -> bool {
@@ -112,6 +117,12 @@ impl Bench {
     pub fn of(config: HostConfig, pool: Vec<(usize, usize)>) -> Self {
         let pool = Pool::new(&PoolConfig { classes: pool }).expect("memory for the pool");
         Self { host: Host::new(config), port: Recorder::default(), pool, now: Instant::now() }
+    }
+
+    /// Ports follow from `seed`; each connection's initial sequence number is `isn`, and one more every 4 µs.
+    pub fn know(&mut self, seed: u64, isn: u32) {
+        self.host.random = Random::known(seed);
+        self.host.tcp.foresee(isn);
     }
 
     /// A frame as the wire brings it. Panics when the pool is dry.

@@ -52,7 +52,7 @@ impl Network {
         Self {
             random: Random(seed),
             weather,
-            mtu: usize::MAX,
+            mtu: usize::from(u16::MAX),
             is_cut: false,
             ends_after: None,
             carried: 0,
@@ -64,9 +64,8 @@ impl Network {
     }
 
     fn passes(&self, to: usize) -> bool {
-        let is_over = self
-            .ends_after
-            .is_some_and(|(frames, side)| self.carried > frames && side.is_none_or(|side| side == to));
+        let is_over =
+            self.ends_after.is_some_and(|(frames, side)| self.carried > frames && side.is_none_or(|side| side == to));
         !self.is_cut && !is_over
     }
 

@@ -188,11 +188,8 @@ pub fn address(is_v4: bool, side: usize) -> IpAddr {
 impl World {
     pub fn new(scenario: Scenario) -> Self {
         let stations = [0, 1].map(|side| {
-            let config = HostConfig {
-                mtu: scenario.mtu[side],
-                tcp: scenario.tcp[side].clone(),
-                ..station(side as u8 + 2)
-            };
+            let config =
+                HostConfig { mtu: scenario.mtu[side], tcp: scenario.tcp[side].clone(), ..station(side as u8 + 2) };
             let mut bench = Bench::of(config, vec![(2_048, 64), (16_384, 64)]);
             bench.know(scenario.seed, scenario.isn[side]);
             bench.host.tcp_listen(None, LISTENS, 7).expect("the first listener");
@@ -429,8 +426,8 @@ impl World {
         let is_done = end.queued == bytes;
         match finish {
             Finish::End if is_done && end.life == Life::Open => {
-                self.connections[index][side].life = end.life.after(Step::End);
                 let id = end.id.expect("open");
+                self.connections[index][side].life = Life::Open.after(Step::End);
                 self.stations[side].bench.host.tcp_end(id);
                 self.progress(side, index);
             }
@@ -456,7 +453,11 @@ impl World {
         end.outcome = Some(outcome);
         let id = end.id.expect("open");
         let host = &mut self.stations[side].bench.host;
-        if step == Step::Close { host.tcp_close(id) } else { host.tcp_abort(id) }
+        if step == Step::Close {
+            host.tcp_close(id)
+        } else {
+            host.tcp_abort(id)
+        }
         self.check_stale(side, index);
     }
 
@@ -542,18 +543,11 @@ impl World {
         }
     }
 
-    /// Of a connection that is gone nothing answers.
+    /// Nothing can be sent on a connection that its owner has given back.
     fn check_stale(&mut self, side: usize, index: usize) {
         let id = self.connections[index][side].id.expect("it was there");
         let host = &mut self.stations[side].bench.host;
-        assert_eq!((host.tcp_send(id, b"x"), host.tcp_room(id)), (0, 0));
-        assert_eq!(host.tcp_receive(id, |bytes| (bytes.len(), bytes.len())), None);
-        assert_eq!((host.tcp_local(id), host.tcp_remote(id), host.tcp_adopt(id, 9)), (None, None, false));
-        host.tcp_end(id);
-        host.tcp_close(id);
-        host.tcp_abort(id);
-        host.tcp_want_data(id);
-        host.tcp_want_room(id);
+        assert_eq!((host.tcp_room(id), host.tcp_send(id, b"x"), host.tcp_adopt(id, 9)), (0, 0, false));
     }
 
     /// What every frame of a host must keep to.
@@ -590,13 +584,25 @@ impl World {
         self.connections.iter().filter(|ends| ends.iter().any(|end| end.outcome.is_none())).collect()
     }
 
-    fn check_the_end(&self) {
+    fn check_the_end(&mut self) {
+        for station in &mut self.stations {
+            let host = &mut station.bench.host;
+            for &id in &station.all {
+                // Of a connection that is gone nothing answers.
+                assert_eq!((host.tcp_send(id, b"x"), host.tcp_room(id), host.tcp_ended(id)), (0, 0, false));
+                assert_eq!(host.tcp_receive(id, |bytes| (bytes.len(), bytes.len())), None);
+                assert_eq!((host.tcp_local(id), host.tcp_remote(id), host.tcp_adopt(id, 9)), (None, None, false));
+                host.tcp_end(id);
+                host.tcp_close(id);
+                host.tcp_abort(id);
+                host.tcp_want_data(id);
+                host.tcp_want_room(id);
+            }
+            assert_eq!(host.deadline(), None, "nothing is there that could be due");
+        }
         for (side, station) in self.stations.iter().enumerate() {
             let counters = station.bench.host.counters();
-            let left: Vec<_> = counters
-                .iter()
-                .filter(|(name, count)| GAUGES.contains(name) && *count != 0)
-                .collect();
+            let left: Vec<_> = counters.iter().filter(|(name, count)| GAUGES.contains(name) && *count != 0).collect();
             assert!(left.is_empty(), "station {side} keeps {left:?}: {:#?}", self.unfinished());
             assert!(GAUGES.iter().all(|gauge| counters.iter().any(|counter| counter.0 == *gauge)), "no {GAUGES:?}");
             assert!(station.bench.has_all_buffers(), "a buffer was kept");
