@@ -318,6 +318,13 @@ impl Host {
             return;
         }
         flow.challenge_at = tick + CHALLENGE_EVERY;
+        self.counters.tx_tcp_challenge += 1;
+        self.acknowledge(index, port);
+    }
+
+    /// Says what has come, without the engine.
+    pub(super) fn acknowledge(&mut self, index: u32, port: &mut dyn Port) {
+        let flow = self.tcp.flows.at(index);
         let next = flow.receive_next();
         let window = (flow.edge.wrapping_sub(next) >> flow.shift).min(0xffff) as u16;
         let bare = Bare {
@@ -328,8 +335,8 @@ impl Host {
             flags: flags::ACK,
             window: if before(flow.edge, next) { 0 } else { window },
         };
+        flow.ack_sent = next;
         let (key, mac) = (flow.key, flow.path.mac);
-        self.counters.tx_tcp_challenge += 1;
         self.put_bare(&key, &bare, mac, port);
     }
 
