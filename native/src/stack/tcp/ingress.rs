@@ -289,6 +289,11 @@ impl Host {
     fn reset(&mut self, index: u32, state: State, head: Head, now: Instant, port: &mut dyn Port) {
         let tick = tick(self.tcp.origin, now);
         let flow = self.tcp.flows.at(index);
+        // Both sides have ended: what the owner has not read yet is its own (RFC 1337).
+        if matches!(state, State::TimeWait | State::Closed) {
+            self.counters.drop_tcp_time_wait += 1;
+            return;
+        }
         let is_exact = match state {
             State::SynSent => head.has(flags::ACK) && flow.synced && head.acknowledgement == flow.sent_end,
             _ => head.sequence == flow.receive_next() || head.sequence == flow.ack_sent,
