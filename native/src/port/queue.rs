@@ -128,7 +128,7 @@ impl Port for QueuePort {
         }
     }
 
-    fn room(&self) -> usize {
+    fn room(&mut self) -> usize {
         DEPTH.saturating_sub(self.queue.lanes().outbound.len() + self.queued.len())
     }
 
