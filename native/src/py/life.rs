@@ -206,6 +206,7 @@ impl Connection {
             state.peer_ended
                 && state.phase == Phase::Open
                 && !state.busy
+                && state.spliced.is_none()
                 && state.open_requests == 0
                 && state.queue.is_empty()
         });
@@ -305,6 +306,7 @@ impl Connection {
                 Self::settle(py, &future, failed.then_some(&error));
             }
         }
+        Self::relay_broken(slf, py, &reason);
         if let Some(client) =
             inner.endpoint.get().state.with(py, |state| state.client.as_ref().map(|c| c.clone_ref(py)))
         {
