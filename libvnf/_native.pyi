@@ -469,15 +469,16 @@ class Engine:
 
 @final
 class Splice:
-    """Moves bytes both ways between two sockets in a native thread with splice(2), half-closes kept."""
+    """Moves bytes both ways between two kernel sockets in a native thread with splice(2), half-closes kept."""
 
-    def __new__(cls, left: int, right: int, /) -> Self:
-        """Takes duplicates of both descriptors (made blocking-free); starts at once."""
+    def __new__(cls, first: Connection, second: Connection, /) -> Self:
+        """Starts at once, on duplicates of their descriptors; what is queued or unread is not looked at. The errors are
+        those of ``relay``."""
     @property
     def done_fd(self) -> int:
         """A descriptor, readable once both directions have ended."""
     def result(self, /) -> tuple[int, int, str | None]:
-        """Bytes left→right, bytes right→left, and the error that ended it, if any."""
+        """Bytes first→second, bytes second→first, and the error that ended it, if any."""
     def close(self, /) -> None:
         """Stops it, if it still runs."""
 

@@ -7,7 +7,6 @@ port, the in-memory network) is relayed by the native connections themselves, on
 from __future__ import annotations
 
 import asyncio
-import socket
 from typing import TYPE_CHECKING
 
 from .. import _native
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["splice"]
 
-# Connections in a pair, or about to be: the thread's leave no trace in the native object.
+# Connections in a pair, or about to be: a second splice must not abort the first.
 _spliced: set[Connection] = set()
 
 
@@ -31,7 +30,7 @@ async def splice(first: Connection, second: Connection) -> tuple[int, int]:
     try:
         await first
         await second
-        if _stream_socket(first) is not None and _stream_socket(second) is not None:
+        if _kernel(first) and _kernel(second):
             return await _by_thread(first, second)
         return await _native.relay(first, second)
     except BaseException as error:
@@ -45,12 +44,8 @@ async def splice(first: Connection, second: Connection) -> tuple[int, int]:
         second.close()
 
 
-def _stream_socket(connection: Connection) -> socket.socket | None:
-    transport = connection.transport
-    sock = None if transport is None else transport.get_extra_info("socket")
-    if sock is None or sock.type & 0xF != socket.SOCK_STREAM:
-        return None
-    return sock  # type: ignore[no-any-return]
+def _kernel(connection: Connection) -> bool:
+    return isinstance(connection.transport, _native.Stream)
 
 
 async def _by_thread(first: Connection, second: Connection) -> tuple[int, int]:
@@ -60,10 +55,7 @@ async def _by_thread(first: Connection, second: Connection) -> tuple[int, int]:
     forth, back = _native.pass_inbox(first, second), _native.pass_inbox(second, first)
     await _flushed(first)
     await _flushed(second)
-    sockets = _stream_socket(first), _stream_socket(second)
-    if sockets[0] is None or sockets[1] is None:
-        raise ConnectionError("closed")
-    native = _native.Splice(sockets[0].fileno(), sockets[1].fileno())
+    native = _native.Splice(first, second)
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
     loop.add_reader(native.done_fd, _settle, done)
@@ -73,6 +65,9 @@ async def _by_thread(first: Connection, second: Connection) -> tuple[int, int]:
         loop.remove_reader(native.done_fd)
         native.close()
     more_forth, more_back, error = native.result()
+    for which, connection in (("first", first), ("second", second)):
+        if error is None and connection.closed:
+            error = f"splice: the {which} connection closed: {connection.close_reason}"
     if error is not None:
         raise ConnectionError(error)
     return forth + more_forth, back + more_back

@@ -121,7 +121,7 @@ async def spliced(
 ) -> AsyncIterator[tuple[Side, Side, asyncio.Task[tuple[int, int]]]]:
     """A pair that has been joined: a byte has passed each way."""
     if pair[2] == "relay":
-        monkeypatch.setattr(splice, "_stream_socket", lambda connection: None)
+        monkeypatch.setattr(splice, "_kernel", lambda connection: False)
     async with proxy(path, **limits) as (_, side):
         a, b = await side(pair[0]), await side(pair[1])
         task = asyncio.create_task(a.near.splice(b.near))
@@ -203,7 +203,7 @@ async def test_a_reset_of_one_side_is_a_reset_of_the_other(
         assert "reset" in str(other.near.close_reason)
 
 
-@relays
+@pairs
 async def test_a_connection_that_is_closed_under_way_takes_the_other_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair: tuple[str, str, str]
 ) -> None:
@@ -211,7 +211,7 @@ async def test_a_connection_that_is_closed_under_way_takes_the_other_with_it(
         b.near.close()
         with pytest.raises(ConnectionError, match="splice: the second connection closed: closed"):
             await task
-        assert a.near.close_reason == "the spliced connection closed: closed"
+        assert "closed: closed" in str(a.near.close_reason)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ async def test_a_reader_that_stops_stops_its_sender(
 
         async def watch() -> None:
             nonlocal most
-            while True:  # noqa: ASYNC110 - the queue's length has no event
+            while True:
                 most = max(most, b.near.buffered)
                 await asyncio.sleep(0)
 
@@ -252,7 +252,7 @@ async def test_what_is_unread_goes_first_and_as_it_came(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair: tuple[str, str, str]
 ) -> None:
     if pair[2] == "relay":
-        monkeypatch.setattr(splice, "_stream_socket", lambda connection: None)
+        monkeypatch.setattr(splice, "_kernel", lambda connection: False)
     async with proxy(tmp_path) as (_, side):
         framing = LengthPrefixed(2)
         a, b = await side(pair[0], framing=framing), await side(pair[1], framing=framing)
@@ -274,7 +274,7 @@ async def test_what_is_unread_goes_first_and_as_it_came(
 async def test_a_pair_whose_sides_have_both_ended_is_done_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair: tuple[str, str, str]
 ) -> None:
-    monkeypatch.setattr(splice, "_stream_socket", lambda connection: None)
+    monkeypatch.setattr(splice, "_kernel", lambda connection: False)
     async with proxy(tmp_path) as (_, side):
         a, b = await side(pair[0]), await side(pair[1])
         for one in (a, b):
@@ -300,11 +300,12 @@ async def test_cancelling_the_wait_closes_both(
                 await one.reader.read()
 
 
-@relays
+@pairs
 async def test_a_pair_is_idle_when_neither_side_says_anything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair: tuple[str, str, str]
 ) -> None:
-    monkeypatch.setattr(splice, "_stream_socket", lambda connection: None)
+    if pair[2] == "relay":
+        monkeypatch.setattr(splice, "_kernel", lambda connection: False)
     async with proxy(tmp_path) as (vnf, side):
         a, b = await side(pair[0]), await side(pair[1], idle_s=100)
         task = asyncio.create_task(a.near.splice(b.near))
@@ -313,11 +314,12 @@ async def test_a_pair_is_idle_when_neither_side_says_anything(
             for _ in range(60):
                 vnf.core.tick()
         assert not b.near.closed
-        for _ in range(101):
+        for _ in range(110):
             vnf.core.tick()
-        with pytest.raises(ConnectionError, match="the second connection closed: idle"):
+        assert b.near.close_reason == "idle"
+        with pytest.raises(ConnectionError, match="splice: the second connection closed: idle"):
             await task
-        assert a.near.close_reason == "the spliced connection closed: idle"
+        assert "closed: idle" in str(a.near.close_reason)
 
 
 async def test_what_cannot_be_joined_is_refused(tmp_path: Path) -> None:

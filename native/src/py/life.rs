@@ -384,6 +384,7 @@ impl Connection {
     pub fn tick(slf: &Py<Self>, py: Python<'_>, tick: u32, close_s: u32) {
         let inner = slf.get();
         let idle_s = inner.endpoint.get().state.with(py, |state| state.idle_s);
+        inner.hear_thread(py, tick);
         let (since, phase, occupied) = inner
             .state
             .with(py, |state| (tick.wrapping_sub(state.last_tick), state.phase, state.busy || state.open_requests > 0));

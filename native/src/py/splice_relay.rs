@@ -13,9 +13,19 @@ use pyo3::{PyTraverseError, PyVisit, intern};
 
 use super::connection::{Connection, Phase};
 use super::outbound::HIGH_WATER;
+use super::splicer::Splice;
 
 /// What one end knows of its pair.
-pub struct Spliced {
+pub enum Spliced {
+    Relay(Relay),
+    /// The thread reads and writes the socket; `seen`: how many bytes it had moved at the last look.
+    Thread {
+        splice: Py<Splice>,
+        seen: u64,
+    },
+}
+
+pub struct Relay {
     other: Py<Connection>,
     /// Bytes received here and queued there.
     moved: u64,
@@ -25,14 +35,46 @@ pub struct Spliced {
 
 impl Spliced {
     pub fn traverse(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(&self.other)?;
-        visit.call(&self.done)
+        match self {
+            Self::Relay(relay) => {
+                visit.call(&relay.other)?;
+                visit.call(&relay.done)
+            }
+            Self::Thread { splice, .. } => visit.call(splice),
+        }
     }
 }
 
 impl Connection {
     fn other_end(&self, py: Python<'_>) -> Option<Py<Self>> {
-        self.state.with(py, |state| state.spliced.as_ref().map(|spliced| spliced.other.clone_ref(py)))
+        self.state.with(py, |state| match state.spliced.as_deref() {
+            Some(Spliced::Relay(relay)) => Some(relay.other.clone_ref(py)),
+            Some(Spliced::Thread { .. }) | None => None,
+        })
+    }
+
+    /// Out of its pair; a thread's pair is stopped, which ends the wait for it.
+    fn take_relay(&self, py: Python<'_>) -> Option<Relay> {
+        match self.state.with(py, |state| state.spliced.take()).map(|spliced| *spliced) {
+            Some(Spliced::Relay(relay)) => Some(relay),
+            Some(Spliced::Thread { splice, .. }) => {
+                splice.get().stop();
+                None
+            }
+            None => None,
+        }
+    }
+
+    /// What the thread moves is activity of the connection.
+    pub fn hear_thread(&self, py: Python<'_>, tick: u32) {
+        self.state.with(py, |state| {
+            if let Some(Spliced::Thread { splice, seen }) = state.spliced.as_deref_mut() {
+                let moved = splice.get().moved();
+                if std::mem::replace(seen, moved) != moved {
+                    state.last_tick = tick;
+                }
+            }
+        });
     }
 
     fn heard(&self, py: Python<'_>) {
@@ -65,8 +107,8 @@ impl Connection {
 
     fn moved(&self, py: Python<'_>, count: usize) {
         self.state.with(py, |state| {
-            if let Some(spliced) = &mut state.spliced {
-                spliced.moved += count as u64;
+            if let Some(Spliced::Relay(relay)) = state.spliced.as_deref_mut() {
+                relay.moved += count as u64;
             }
         });
     }
@@ -104,8 +146,7 @@ impl Connection {
         if !ended {
             return;
         }
-        let [here, there] = [slf, &other].map(|end| end.get().state.with(py, |state| state.spliced.take()));
-        let (Some(here), Some(there)) = (here, there) else { return };
+        let (Some(here), Some(there)) = (slf.get().take_relay(py), other.get().take_relay(py)) else { return };
         let (first, second) = if here.done.is_some() { (here, there) } else { (there, here) };
         if let Some(done) = &first.done {
             succeed(py, done, (first.moved, second.moved));
@@ -116,8 +157,8 @@ impl Connection {
 
     /// It is over before both directions have ended: so is the other, and who waits hears why.
     pub fn relay_broken(slf: &Py<Self>, py: Python<'_>, reason: &str) {
-        let Some(here) = slf.get().state.with(py, |state| state.spliced.take()) else { return };
-        let there = here.other.get().state.with(py, |state| state.spliced.take());
+        let Some(here) = slf.get().take_relay(py) else { return };
+        let there = here.other.get().take_relay(py);
         let which = if here.done.is_some() { "first" } else { "second" };
         if let Some(done) = here.done.as_ref().or(there.as_ref().and_then(|there| there.done.as_ref())) {
             let error = PyConnectionError::new_err(format!("splice: the {which} connection closed: {reason}"));
@@ -127,7 +168,7 @@ impl Connection {
     }
 
     /// An open stream that is in no pair, or why not.
-    fn check_spliceable(&self, py: Python<'_>) -> PyResult<()> {
+    pub fn check_spliceable(&self, py: Python<'_>) -> PyResult<()> {
         self.core.get().check_thread()?;
         enum Found {
             Fits,
@@ -211,10 +252,10 @@ pub fn relay<'py>(first: &Bound<'py, Connection>, second: &Bound<'py, Connection
     let [forth, back] = pairs.map(|(here, there)| here.get().pass_inbox(py, there));
     let mut done = Some(future.clone().unbind());
     for ((here, there), waiting) in pairs.into_iter().zip([forth?, back?]) {
-        let spliced = Spliced { other: there.clone_ref(py), moved: waiting as u64, done: done.take() };
+        let relay = Relay { other: there.clone_ref(py), moved: waiting as u64, done: done.take() };
         here.get().state.with(py, |state| {
             (state.paused, state.throttled, state.pool) = (false, false, None);
-            state.spliced = Some(Box::new(spliced));
+            state.spliced = Some(Box::new(Spliced::Relay(relay)));
         });
     }
     for (here, _) in pairs {

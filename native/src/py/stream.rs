@@ -78,6 +78,14 @@ impl Stream {
         })
     }
 
+    /// Another descriptor of the same socket.
+    pub fn duplicate(&self, py: Python<'_>) -> std::io::Result<OwnedFd> {
+        self.state.with(py, |state| match &state.socket {
+            Some(socket) => socket.try_clone(),
+            None => Err(ErrorKind::NotConnected.into()),
+        })
+    }
+
     /// No more will be sent.
     pub fn end(&self, py: Python<'_>) {
         self.state.with(py, |state| {
