@@ -35,6 +35,8 @@ __all__ = [
     "StreamProtocol",
     "Target",
     "core_distance_ns",
+    "pass_inbox",
+    "relay",
     "run_load",
 ]
 
@@ -467,17 +469,31 @@ class Engine:
 
 @final
 class Splice:
-    """Moves bytes both ways between two sockets in a native thread with splice(2), half-closes kept."""
+    """Moves bytes both ways between two kernel sockets in a native thread with splice(2), half-closes kept."""
 
-    def __new__(cls, left: int, right: int, /) -> Self:
-        """Takes duplicates of both descriptors (made blocking-free); starts at once."""
+    def __new__(cls, first: Connection, second: Connection, /) -> Self:
+        """Starts at once, on duplicates of their descriptors; what is queued or unread is not looked at. The errors are
+        those of ``relay``."""
     @property
     def done_fd(self) -> int:
         """A descriptor, readable once both directions have ended."""
     def result(self, /) -> tuple[int, int, str | None]:
-        """Bytes left→right, bytes right→left, and the error that ended it, if any."""
+        """Bytes first→second, bytes second→first, and the error that ended it, if any."""
     def close(self, /) -> None:
         """Stops it, if it still runs."""
+
+def relay(first: Connection, second: Connection, /) -> asyncio.Future[tuple[int, int]]:
+    """Joins two open streams on the loop's thread: what is unread here and what comes is sent there, half-closes
+    included, and who is not read from there is not read from here. The handlers of data and end do not run meanwhile.
+
+    The future has the bytes moved each way once both directions have ended; both are closed then. ``ConnectionError``
+    when either connection is over before that; the other is aborted. Raises ``ConnectionError`` for one that is not
+    open, ``ValueError`` for datagrams and for a connection with itself, ``RuntimeError`` for one that is relayed
+    already.
+    """
+
+def pass_inbox(source: Connection, sink: Connection, /) -> int:
+    """Queues what is unread on ``source`` on ``sink``, as it came; returns how many bytes. Raises as ``relay`` does."""
 
 def run_load(options: dict[str, Any], progress: Callable[[dict[str, Any]], bool], /) -> dict[str, Any]:
     """Runs the load generator (``vnf load``) and returns its report.
