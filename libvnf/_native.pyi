@@ -35,6 +35,8 @@ __all__ = [
     "StreamProtocol",
     "Target",
     "core_distance_ns",
+    "port_keys",
+    "port_option",
     "run_load",
 ]
 
@@ -428,8 +430,8 @@ class Engine:
 
     def __new__(cls, core: Core, /) -> Self: ...
     def add_port(self, name: str, options: dict[str, Any], /) -> None:
-        """Opens a port. ``options``: type ("memif"), path, role, id, secret, ring_slots, buffer_bytes, mtu, mac,
-        address, virtual, gateway. ``ValueError`` names the key; ``OSError`` when the system refuses."""
+        """Opens a port. ``options``: type ("memif") and those of :func:`port_keys`, as texts, numbers or lists of texts.
+        ``ValueError`` names the key; ``OSError`` when the system refuses."""
     def listen(self, port: str, host: str | None, number: int, endpoint: Endpoint, /) -> None: ...
     def target(self, port: str, host: str, number: int, /) -> Target: ...
     def wake_fds(self, /) -> list[int]: ...
@@ -455,6 +457,12 @@ class Splice:
         """Bytes left→right, bytes right→left, and the error that ended it, if any."""
     def close(self, /) -> None:
         """Stops it, if it still runs."""
+
+def port_keys() -> list[str]:
+    """Every key of a memif port."""
+
+def port_option(key: str, value: Any, /) -> list[str]:
+    """The values of one key of a memif port, as texts. ``ValueError`` says what is allowed, and not what was found."""
 
 def run_load(options: dict[str, Any], progress: Callable[[dict[str, Any]], bool], /) -> dict[str, Any]:
     """Runs the load generator (``vnf load``) and returns its report.

@@ -19,7 +19,7 @@ use super::core::Core;
 use super::endpoint::Endpoint;
 use super::packet::Body;
 use super::polling::Polling;
-use super::ports::PortOptions;
+use super::ports;
 use crate::packet::{Pool, Slot};
 use crate::port::{Link, Port, Sent};
 use crate::stack::{BindError, Datagram, FlowId, Host, HostConfig, Input, OpenError, To, Unreachable};
@@ -411,8 +411,8 @@ impl Engine {
 
     #[pyo3(signature = (name, options, /))]
     fn add_port(&self, py: Python<'_>, name: String, options: &Bound<'_, PyDict>) -> PyResult<()> {
-        let options = PortOptions::parse(&name, options)?;
-        let port = options.open()?;
+        let options = ports::parse(&name, options)?;
+        let port = ports::open(&options)?;
         let config = options.host;
         self.state.with(py, |state| {
             state.ports.push(Open {
