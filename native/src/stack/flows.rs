@@ -6,11 +6,11 @@
 
 use std::hash::{BuildHasher, Hasher};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::time::Instant;
 
 use foldhash::fast::SeedableRandomState;
 use hashbrown::{HashMap, HashTable};
 
+use super::path::Path;
 use super::random::{self, Random};
 use super::{FlowId, OpenError};
 use crate::packet::checksum::{Sum, pseudo_v4, pseudo_v6};
@@ -39,8 +39,8 @@ fn address(bits: u128) -> IpAddr {
     v6.to_ipv4_mapped().map_or(IpAddr::V6(v6), IpAddr::V4)
 }
 
-/// The 5-tuple; its protocol is UDP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The 5-tuple but the protocol: each has a table of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     pub local: u128,
     pub remote: u128,
@@ -62,12 +62,16 @@ impl Key {
         SocketAddr::new(address(self.remote), self.ports as u16)
     }
 
-    fn with_local_port(self, port: u16) -> Self {
+    pub fn is_v4(&self) -> bool {
+        self.remote >> 32 == 0xffff
+    }
+
+    pub fn with_local_port(self, port: u16) -> Self {
         Self { ports: u32::from(port) << 16 | self.ports & 0xffff, ..self }
     }
 
     #[inline]
-    fn hash(&self, seed: &SeedableRandomState) -> u64 {
+    pub fn hash_with(&self, seed: &SeedableRandomState) -> u64 {
         let mut hasher = seed.build_hasher();
         hasher.write_u128(self.local);
         hasher.write_u128(self.remote);
@@ -76,26 +80,20 @@ impl Key {
     }
 
     /// What the ephemeral ports are counted for.
-    fn pair(&self) -> (u128, u128, u16) {
+    pub fn pair(&self) -> (u128, u128, u16) {
         (self.local, self.remote, self.ports as u16)
     }
 }
 
-/// In the order of use: receiving touches the first two cache lines, sending the next two.
+/// In the order of use: receiving touches the first cache lines, sending the others.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub(super) struct Flow {
     pub key: Key,
-    /// When traffic from the neighbour is next worth telling the neighbour table.
-    pub confirm_at: Option<Instant>,
+    pub path: Path,
     header: [u8; HEADER_V6],
-    /// Opened by the peer: the peer's frames say where replies go.
-    pub is_server: bool,
     is_v4: bool,
     pub owner: u32,
-    pub epoch: u32,
-    /// The link address in `header` holds until then, unless the neighbours' epoch has changed.
-    pub fresh_until: Option<Instant>,
     /// Everything the UDP checksum covers but the lengths and the payload.
     udp_sum: Sum,
     /// The IPv4 header but the total length.
@@ -104,13 +102,10 @@ pub(super) struct Flow {
     pub dont_fragment: bool,
     /// Tells this flow from an earlier one in the same place.
     pub serial: u64,
-    /// The neighbour and the address of ours that asks for it. `None`: no route, replies go where the peer's frames come
-    /// from.
-    pub next_hop: Option<(IpAddr, IpAddr)>,
 }
 
 impl Flow {
-    fn new(key: Key, owner: u32, mac: Mac, mtu: u16) -> Self {
+    fn new(key: Key, path: Path, owner: u32, mac: Mac, mtu: u16) -> Self {
         let (local, remote) = (key.local(), key.remote());
         let mut header = [0; HEADER_V6];
         let mut ip_sum = Sum::ZERO;
@@ -140,34 +135,7 @@ impl Flow {
         header[at..at + 2].copy_from_slice(&local.port().to_be_bytes());
         header[at + 2..at + 4].copy_from_slice(&remote.port().to_be_bytes());
         let udp_sum = pseudo.word(local.port()).word(remote.port());
-        Self {
-            key,
-            owner,
-            serial: 0,
-            is_server: false,
-            next_hop: None,
-            fresh_until: None,
-            epoch: 0,
-            confirm_at: None,
-            mtu,
-            dont_fragment: true,
-            header,
-            is_v4,
-            udp_sum,
-            ip_sum,
-        }
-    }
-
-    #[inline]
-    pub fn mac(&self) -> Mac {
-        let mut mac = [0; 6];
-        mac.copy_from_slice(&self.header[..6]);
-        mac
-    }
-
-    #[inline]
-    pub fn set_mac(&mut self, mac: Mac) {
-        self.header[..6].copy_from_slice(&mac);
+        Self { key, owner, serial: 0, path, mtu, dont_fragment: true, header, is_v4, udp_sum, ip_sum }
     }
 
     #[inline]
@@ -213,6 +181,7 @@ impl Flow {
         let length = (udp::HEADER + payload.len()) as u16;
         let checksum = self.udp_checksum(length, payload).to_be_bytes();
         let mut header = self.header;
+        header[..6].copy_from_slice(&self.path.mac);
         if self.is_v4 {
             let total = length + ipv4::HEADER as u16;
             header[16..18].copy_from_slice(&total.to_be_bytes());
@@ -260,7 +229,7 @@ impl Flows {
     #[inline]
     pub fn find(&self, key: &Key) -> Option<u32> {
         let is_it = |&index: &u32| matches!(&self.slab[index as usize], Some(flow) if flow.key == *key);
-        self.table.find(key.hash(&self.hasher), is_it).copied()
+        self.table.find(key.hash_with(&self.hasher), is_it).copied()
     }
 
     #[inline]
@@ -273,18 +242,18 @@ impl Flows {
         self.slab.get_mut(id.0 as usize)?.as_mut()
     }
 
-    pub fn insert(&mut self, key: Key, owner: u32, mac: Mac, mtu: u16) -> Result<(FlowId, &mut Flow), OpenError> {
+    pub fn insert(&mut self, key: Key, path: Path, owner: u32, mac: Mac, mtu: u16) -> Result<FlowId, OpenError> {
         if self.find(&key).is_some() {
             return Err(OpenError::InUse);
         }
-        Ok(self.insert_new(key, owner, mac, mtu))
+        Ok(self.insert_new(key, path, owner, mac, mtu))
     }
 
     /// `insert` of a key that is known not to be there.
-    pub fn insert_new(&mut self, key: Key, owner: u32, mac: Mac, mtu: u16) -> (FlowId, &mut Flow) {
+    pub fn insert_new(&mut self, key: Key, path: Path, owner: u32, mac: Mac, mtu: u16) -> FlowId {
         self.mark(&key, true);
         self.serial += 1;
-        let flow = Flow { serial: self.serial, ..Flow::new(key, owner, mac, mtu) };
+        let flow = Flow { serial: self.serial, ..Flow::new(key, path, owner, mac, mtu) };
         let index = match self.free.pop() {
             Some(index) => index,
             None => {
@@ -293,14 +262,15 @@ impl Flows {
             }
         };
         let Self { slab, hasher, table, .. } = self;
-        let hash_of = |&index: &u32| slab[index as usize].as_ref().map_or(0, |flow| flow.key.hash(hasher));
-        table.insert_unique(key.hash(hasher), index, hash_of);
-        (FlowId(index), slab[index as usize].insert(flow))
+        let hash_of = |&index: &u32| slab[index as usize].as_ref().map_or(0, |flow| flow.key.hash_with(hasher));
+        table.insert_unique(key.hash_with(hasher), index, hash_of);
+        slab[index as usize] = Some(flow);
+        FlowId(index)
     }
 
     pub fn remove(&mut self, id: FlowId) {
         let Some(flow) = self.slab.get_mut(id.0 as usize).and_then(Option::take) else { return };
-        let hash = flow.key.hash(&self.hasher);
+        let hash = flow.key.hash_with(&self.hasher);
         if let Ok(entry) = self.table.find_entry(hash, |&index| index == id.0) {
             entry.remove();
         }

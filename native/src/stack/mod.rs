@@ -18,6 +18,7 @@ mod icmp;
 mod link;
 mod neighbours;
 mod output;
+mod path;
 mod random;
 mod reassembly;
 pub mod tcp;
@@ -114,4 +115,6 @@ pub enum OpenError {
     PortsExhausted,
     /// The 5-tuple exists already.
     InUse,
+    /// As many connections as there may be.
+    TooMany,
 }

@@ -3,7 +3,7 @@
 //! The standard library keys its SipHash from the operating system; run over a counter it is a keyed pseudo-random
 //! function, which needs neither a dependency nor `unsafe`.
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::OnceLock;
 
 use foldhash::SharedSeed;
@@ -23,6 +23,11 @@ impl Random {
     pub fn next(&mut self) -> u64 {
         self.count += 1;
         self.key.hash_one(self.count)
+    }
+
+    /// A keyed hash: for those who know the key the same each time.
+    pub fn keyed(&self, value: impl Hash) -> u64 {
+        self.key.hash_one(value)
     }
 }
 

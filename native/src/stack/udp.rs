@@ -1,20 +1,18 @@
 //! UDP (RFC 768): whose a datagram is, and the flows that send.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::flows::{EPHEMERAL, Key, bits};
 use super::host::{Envelope, Host, Link};
-use super::neighbours::{Lookup, Pending, REACHABLE};
+use super::neighbours::Pending;
 use super::output::{self, Envelope as Out};
+use super::path::{Path, Resolved};
 use super::{BindError, Datagram, FlowId, Input, OpenError, To};
 use crate::packet::checksum::{pseudo_v4, pseudo_v6};
 use crate::packet::ethernet::Mac;
 use crate::packet::{Malformed, Slot, ipv6, protocol, udp};
 use crate::port::{Port, Sent};
-
-/// How often a flow tells the neighbour table that its neighbour is alive.
-const CONFIRM_EVERY: Duration = Duration::from_secs(1);
 
 impl Host {
     /// Datagrams to this address (`None`: to every one of ours) and port are for `listener`, unless they belong to a flow.
@@ -51,9 +49,7 @@ impl Host {
         };
         let port = flows.ephemeral_port(key, random, is_listening)?;
         let key = Key::new(SocketAddr::new(route.source, port), remote);
-        let (id, flow) = flows.insert_new(key, owner, self.mac, self.mtu);
-        flow.next_hop = Some((route.next_hop, route.source));
-        Ok(id)
+        Ok(flows.insert_new(key, Path::client(route), owner, self.mac, self.mtu))
     }
 
     /// A server flow for the peer of a datagram that came to a listener: `local` and `remote` are its destination and
@@ -65,12 +61,8 @@ impl Host {
         {
             return Err(OpenError::NoRoute);
         }
-        let route = self.addresses.route(remote.ip());
-        let (id, flow) = self.flows.insert(Key::new(local, remote), owner, self.mac, self.mtu)?;
-        flow.is_server = true;
-        flow.next_hop = route.map(|route| (route.next_hop, route.source));
-        flow.set_mac(mac);
-        Ok(id)
+        let path = Path::server(mac, self.addresses.route(remote.ip()));
+        self.flows.insert(Key::new(local, remote), path, owner, self.mac, self.mtu)
     }
 
     /// Forgets the flow. What already waits for its neighbour is still sent.
@@ -145,23 +137,10 @@ impl Host {
         })
     }
 
-    /// A frame came for the flow: its neighbour is alive; a server flow follows its peer to another link address.
     #[inline]
     fn refresh(&mut self, id: FlowId, source: Mac, now: Instant) -> To {
         let Some(flow) = self.flows.get_mut(id) else { return To::Flow(0) };
-        if flow.mac() == source {
-            if flow.confirm_at.is_none_or(|at| now >= at) {
-                flow.confirm_at = Some(now + CONFIRM_EVERY);
-                flow.fresh_until = Some(now + REACHABLE);
-                if let Some((next_hop, _)) = flow.next_hop {
-                    self.neighbours.confirm(next_hop, source, now);
-                }
-            }
-        } else if flow.is_server {
-            flow.set_mac(source);
-            flow.fresh_until = Some(now + REACHABLE);
-            flow.epoch = self.neighbours.epoch();
-        }
+        flow.path.heard(source, &mut self.neighbours, now);
         To::Flow(flow.owner)
     }
 
@@ -178,8 +157,7 @@ impl Host {
     #[inline]
     pub fn send(&mut self, id: FlowId, payload: &[u8], now: Instant, port: &mut dyn Port) -> Sent {
         if let Some(flow) = self.flows.get(id)
-            && flow.epoch == self.neighbours.epoch()
-            && flow.fresh_until.is_some_and(|until| now < until)
+            && flow.path.is_fresh(self.neighbours.epoch(), now)
             && flow.ip_overhead() + udp::HEADER + payload.len() <= usize::from(flow.mtu)
             && flow.dont_fragment
         {
@@ -207,7 +185,7 @@ impl Host {
         let Some(flow) = self.flows.get(id) else { return Sent::Down };
         let out = Out {
             mac: self.mac,
-            to_mac: flow.mac(),
+            to_mac: flow.path.mac,
             source: flow.key.local().ip(),
             destination: flow.key.remote().ip(),
             protocol: protocol::UDP,
@@ -223,7 +201,7 @@ impl Host {
             self.count_udp(sent, frames);
             return sent;
         }
-        let Some((next_hop, source)) = flow.next_hop else {
+        let Some((next_hop, source)) = flow.path.next_hop else {
             self.counters.drop_no_flow += 1;
             return Sent::Down;
         };
@@ -243,42 +221,18 @@ impl Host {
         }
     }
 
-    /// Puts the next hop's link address into the flow's header. `false`: it is not known.
+    /// Finds the next hop's link address. `false`: it is not known.
     fn resolve(&mut self, id: FlowId, now: Instant, port: &mut dyn Port) -> bool {
         let Some(flow) = self.flows.get_mut(id) else { return false };
-        let epoch = self.neighbours.epoch();
-        if flow.epoch == epoch && flow.fresh_until.is_some_and(|until| now < until) {
-            return true;
-        }
-        // A server flow's own word is the younger one until the table has changed; it never asks, since its peer's frames
-        // tell, and a virtual address has no right to ask.
-        if flow.is_server {
-            if let Some((next_hop, _)) = flow.next_hop
-                && flow.fresh_until.is_some()
-                && let Some((mac, until)) = self.neighbours.reachable(next_hop, now)
-            {
-                flow.set_mac(mac);
-                flow.fresh_until = Some(until);
-            } else {
-                flow.fresh_until = Some(now + REACHABLE);
+        match flow.path.resolve(&mut self.neighbours, now) {
+            Resolved::Known(solicit) => {
+                if let Some(solicit) = solicit {
+                    self.solicit(solicit, port);
+                }
+                true
             }
-            flow.epoch = epoch;
-            return true;
+            Resolved::Unknown => false,
         }
-        let Some((next_hop, _)) = flow.next_hop else { return false };
-        let (mac, until, solicit) = match self.neighbours.lookup(next_hop, now) {
-            Lookup::Known(mac, until) => (mac, until, None),
-            // Asked about: look again soon.
-            Lookup::Doubtful(mac, solicit) => (mac, now + CONFIRM_EVERY, solicit),
-            Lookup::Unknown => return false,
-        };
-        flow.set_mac(mac);
-        flow.fresh_until = Some(until);
-        flow.epoch = epoch;
-        if let Some(solicit) = solicit {
-            self.solicit(solicit, port);
-        }
-        true
     }
 
     #[inline]
