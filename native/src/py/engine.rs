@@ -19,7 +19,7 @@ use super::endpoint::Endpoint;
 use super::opened::Open;
 use super::packet::Body;
 use super::polling::Polling;
-use super::ports::PortOptions;
+use super::ports;
 use crate::packet::{Pool, Slot};
 use crate::port::Link;
 use crate::port::queue::{Queue, QueuePort};
@@ -365,8 +365,8 @@ impl Engine {
 
     #[pyo3(signature = (name, options, /))]
     fn add_port(&self, py: Python<'_>, name: String, options: &Bound<'_, PyDict>) -> PyResult<()> {
-        let options = PortOptions::parse(&name, options)?;
-        let open = Open::new(name, "memif", options.open()?, None, options.host);
+        let options = ports::parse(&name, options)?;
+        let open = Open::new(name, "memif", ports::open(&options)?, None, options.host);
         self.state.with(py, |state| state.ports.push(open));
         Ok(())
     }
@@ -376,7 +376,7 @@ impl Engine {
         let options = options.copy()?;
         options.set_item("type", "memif")?;
         options.set_item("path", &name)?;
-        let config = PortOptions::parse(&name, &options)?.host;
+        let config = ports::parse(&name, &options)?.host;
         let queue = Queue::default();
         let open = Open::new(name, "queue", Box::new(QueuePort::new(config.mtu, queue.clone())), Some(queue), config);
         self.state.with(py, |state| state.ports.push(open));
