@@ -426,10 +426,23 @@ class Client:
 class Engine:
     """The bypass engine: ports, hosts and the polling loop. ``turn`` is called by the event loop."""
 
-    def __new__(cls, core: Core, /) -> Self: ...
+    def __new__(
+        cls, core: Core, /, *, clock: Callable[[], float] | None = None, wake: Callable[[], object] | None = None
+    ) -> Self:
+        """``clock`` returns seconds that never go back (a virtual loop's ``time``); with one, a turn handles what is
+        there and polls no further. ``wake`` is called when ``turn`` is wanted sooner than the last one said: something
+        outside of turns has sent, or set a deadline."""
     def add_port(self, name: str, options: dict[str, Any], /) -> None:
         """Opens a port. ``options``: type ("memif"), path, role, id, secret, ring_slots, buffer_bytes, mtu, mac,
         address, virtual, gateway. ``ValueError`` names the key; ``OSError`` when the system refuses."""
+    def add_queue(self, name: str, options: dict[str, Any], /) -> None:
+        """Opens a port of a simulated network: mtu, mac, address, virtual, gateway; its frames are given and taken."""
+    def give_frame(self, name: str, frame: bytes, /) -> None:
+        """One frame for the host on a queue; the next turn receives it. Beyond 65,536 waiting ones it is dropped and
+        counted."""
+    def take_frames(self, name: str, /) -> list[bytes]:
+        """The frames that the host on a queue has sent since. After a turn there may be some; ``wake`` is called when
+        there are some without a turn."""
     def listen(self, port: str, host: str | None, number: int, endpoint: Endpoint, /) -> None: ...
     def target(self, port: str, host: str, number: int, /) -> Target: ...
     def wake_fds(self, /) -> list[int]: ...

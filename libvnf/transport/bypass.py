@@ -22,7 +22,7 @@ class EngineDriver:
     """Calls ``Engine.turn`` when there is, or may be, something to do."""
 
     def __init__(self, core: _native.Core) -> None:
-        self.engine = _native.Engine(core)
+        self.engine = _native.Engine(core, wake=self.wake)
         self._loop = asyncio.get_running_loop()
         self._fds: set[int] = set()
         self._soon: asyncio.Handle | None = None

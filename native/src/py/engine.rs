@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{PyConnectionError, PyOSError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList};
+use pyo3::types::{PyBytes, PyDict, PyList};
 use pyo3::{PyTraverseError, PyVisit};
 
 use super::cell::{Counter, GilCell};
@@ -21,6 +21,7 @@ use super::packet::Body;
 use super::polling::Polling;
 use super::ports::PortOptions;
 use crate::packet::{Pool, Slot};
+use crate::port::queue::{Queue, QueuePort};
 use crate::port::{Link, Port, Sent};
 use crate::stack::{BindError, Datagram, FlowId, Host, HostConfig, Input, OpenError, To, Unreachable};
 
@@ -32,11 +33,17 @@ const HAND_OVER: usize = 8;
 const SLICE: Duration = Duration::from_micros(50);
 /// The longest silence that is polled through.
 const POLL: Duration = Duration::from_micros(100);
+/// A shorter sleep is not worth a timer.
+const SHORTEST: Duration = Duration::from_micros(100);
+/// Batches of a turn whose clock stands still meanwhile.
+const ROUNDS: usize = 16;
 
 struct Open {
     name: String,
     kind: &'static str,
     port: Box<dyn Port>,
+    /// The far end, where that is the program itself.
+    queue: Option<Queue>,
     host: Host,
     config: HostConfig,
     /// The link's generation that was announced.
@@ -51,6 +58,23 @@ struct Open {
 }
 
 impl Open {
+    fn new(name: String, kind: &'static str, port: Box<dyn Port>, queue: Option<Queue>, config: HostConfig) -> Self {
+        Self {
+            name,
+            kind,
+            port,
+            queue,
+            host: Host::new(config.clone()),
+            config,
+            announced: 0,
+            listeners: Vec::new(),
+            flows: Vec::new(),
+            free: Vec::new(),
+            begun_by_peers: VecDeque::new(),
+            unflushed: false,
+        }
+    }
+
     fn place(&mut self, connection: Py<Connection>) -> u32 {
         match self.free.pop() {
             Some(owner) => {
@@ -86,6 +110,52 @@ struct State {
     armed: bool,
     /// A turn runs; it flushes for good at its end.
     in_turn: bool,
+    sleep: Sleep,
+}
+
+/// What the last turn told the event loop.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Sleep {
+    /// To come again at once; or it was woken since.
+    No,
+    Until(Instant),
+    /// For as long as no descriptor wakes it.
+    Forever,
+}
+
+/// Another clock than the system's.
+struct Clock {
+    /// Returns seconds.
+    read: Py<PyAny>,
+    base: Instant,
+}
+
+impl State {
+    /// Whether the event loop must be woken to be there at `wanted`; it will be, then.
+    fn wakes_for(&mut self, wanted: Option<Instant>) -> bool {
+        let Some(wanted) = wanted else { return false };
+        let wakes = match self.sleep {
+            Sleep::No => false,
+            Sleep::Until(known) => wanted < known,
+            Sleep::Forever => true,
+        };
+        if wakes {
+            self.sleep = Sleep::No;
+        }
+        wakes
+    }
+
+    /// Until when the event loop may sleep; `Sleep::No` when frames are waiting already.
+    fn fall_asleep(&mut self) -> Sleep {
+        let deadlines = self.ports.iter().flat_map(|open| [open.port.deadline(), open.host.deadline()]);
+        let deadline = deadlines.flatten().min();
+        self.armed = self.ports.iter_mut().fold(true, |quiet, open| open.port.arm() && quiet);
+        if !self.armed {
+            self.ports.iter_mut().for_each(|open| open.port.disarm());
+            return Sleep::No;
+        }
+        deadline.map_or(Sleep::Forever, Sleep::Until)
+    }
 }
 
 /// Where a native connect goes.
@@ -115,6 +185,9 @@ impl Target {
 pub struct Engine {
     core: Py<Core>,
     state: GilCell<State>,
+    clock: Option<Clock>,
+    /// Makes the event loop call `turn` soon.
+    wake: GilCell<Option<Py<PyAny>>>,
     turns: Counter,
     sleeps: Counter,
 }
@@ -128,6 +201,22 @@ enum Meant {
 }
 
 impl Engine {
+    /// The time of everything here.
+    fn now(&self, py: Python<'_>) -> Instant {
+        let Some(clock) = &self.clock else { return Instant::now() };
+        let seconds = clock.read.call0(py).and_then(|seconds| seconds.extract::<f64>(py)).and_then(|seconds| {
+            Duration::try_from_secs_f64(seconds).map_err(|error| PyValueError::new_err(format!("clock: {error}")))
+        });
+        match seconds {
+            Ok(seconds) => clock.base + seconds,
+            Err(error) => {
+                // A clock that fails stands still.
+                error.write_unraisable(py, None);
+                self.state.with(py, |state| state.polling.now())
+            }
+        }
+    }
+
     /// Sends one datagram on a flow. What does not fit is dropped, and counted by the host or its port.
     pub fn send(&self, py: Python<'_>, port: usize, flow: FlowId, bytes: &[u8]) {
         let sent = self.state.with(py, |state| {
@@ -145,7 +234,8 @@ impl Engine {
 
     /// Hands to the peers what was sent in this batch.
     pub fn flush(&self, py: Python<'_>) {
-        self.state.with(py, |state| {
+        let wake = self.state.with(py, |state| {
+            let mut wanted = None;
             for open in &mut state.ports {
                 if state.in_turn {
                     // Making sure that a sleeping peer wakes costs a fence: once a turn will do.
@@ -154,9 +244,27 @@ impl Engine {
                     }
                 } else if std::mem::take(&mut open.unflushed) {
                     open.port.flush();
+                    if open.queue.as_ref().is_some_and(Queue::has_sent) {
+                        wanted = Some(state.polling.now());
+                    }
+                    wanted = [wanted, open.host.deadline()].into_iter().flatten().min();
                 }
             }
+            state.wakes_for(wanted)
         });
+        if wake {
+            self.call_wake(py);
+        }
+    }
+
+    /// The event loop sleeps, and there is something to do sooner than it knows.
+    fn call_wake(&self, py: Python<'_>) {
+        let wake = self.wake.with(py, |wake| wake.as_ref().map(|wake| wake.clone_ref(py)));
+        if let Some(wake) = wake
+            && let Err(error) = wake.call0(py)
+        {
+            error.write_unraisable(py, None);
+        }
     }
 
     pub fn address(&self, py: Python<'_>, port: usize, flow: FlowId, local: bool) -> String {
@@ -358,6 +466,15 @@ impl Engine {
         false
     }
 
+    /// The far end of a port that `add_queue` made.
+    fn queue(&self, py: Python<'_>, name: &str) -> PyResult<Queue> {
+        self.core.get().check_thread()?;
+        let found = self
+            .state
+            .with(py, |state| state.ports.iter().find(|open| open.name == name).and_then(|open| open.queue.clone()));
+        found.ok_or_else(|| PyValueError::new_err(format!("there is no queue {name:?}")))
+    }
+
     /// Polls without the GIL until frames come or `until`; the port they came by.
     fn spin(&self, py: Python<'_>, until: Instant, pool: &Pool, frames: &mut Vec<Slot>) -> Option<usize> {
         // The ports leave the cell meanwhile: another thread may run Python code, but none that gets at them, since
@@ -387,19 +504,23 @@ impl Engine {
 #[pymethods]
 impl Engine {
     #[new]
-    #[pyo3(signature = (core, /))]
-    fn new(py: Python<'_>, core: Py<Core>) -> PyResult<Py<Self>> {
+    #[pyo3(signature = (core, /, *, clock=None, wake=None))]
+    fn new(py: Python<'_>, core: Py<Core>, clock: Option<Py<PyAny>>, wake: Option<Py<PyAny>>) -> PyResult<Py<Self>> {
+        let base = Instant::now();
         let engine = Py::new(
             py,
             Self {
                 state: GilCell::new(State {
                     ports: Vec::new(),
                     frames: Vec::with_capacity(2 * BURST),
-                    polling: Polling::new(POLL, Instant::now()),
+                    polling: Polling::new(POLL, base),
                     armed: false,
                     in_turn: false,
+                    sleep: Sleep::No,
                 }),
                 core: core.clone_ref(py),
+                clock: clock.map(|read| Clock { read, base }),
+                wake: GilCell::new(wake),
                 turns: Counter::default(),
                 sleeps: Counter::default(),
             },
@@ -412,24 +533,36 @@ impl Engine {
     #[pyo3(signature = (name, options, /))]
     fn add_port(&self, py: Python<'_>, name: String, options: &Bound<'_, PyDict>) -> PyResult<()> {
         let options = PortOptions::parse(&name, options)?;
-        let port = options.open()?;
-        let config = options.host;
-        self.state.with(py, |state| {
-            state.ports.push(Open {
-                name,
-                kind: "memif",
-                port,
-                host: Host::new(config.clone()),
-                config,
-                announced: 0,
-                listeners: Vec::new(),
-                flows: Vec::new(),
-                free: Vec::new(),
-                begun_by_peers: VecDeque::new(),
-                unflushed: false,
-            });
-        });
+        let open = Open::new(name, "memif", options.open()?, None, options.host);
+        self.state.with(py, |state| state.ports.push(open));
         Ok(())
+    }
+
+    #[pyo3(signature = (name, options, /))]
+    fn add_queue(&self, py: Python<'_>, name: String, options: &Bound<'_, PyDict>) -> PyResult<()> {
+        let options = options.copy()?;
+        options.set_item("type", "memif")?;
+        options.set_item("path", &name)?;
+        let config = PortOptions::parse(&name, &options)?.host;
+        let queue = Queue::default();
+        let open = Open::new(name, "queue", Box::new(QueuePort::new(config.mtu, queue.clone())), Some(queue), config);
+        self.state.with(py, |state| state.ports.push(open));
+        Ok(())
+    }
+
+    #[pyo3(signature = (name, frame, /))]
+    fn give_frame(&self, py: Python<'_>, name: &str, frame: Vec<u8>) -> PyResult<()> {
+        self.queue(py, name)?.give(frame);
+        let wakes = self.state.with(py, |state| state.wakes_for(Some(state.polling.now())));
+        if wakes {
+            self.call_wake(py);
+        }
+        Ok(())
+    }
+
+    #[pyo3(signature = (name, /))]
+    fn take_frames<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Vec<Bound<'py, PyBytes>>> {
+        Ok(self.queue(py, name)?.take().iter().map(|frame| PyBytes::new(py, frame)).collect())
     }
 
     #[pyo3(signature = (port, host, number, endpoint, /))]
@@ -468,7 +601,7 @@ impl Engine {
     }
 
     fn wake_fds(&self, py: Python<'_>) -> Vec<i32> {
-        self.state.with(py, |state| state.ports.iter().map(|open| open.port.wake_fd()).collect())
+        self.state.with(py, |state| state.ports.iter().map(|open| open.port.wake_fd()).filter(|fd| *fd >= 0).collect())
     }
 
     fn turn(slf: Py<Self>, py: Python<'_>) -> PyResult<Option<f64>> {
@@ -478,11 +611,11 @@ impl Engine {
         py.check_signals()?;
         inner.turns.bump();
         let pool = core.pool.clone();
-        let begin = Instant::now();
+        let begin = inner.now(py);
         core.enter(py);
         let (mut frames, count) = inner.state.with(py, |state| {
             state.polling.begin(begin);
-            state.in_turn = true;
+            (state.in_turn, state.sleep) = (true, Sleep::No);
             if std::mem::take(&mut state.armed) {
                 for open in &mut state.ports {
                     open.port.disarm();
@@ -492,16 +625,22 @@ impl Engine {
         });
         inner.service(py, begin);
         let mut now = begin;
-        loop {
+        // Where time stands still during a turn, nothing comes by polling on.
+        let polls = inner.clock.is_none();
+        let mut busy = true;
+        for _ in 0..if polls { usize::MAX } else { ROUNDS } {
             let mut got = 0;
             for index in 0..count {
                 got += Self::burst(&slf, py, index, now, &pool, &mut frames);
             }
             if got == 0 {
                 let until = inner.state.with(py, |state| state.polling.until(now, begin + SLICE));
-                let found = until.and_then(|until| inner.spin(py, until, &pool, &mut frames));
-                now = Instant::now();
-                let Some(index) = found else { break };
+                let found = until.filter(|_| polls).and_then(|until| inner.spin(py, until, &pool, &mut frames));
+                now = inner.now(py);
+                let Some(index) = found else {
+                    busy = false;
+                    break;
+                };
                 inner.deliver(&slf, py, index, now, &pool, &mut frames);
             }
             inner.state.with(py, |state| state.polling.worked(now));
@@ -512,9 +651,9 @@ impl Engine {
                 return Err(error);
             }
             core.enter(py);
-            now = Instant::now();
+            now = inner.now(py);
             inner.state.with(py, |state| state.polling.set_now(now));
-            if now >= begin + SLICE {
+            if polls && now >= begin + SLICE {
                 break;
             }
         }
@@ -523,36 +662,18 @@ impl Engine {
         inner.flush(py);
         let sleep = inner.state.with(py, |state| {
             state.frames = frames;
-            if state.polling.goes_on(now) {
-                return Some(Some(Duration::ZERO));
-            }
-            let deadline =
-                state.ports.iter().flat_map(|open| [open.port.deadline(), open.host.deadline()]).flatten().min();
-            let mut quiet = true;
-            for open in &mut state.ports {
-                quiet &= open.port.arm();
-            }
-            if !quiet {
-                for open in &mut state.ports {
-                    open.port.disarm();
-                }
-                return Some(Some(Duration::ZERO));
-            }
-            state.armed = true;
-            Some(deadline.map(|deadline| deadline.saturating_duration_since(now).max(Duration::from_micros(100))))
+            let goes_on = if polls { state.polling.goes_on(now) } else { busy };
+            state.sleep = if goes_on { Sleep::No } else { state.fall_asleep() };
+            state.sleep
         });
         left?;
-        match sleep {
-            Some(Some(Duration::ZERO)) => Ok(Some(0.0)),
-            Some(Some(wait)) => {
-                inner.sleeps.bump();
-                Ok(Some(wait.as_secs_f64()))
-            }
-            _ => {
-                inner.sleeps.bump();
-                Ok(None)
-            }
-        }
+        let wait = match sleep {
+            Sleep::No => return Ok(Some(0.0)),
+            Sleep::Until(deadline) => Some(deadline.saturating_duration_since(now).max(SHORTEST).as_secs_f64()),
+            Sleep::Forever => None,
+        };
+        inner.sleeps.bump();
+        Ok(wait)
     }
 
     fn ports<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
@@ -624,11 +745,14 @@ impl Engine {
             Connection::finish(&connection, py);
         }
         let ports = self.state.with(py, |state| std::mem::take(&mut state.ports));
-        drop(ports);
+        let wake = self.wake.with(py, Option::take);
+        drop((ports, wake));
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.core)?;
+        self.clock.as_ref().map_or(Ok(()), |clock| visit.call(&clock.read))?;
+        self.wake.peek(|wake| visit.call(wake)).unwrap_or(Ok(()))?;
         self.state
             .peek(|state| {
                 for open in &state.ports {
@@ -642,7 +766,8 @@ impl Engine {
 
     fn __clear__(&self, py: Python<'_>) {
         let ports = self.state.with(py, |state| std::mem::take(&mut state.ports));
-        drop(ports);
+        let wake = self.wake.with(py, Option::take);
+        drop((ports, wake));
     }
 }
 
