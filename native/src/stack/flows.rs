@@ -131,18 +131,7 @@ impl Flow {
         header[at..at + 2].copy_from_slice(&local.port().to_be_bytes());
         header[at + 2..at + 4].copy_from_slice(&remote.port().to_be_bytes());
         let udp_sum = pseudo.word(local.port()).word(remote.port());
-        Self {
-            key,
-            owner,
-            serial: 0,
-            path,
-            mtu,
-            dont_fragment: true,
-            header,
-            is_v4,
-            udp_sum,
-            ip_sum,
-        }
+        Self { key, owner, serial: 0, path, mtu, dont_fragment: true, header, is_v4, udp_sum, ip_sum }
     }
 
     #[inline]
