@@ -19,7 +19,7 @@ use super::core::Core;
 use super::endpoint::Endpoint;
 use super::packet::Body;
 use super::polling::Polling;
-use super::ports::PortOptions;
+use super::ports::{PortOptions, cidr};
 use crate::packet::{Pool, Slot};
 use crate::port::queue::{Queue, QueuePort};
 use crate::port::{Link, Port, Sent};
@@ -58,12 +58,12 @@ struct Open {
 }
 
 impl Open {
-    fn new(name: String, kind: &'static str, port: Box<dyn Port>, queue: Option<Queue>, config: HostConfig) -> Self {
+    fn new(name: String, kind: &'static str, port: Box<dyn Port>, config: HostConfig) -> Self {
         Self {
             name,
             kind,
             port,
-            queue,
+            queue: None,
             host: Host::new(config.clone()),
             config,
             announced: 0,
@@ -533,7 +533,7 @@ impl Engine {
     #[pyo3(signature = (name, options, /))]
     fn add_port(&self, py: Python<'_>, name: String, options: &Bound<'_, PyDict>) -> PyResult<()> {
         let options = PortOptions::parse(&name, options)?;
-        let open = Open::new(name, "memif", options.open()?, None, options.host);
+        let open = Open::new(name, "memif", options.open()?, options.host);
         self.state.with(py, |state| state.ports.push(open));
         Ok(())
     }
@@ -543,11 +543,34 @@ impl Engine {
         let options = options.copy()?;
         options.set_item("type", "memif")?;
         options.set_item("path", &name)?;
+        let seed: Option<u64> = options.get_item("seed")?.map(|seed| seed.extract()).transpose()?;
+        if seed.is_some() {
+            options.del_item("seed")?;
+        }
         let config = PortOptions::parse(&name, &options)?.host;
         let queue = Queue::default();
-        let open = Open::new(name, "queue", Box::new(QueuePort::new(config.mtu, queue.clone())), Some(queue), config);
+        let mut open = Open::new(name, "queue", Box::new(QueuePort::new(config.mtu, queue.clone())), config);
+        open.queue = Some(queue);
+        if let Some(seed) = seed {
+            open.host = Host::seeded(open.config.clone(), seed);
+        }
         self.state.with(py, |state| state.ports.push(open));
         Ok(())
+    }
+
+    #[pyo3(signature = (name, address, /))]
+    fn add_address(&self, py: Python<'_>, name: &str, address: &str) -> PyResult<()> {
+        let address = cidr(address)?;
+        self.state
+            .with(py, |state| {
+                let open = state.ports.iter_mut().find(|open| open.name == name)?;
+                open.config.addresses.push(address);
+                open.host.add_address(address);
+                // The link's next service announces it.
+                open.announced = 0;
+                Some(())
+            })
+            .ok_or_else(|| PyValueError::new_err(format!("there is no port {name:?}")))
     }
 
     #[pyo3(signature = (name, frame, /))]

@@ -55,7 +55,7 @@ fn number<T: std::str::FromStr>(options: &Bound<'_, PyDict>, key: &str, default:
     }
 }
 
-fn cidr(text: &str) -> PyResult<Cidr> {
+pub fn cidr(text: &str) -> PyResult<Cidr> {
     let (address, prefix) = text.split_once('/').unwrap_or((text, ""));
     let Ok(address) = address.parse::<IpAddr>() else {
         return refuse(format!("address: {text:?}: expected an address such as 10.0.0.2/24"));

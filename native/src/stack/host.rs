@@ -17,7 +17,7 @@ use super::icmp::ErrorBudget;
 use super::neighbours::Neighbours;
 use super::random::Random;
 use super::reassembly::{Fragment, Key, Reassembly};
-use super::{HostConfig, Input, Unreachable};
+use super::{Cidr, HostConfig, Input, Unreachable};
 use crate::packet::ethernet::{self, Mac};
 use crate::packet::ipv6::Upper;
 use crate::packet::{Malformed, Pool, Slot, ipv4, ipv6, protocol};
@@ -84,6 +84,11 @@ impl Host {
             reassembly: Reassembly::new(),
             random,
         }
+    }
+
+    /// One more own address; `announce` tells the others.
+    pub fn add_address(&mut self, own: Cidr) {
+        self.addresses.add(own);
     }
 
     /// One frame in; at most one datagram out. Answers leave through `port`.
