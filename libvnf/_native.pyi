@@ -436,8 +436,8 @@ class Engine:
         """Opens a port. ``options``: type ("memif"), path, role, id, secret, ring_slots, buffer_bytes, mtu, mac,
         address, virtual, gateway. ``ValueError`` names the key; ``OSError`` when the system refuses."""
     def add_queue(self, name: str, options: dict[str, Any], /) -> None:
-        """Opens a port of a simulated network: mtu, mac, address, virtual, gateway, seed; its frames are given and taken.
-        With a ``seed`` (64 bits) the host's random numbers are those of every run."""
+        """Opens a port of a simulated network: mtu, mac, address, virtual, gateway, seed; its frames are given and
+        taken. With a ``seed`` (64 bits) the host's random numbers are those of every run."""
     def add_address(self, name: str, address: str, /) -> None:
         """One more own address (``10.0.0.3/32``) of the host on a port; the next turn announces it."""
     def give_frame(self, name: str, frame: bytes, /) -> None:

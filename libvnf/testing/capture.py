@@ -18,7 +18,7 @@ class Capture:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.frames = 0
-        self._file = open(path, "wb")  # noqa: SIM115 - closed by close()
+        self._file = open(path, "wb")
         self._file.write(struct.pack("!IHHiIII", MAGIC_NS, *VERSION, 0, 0, SNAP_BYTES, LINKTYPE_ETHERNET))
 
     def write(self, at_s: float, frame: bytes) -> None:
