@@ -1,4 +1,4 @@
-"""What the virtual Ethernet reads of a frame, and the one frame it writes itself: a TCP reset.
+"""What the virtual Ethernet reads of a frame, and the two it writes itself: a TCP reset, and "too big".
 
 Pure. Frames come from our own stack, but a corrupted one is read as well: what is not understood is no error, it has
 no flow.
@@ -8,7 +8,7 @@ import ipaddress
 import struct
 from typing import NamedTuple
 
-__all__ = ["ARP", "HEADER", "TCP", "UDP", "Frame", "reset"]
+__all__ = ["ARP", "HEADER", "TCP", "UDP", "Frame", "reset", "too_big"]
 
 HEADER = 14
 ARP, IPV4, IPV6 = 0x0806, 0x0800, 0x86DD
@@ -28,6 +28,7 @@ class Frame(NamedTuple):
     source: tuple[str, int] = ("", 0)
     destination: tuple[str, int] = ("", 0)
     fragment: bool = False
+    may_be_cut: bool = False  # by a router: IPv4 without DF
     flags: int = 0
     sequence: int = 0
     acknowledgement: int = 0
@@ -41,10 +42,11 @@ class Frame(NamedTuple):
             return macs_only
 
     def _packet(self, frame: bytes) -> "Frame":
+        may_be_cut = False
         if self.ethertype == IPV4:
             at = HEADER + (frame[HEADER] & 0x0F) * 4
             protocol, offset = frame[HEADER + 9], struct.unpack_from("!H", frame, HEADER + 6)[0]
-            fragment, first = bool(offset & 0x3FFF), not offset & 0x1FFF
+            fragment, first, may_be_cut = bool(offset & 0x3FFF), not offset & 0x1FFF, not offset & 0x4000
             addresses = frame[HEADER + 12 : HEADER + 16], frame[HEADER + 16 : HEADER + 20]
         elif self.ethertype == IPV6:
             at, protocol, fragment, first = HEADER + 40, frame[HEADER + 6], False, True
@@ -65,6 +67,7 @@ class Frame(NamedTuple):
             source=(source, ports[0]),
             destination=(destination, ports[1]),
             fragment=fragment,
+            may_be_cut=may_be_cut,
             flags=flags,
             sequence=sequence,
             acknowledgement=acknowledgement,
@@ -90,17 +93,35 @@ def reset(to: Frame) -> bytes:
     source, destination = (ipaddress.ip_address(place[0]).packed for place in (to.destination, to.source))
     segment = ports + struct.pack("!IIBBHHH", to.acknowledgement, 0, 5 << 4, RST, 0, 0, 0)
     pseudo = source + destination + struct.pack("!II", len(segment), TCP)
-    segment = segment[:16] + _checksum(pseudo + segment) + segment[18:]
+    return _answer(to, TCP, segment[:16] + _checksum(pseudo + segment) + segment[18:])
+
+
+def too_big(to: Frame, data: bytes, mtu: int) -> bytes:
+    """What a router says of a packet that does not fit its next link (RFC 1191 §4, RFC 4443 §3.2), as if it had the
+    address that the packet was for.
+    """
     if to.ethertype == IPV4:
-        ip = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(segment), 0, 0x4000, 64, TCP, 0) + source + destination
+        message = struct.pack("!BBHHH", 3, 4, 0, 0, mtu) + data[HEADER : HEADER + 548]
+        return _answer(to, ICMP, message[:2] + _checksum(message) + message[4:])
+    message = struct.pack("!BBHI", 2, 0, 0, mtu) + data[HEADER : HEADER + 1280 - 40 - 8]
+    source, destination = (ipaddress.ip_address(place[0]).packed for place in (to.destination, to.source))
+    pseudo = source + destination + struct.pack("!II", len(message), ICMPV6)
+    return _answer(to, ICMPV6, message[:2] + _checksum(pseudo + message) + message[4:])
+
+
+def _answer(to: Frame, protocol: int, payload: bytes) -> bytes:
+    source, destination = (ipaddress.ip_address(place[0]).packed for place in (to.destination, to.source))
+    if to.ethertype == IPV4:
+        ip = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), 0, 0x4000, 64, protocol, 0) + source + destination
         ip = ip[:10] + _checksum(ip) + ip[12:]
     else:
-        ip = struct.pack("!IHBB", 6 << 28, len(segment), TCP, 64) + source + destination
-    return to.source_mac + to.destination_mac + to.ethertype.to_bytes(2, "big") + ip + segment
+        ip = struct.pack("!IHBB", 6 << 28, len(payload), protocol, 64) + source + destination
+    return to.source_mac + to.destination_mac + to.ethertype.to_bytes(2, "big") + ip + payload
 
 
 def _checksum(data: bytes) -> bytes:
-    """RFC 1071, of an even number of bytes."""
+    """RFC 1071."""
+    data += bytes(len(data) % 2)
     total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)

@@ -18,7 +18,7 @@ from ..config import is_ip
 from .capture import Capture
 from .fabric import Fabric, Host
 from .faults import Dice
-from .frames import ACK, ARP, FIN, HEADER, RST, SYN, TCP, Frame, reset
+from .frames import ACK, ARP, FIN, HEADER, RST, SYN, TCP, Frame, reset, too_big
 
 __all__ = ["Residents", "Segment", "Station"]
 
@@ -162,7 +162,10 @@ class Segment:
         faults = fabric.faults_between(sender.name, receiver.name)
         wire = self._wires.get((sender, receiver)) or self._new_wire(sender, receiver)
         if faults.mtu is not None and len(data) - HEADER > faults.mtu:
-            return fabric.note("too long", flow, len(data))
+            fabric.note("too long", flow, len(data))
+            if frame.source[0] and not frame.may_be_cut:
+                self._answer(sender, too_big(frame, data, faults.mtu))
+            return
         if wire.in_flight + len(data) > QUEUE_BYTES:
             return fabric.note("overflowed", flow, len(data))
         if frame.ethertype == ARP:
@@ -206,7 +209,7 @@ class Segment:
         if stream.cut:
             self.fabric.note("cut", flow)
             if frame.flags & ACK and not frame.flags & RST:
-                self._reset(sender, frame)
+                self._answer(sender, reset(frame))
             return True
         if frame.flags & ACK:
             stream.last[frame.source] = frame
@@ -229,11 +232,11 @@ class Segment:
                 cut += 1
                 for frame in stream.last.values():
                     self.fabric.note("cut", self._flow(frame))
-                    self._reset(self._by_mac[frame.source_mac], frame)
+                    self._answer(self._by_mac[frame.source_mac], reset(frame))
         return cut
 
-    def _reset(self, station: Station, frame: Frame) -> None:
-        answer = reset(frame)
+    def _answer(self, station: Station, answer: bytes) -> None:
+        """A frame of the wire's own; no fault touches it."""
         delay_s = self.fabric.faults_between(station.name, station.name).delay_s
         self.fabric.after(delay_s, self._give, station, answer, self._flow(Frame.read(answer)))
 

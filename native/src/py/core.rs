@@ -14,14 +14,14 @@ use pyo3::types::{PyDict, PyList, PyString, PyTuple, PyType};
 use pyo3::{PyTraverseError, PyVisit};
 
 use super::cell::{Counter, GilCell, thread_mark};
-use super::connection::{Connection, Wire};
+use super::connection::Connection;
 use super::coroutine;
 use super::dispatch;
 use super::endpoint::{Endpoint, Event};
 use super::engine::Engine;
-use super::outbound::close_wire;
 use super::packet::{Account, Packet};
 use super::request::Request;
+use super::wire::{Wire, close_wire};
 use crate::packet::{Pool, PoolConfig};
 
 /// Seconds a closing connection may take to send what is queued.

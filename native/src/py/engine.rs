@@ -14,12 +14,13 @@ use pyo3::types::{PyBytes, PyDict, PyList};
 use pyo3::{PyTraverseError, PyVisit};
 
 use super::cell::{Counter, GilCell};
-use super::connection::{Connection, Phase, Wire};
+use super::connection::{Connection, Phase};
 use super::core::Core;
 use super::endpoint::Endpoint;
 use super::packet::Body;
 use super::polling::Polling;
 use super::ports::{PortOptions, cidr};
+use super::wire::Wire;
 use crate::packet::{Pool, Slot};
 use crate::port::queue::{Queue, QueuePort};
 use crate::port::{Link, Port, Sent};

@@ -5,13 +5,14 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyInt};
 
-use super::connection::{Connection, Phase, State, Wait, Wire};
+use super::connection::{Connection, Phase, State, Wait};
 use super::core::Core;
 use super::dispatch::{self, Incoming};
 use super::endpoint::Event;
 use super::framing::FramingSpec;
 use super::outbound::{HIGH_WATER, KEPT_CAPACITY};
 use super::packet::{Body, Packet};
+use super::wire::Wire;
 use crate::framing::{Cut, LARGEST_MESSAGE, find};
 use crate::packet::Pool;
 

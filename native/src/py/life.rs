@@ -7,15 +7,15 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
-use super::connection::{Connection, Phase, Wait, Wire};
+use super::connection::{Connection, Phase, Wait};
 use super::core::Core;
 use super::datagrams::Datagrams;
 use super::dispatch;
 use super::endpoint::{Endpoint, Event};
 use super::engine::{Engine, Target};
 use super::framing::FramingSpec;
-use super::outbound::close_wire;
 use super::request::Request;
+use super::wire::{Wire, close_wire};
 
 /// Waiting futures from which on it is looked, at every power of two, whether anyone still waits.
 const MANY_WAITERS: usize = 8;

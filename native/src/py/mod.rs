@@ -1,7 +1,7 @@
 //! The Python module `libvnf._native`: the only place that knows Python.
 //!
 //! * `core`, `dispatch`, `coroutine`, `endpoint` — the batch, the calling of handlers, what connections have in common.
-//! * `connection`, `life`, `inbound`, `outbound` — one connection.
+//! * `connection`, `life`, `inbound`, `outbound` — one connection; `wire` — what is under it.
 //! * `request`, `packet`, `framing`, `client` — the values that handlers get and give.
 //! * `sockets`, `stream`, `datagrams` — kernel sockets; `protocol` — the way in from asyncio transports; `engine`, `ports`,
 //!   `polling` — from bypass ports.
@@ -29,6 +29,7 @@ mod request;
 mod sockets;
 mod splicer;
 mod stream;
+mod wire;
 
 use pyo3::prelude::*;
 

@@ -8,12 +8,13 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
 
-use super::connection::{Connection, Phase, Wait, Wire};
+use super::connection::{Connection, Phase, Wait};
 use super::core::Core;
 use super::datagrams::Datagrams;
 use super::endpoint::Event;
 use super::packet::{Packet, with_bytes};
 use super::stream::Stream;
+use super::wire::{Wire, abort, close_wire};
 
 /// Queued bytes that make `drain` wait; unread bytes at which a stream is stopped while its handler is busy.
 pub const HIGH_WATER: usize = 65_536;
@@ -442,43 +443,5 @@ impl Connection {
             return Ok(if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") });
         }
         Ok(address.extract::<String>().unwrap_or_default())
-    }
-}
-
-/// Ends a wire that no connection owns.
-pub fn close_wire(py: Python<'_>, wire: &Wire, aborts: bool) {
-    match wire {
-        Wire::Stream { transport, .. } if aborts => abort(py, transport),
-        Wire::Socket(stream) => stream.get().close(py, aborts),
-        Wire::Datagrams { socket, .. } => Datagrams::close(socket, py),
-        Wire::Stream { transport, .. } | Wire::Datagram { transport, .. } => {
-            if let Err(error) = transport.call_method0(py, intern!(py, "close")) {
-                error.write_unraisable(py, None);
-            }
-        }
-        Wire::None | Wire::Flow { .. } => {}
-    }
-}
-
-/// A TCP peer gets a reset (RFC 9293 3.10.5), so that it cannot take the cut for the end of the answer.
-fn abort(py: Python<'_>, transport: &Py<PyAny>) {
-    let socket = transport.call_method1(py, intern!(py, "get_extra_info"), (intern!(py, "socket"),));
-    // Transports that are no sockets have no descriptor, and their own way to abort.
-    if let Ok(fd) = socket.and_then(|socket| socket.call_method0(py, intern!(py, "fileno"))?.extract::<i32>(py)) {
-        reset_at_close(fd);
-    }
-    if let Err(error) = transport.call_method0(py, intern!(py, "abort")) {
-        error.write_unraisable(py, None);
-    }
-}
-
-#[allow(unsafe_code)]
-fn reset_at_close(fd: i32) {
-    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
-    // SAFETY: the option is read from `linger`, whose size is given; a descriptor that is not a socket is an error.
-    // Where it fails, the close is an ordinary one.
-    unsafe {
-        let size = size_of::<libc::linger>() as libc::socklen_t;
-        libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_LINGER, (&raw const linger).cast(), size);
     }
 }

@@ -16,12 +16,12 @@ use pyo3::types::PyDict;
 use pyo3::{PyTraverseError, PyVisit, intern};
 
 use super::cell::{Counter, GilCell};
-use super::connection::{Connection, Wire};
+use super::connection::Connection;
 use super::core::Core;
 use super::datagrams::Datagrams;
 use super::endpoint::Endpoint;
-use super::outbound::close_wire;
 use super::stream::Stream;
+use super::wire::{Wire, close_wire};
 use crate::load::Endpoint as Address;
 use crate::load::sys::{self, Epoll, Event};
 

@@ -11,8 +11,9 @@ use pyo3::prelude::*;
 use pyo3::{PyTraverseError, PyVisit, intern};
 
 use super::cell::GilCell;
-use super::connection::{Connection, Phase, Wire};
+use super::connection::{Connection, Phase};
 use super::sockets::{Sockets, failure};
+use super::wire::Wire;
 use crate::load::sys::{self, Event};
 
 /// Pieces read per event, so that one fast peer does not hold up the others.
