@@ -76,7 +76,7 @@ impl Client<'_> {
                 let detail = "not in the network of any address of the port, and no gateway is set".into();
                 self.unreached(Failure::Unreachable, detail)
             }
-            OpenError::PortsExhausted | OpenError::InUse => {
+            OpenError::PortsExhausted | OpenError::InUse | OpenError::TooMany => {
                 self.unreached(Failure::Ports, format!("no source port is left after {} flows", self.opened))
             }
         })?;

@@ -11,6 +11,7 @@ pub mod ipv4;
 pub mod ipv6;
 pub mod ndp;
 pub mod pool;
+pub mod tcp;
 pub mod udp;
 
 pub use pool::{Pool, PoolConfig, Slot};
@@ -18,6 +19,7 @@ pub use pool::{Pool, PoolConfig, Slot};
 /// IANA protocol numbers, shared by IPv4's protocol and IPv6's next header.
 pub mod protocol {
     pub const ICMP: u8 = 1;
+    pub const TCP: u8 = 6;
     pub const UDP: u8 = 17;
     pub const ICMPV6: u8 = 58;
     pub const NO_NEXT_HEADER: u8 = 59;

@@ -57,6 +57,11 @@ pub trait Port: Send {
     /// Queues one frame made of `parts`, in order. Nothing reaches the peer before `flush`.
     fn send(&mut self, parts: &[&[u8]]) -> Sent;
 
+    /// How many frames `send` takes at least, as far as the port knows; a port that is down takes, and drops, any number.
+    fn room(&mut self) -> usize {
+        usize::MAX
+    }
+
     /// Hands everything queued to the peer, and wakes it if it asked for that.
     fn flush(&mut self);
 

@@ -158,6 +158,11 @@ impl Port for PairPort {
         }
     }
 
+    fn room(&mut self) -> usize {
+        let state = self.outbound.state();
+        if state.closed { usize::MAX } else { self.depth.saturating_sub(state.frames.len() + self.queued.len()) }
+    }
+
     fn flush(&mut self) {
         if self.queued.is_empty() {
             return;

@@ -299,6 +299,7 @@ impl Engine {
                         OpenError::NoRoute => "no address of that family, and no gateway, leads there",
                         OpenError::PortsExhausted => "every local port towards that address is taken",
                         OpenError::InUse => "the address is in use",
+                        OpenError::TooMany => "there are as many connections as there may be",
                     };
                     (Err(why), open.forget(owner))
                 }

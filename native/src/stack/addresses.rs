@@ -90,6 +90,14 @@ impl Addresses {
             }
     }
 
+    /// `route`, then the same way from the other own addresses on that network.
+    pub fn routes(&self, destination: IpAddr) -> Vec<Route> {
+        let Some(best) = self.route(destination) else { return Vec::new() };
+        let others = self.own.iter().filter(|cidr| cidr.contains(best.next_hop) && cidr.address != best.source);
+        let others = others.map(|cidr| Route { source: cidr.address, ..best });
+        std::iter::once(best).chain(others).collect()
+    }
+
     /// The longest own prefix that contains `destination`, else the gateway of its family.
     pub fn route(&self, destination: IpAddr) -> Option<Route> {
         let towards = |next_hop| {

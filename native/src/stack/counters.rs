@@ -26,12 +26,33 @@ counters! {
     /// Datagrams put together from fragments.
     rx_reassembled,
     rx_udp,
+    rx_tcp,
+    /// Segments that bring nothing new: retransmissions, probes.
+    rx_tcp_duplicate,
+    /// Resets that ended a connection.
+    rx_tcp_reset,
     tx_arp,
     tx_ndp,
     tx_icmp_echo,
     tx_icmp_error,
     tx_fragment,
     tx_udp,
+    tx_tcp,
+    tx_tcp_retransmission,
+    tx_tcp_reset,
+    /// Acknowledgements that ask whether a reset, SYN or acknowledgement was meant (RFC 5961).
+    tx_tcp_challenge,
+    tcp_accepted,
+    tcp_connected,
+    /// Connections whose peer did not answer in time.
+    tcp_timeout,
+    /// Half-open connections that made room for newer ones.
+    tcp_half_open_evicted,
+    tcp_time_wait_evicted,
+    /// Ports in TIME-WAIT that were used again.
+    tcp_time_wait_reused,
+    /// Data for connections that were closed here: they are reset.
+    tcp_closed_with_data,
     /// Another station claims one of our addresses.
     neighbour_conflict,
     /// Solicitations nobody answered.
@@ -48,8 +69,30 @@ counters! {
     drop_source_route,
     drop_ip_checksum,
     drop_udp_checksum,
+    drop_tcp_checksum,
     drop_icmp_checksum,
     drop_no_listener,
+    drop_tcp_no_listener,
+    /// Segments of connections that do not exist.
+    drop_tcp_no_connection,
+    /// SYNs that the accept hook refused.
+    drop_tcp_hook,
+    /// SYNs from a source with too many half-open connections.
+    drop_tcp_source,
+    /// SYNs while there was no place or buffer for a connection.
+    drop_tcp_full,
+    /// Segments outside the window.
+    drop_tcp_window,
+    /// Acknowledgements of what was never sent.
+    drop_tcp_ack,
+    /// Resets that are not at the next sequence number.
+    drop_tcp_reset,
+    /// SYNs on connections that exist.
+    drop_tcp_syn,
+    /// Segments without ACK on connections that exist.
+    drop_tcp_flags,
+    /// Segments for connections in TIME-WAIT.
+    drop_tcp_time_wait,
     drop_protocol,
     /// ICMP messages that ask nothing of a host like us, or errors that quote none of our flows.
     drop_icmp_ignored,

@@ -39,8 +39,8 @@ fn address(bits: u128) -> IpAddr {
     v6.to_ipv4_mapped().map_or(IpAddr::V6(v6), IpAddr::V4)
 }
 
-/// The 5-tuple; its protocol is UDP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The 5-tuple but the protocol: each has a table of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     pub local: u128,
     pub remote: u128,
@@ -62,12 +62,16 @@ impl Key {
         SocketAddr::new(address(self.remote), self.ports as u16)
     }
 
-    fn with_local_port(self, port: u16) -> Self {
+    pub fn is_v4(&self) -> bool {
+        self.remote >> 32 == 0xffff
+    }
+
+    pub fn with_local_port(self, port: u16) -> Self {
         Self { ports: u32::from(port) << 16 | self.ports & 0xffff, ..self }
     }
 
     #[inline]
-    fn hash(&self, seed: &SeedableRandomState) -> u64 {
+    pub fn hash_with(&self, seed: &SeedableRandomState) -> u64 {
         let mut hasher = seed.build_hasher();
         hasher.write_u128(self.local);
         hasher.write_u128(self.remote);
@@ -76,7 +80,7 @@ impl Key {
     }
 
     /// What the ephemeral ports are counted for.
-    fn pair(&self) -> (u128, u128, u16) {
+    pub fn pair(&self) -> (u128, u128, u16) {
         (self.local, self.remote, self.ports as u16)
     }
 }
@@ -225,7 +229,7 @@ impl Flows {
     #[inline]
     pub fn find(&self, key: &Key) -> Option<u32> {
         let is_it = |&index: &u32| matches!(&self.slab[index as usize], Some(flow) if flow.key == *key);
-        self.table.find(key.hash(&self.hasher), is_it).copied()
+        self.table.find(key.hash_with(&self.hasher), is_it).copied()
     }
 
     #[inline]
@@ -258,15 +262,15 @@ impl Flows {
             }
         };
         let Self { slab, hasher, table, .. } = self;
-        let hash_of = |&index: &u32| slab[index as usize].as_ref().map_or(0, |flow| flow.key.hash(hasher));
-        table.insert_unique(key.hash(hasher), index, hash_of);
+        let hash_of = |&index: &u32| slab[index as usize].as_ref().map_or(0, |flow| flow.key.hash_with(hasher));
+        table.insert_unique(key.hash_with(hasher), index, hash_of);
         slab[index as usize] = Some(flow);
         FlowId(index)
     }
 
     pub fn remove(&mut self, id: FlowId) {
         let Some(flow) = self.slab.get_mut(id.0 as usize).and_then(Option::take) else { return };
-        let hash = flow.key.hash(&self.hasher);
+        let hash = flow.key.hash_with(&self.hasher);
         if let Ok(entry) = self.table.find_entry(hash, |&index| index == id.0) {
             entry.remove();
         }

@@ -17,6 +17,7 @@ use super::icmp::ErrorBudget;
 use super::neighbours::Neighbours;
 use super::random::Random;
 use super::reassembly::{Fragment, Key, Reassembly};
+use super::tcp::Tcp;
 use super::{Cidr, HostConfig, Input, Unreachable};
 use crate::packet::ethernet::{self, Mac};
 use crate::packet::ipv6::Upper;
@@ -36,6 +37,7 @@ pub struct Host {
     pub(super) counters: Counters,
     pub(super) random: Random,
     pub(super) errors: ErrorBudget,
+    pub(super) tcp: Tcp,
     reassembly: Reassembly,
 }
 
@@ -81,6 +83,7 @@ impl Host {
             listens_on_ephemeral: false,
             counters: Counters::default(),
             errors: ErrorBudget::default(),
+            tcp: Tcp::new(config.tcp, &mut random),
             reassembly: Reassembly::new(),
             random,
         }
@@ -196,11 +199,12 @@ impl Host {
     fn transport(&mut self, packet: Slot, envelope: Envelope, link: Link, now: Instant, port: &mut dyn Port) -> Input {
         match envelope.protocol {
             protocol::UDP => self.udp(packet, envelope, link, now, port),
+            protocol::TCP => self.tcp(packet, envelope, link, now, port),
             protocol::ICMP if envelope.source.is_ipv4() => {
                 if !self.is_for_us(&envelope, link) {
                     return Input::Consumed;
                 }
-                self.icmp_v4(&packet, envelope, link, port)
+                self.icmp_v4(&packet, envelope, link, now, port)
             }
             protocol::ICMPV6 if envelope.source.is_ipv6() => self.icmp_v6(&packet, envelope, link, now, port),
             _ => {
@@ -246,8 +250,8 @@ impl Host {
     /// Retries, expiry. Flows whose neighbour never answered are appended to `unreachable` by their owner numbers.
     pub fn on_timer(&mut self, now: Instant, port: &mut dyn Port, unreachable: &mut Vec<(u32, Unreachable)>) {
         self.reassembly.on_timer(now, &mut self.counters);
-        let mut failed = Vec::new();
-        for solicit in self.neighbours.on_timer(now, &mut failed, &mut self.counters) {
+        let (mut lost, mut failed) = (Vec::new(), Vec::new());
+        for solicit in self.neighbours.on_timer(now, &mut lost, &mut failed, &mut self.counters) {
             self.solicit(solicit, port);
         }
         self.counters.drop_unreachable += failed.len() as u64;
@@ -260,17 +264,20 @@ impl Host {
                 unreachable.push((flow.owner, Unreachable::Host));
             }
         }
+        self.tcp_neighbours_lost(&lost);
+        self.tcp_on_timer(now, port);
     }
 
     /// When `on_timer` wants to be called next.
     pub fn deadline(&self) -> Option<Instant> {
-        [self.neighbours.deadline(), self.reassembly.deadline()].into_iter().flatten().min()
+        [self.neighbours.deadline(), self.reassembly.deadline(), self.tcp.deadline()].into_iter().flatten().min()
     }
 
     /// Every counter by its name.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
         let mut counters = self.counters.list();
         counters.push(("flows_open", self.flows.len() as u64));
+        counters.extend(self.tcp.gauges());
         counters
     }
 }

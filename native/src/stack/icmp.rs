@@ -47,7 +47,14 @@ enum Verdict {
 
 impl Host {
     /// The caller has proved that the packet is for us.
-    pub(super) fn icmp_v4(&mut self, packet: &[u8], envelope: Envelope, link: Link, port: &mut dyn Port) -> Input {
+    pub(super) fn icmp_v4(
+        &mut self,
+        packet: &[u8],
+        envelope: Envelope,
+        link: Link,
+        now: Instant,
+        port: &mut dyn Port,
+    ) -> Input {
         let message = match icmp::Message::new_checked(&packet[envelope.at..envelope.end], Sum::ZERO) {
             Ok(message) => message,
             Err(malformed) => return self.drop_icmp(malformed),
@@ -73,8 +80,7 @@ impl Host {
                 return Input::Consumed;
             }
         };
-        let quoted = quoted_v4(message.body());
-        self.judge(quoted, verdict)
+        self.judge(quoted_v4(message.body()), verdict, now)
     }
 
     pub(super) fn icmp_v6(
@@ -148,8 +154,7 @@ impl Host {
                 return Input::Consumed;
             }
         };
-        let quoted = quoted_v6(message.body());
-        self.judge(quoted, verdict)
+        self.judge(quoted_v6(message.body()), verdict, now)
     }
 
     fn drop_icmp(&mut self, malformed: Malformed) -> Input {
@@ -210,8 +215,21 @@ impl Host {
     }
 
     /// An error about a flow of ours, if it quotes one.
-    fn judge(&mut self, quoted: Option<Key>, verdict: Verdict) -> Input {
-        let Some(index) = quoted.and_then(|key| self.flows.find(&key)) else {
+    fn judge(&mut self, quoted: Option<Quoted>, verdict: Verdict, now: Instant) -> Input {
+        let index = match quoted {
+            Some(Quoted { protocol: protocol::UDP, key, .. }) => self.flows.find(&key),
+            Some(Quoted { key, sequence, .. }) => {
+                let is_ours = match verdict {
+                    Verdict::Unreachable(reason) => self.tcp_unreachable(&key, sequence, reason),
+                    Verdict::TooBig(mtu) => self.tcp_too_big(&key, sequence, mtu, now),
+                };
+                self.counters.rx_icmp_error += u64::from(is_ours);
+                self.counters.drop_icmp_ignored += u64::from(!is_ours);
+                return Input::Consumed;
+            }
+            None => None,
+        };
+        let Some(index) = index else {
             self.counters.drop_icmp_ignored += 1;
             return Input::Consumed;
         };
@@ -290,23 +308,38 @@ impl Host {
     }
 }
 
-/// The flow a quoted packet was sent on: the 5-tuple at least must be one of ours (RFC 5927 §4).
-fn quoted_v4(bytes: &[u8]) -> Option<Key> {
-    let packet = ipv4::Packet::new_quoted(bytes).ok()?;
-    if packet.protocol() != protocol::UDP || packet.fragment_offset() != 0 {
-        return None;
-    }
-    let ports = packet.payload().first_chunk().copied().map(u32::from_be_bytes)?;
-    Some(Key { local: bits(packet.source().into()), remote: bits(packet.destination().into()), ports })
+/// The flow a quoted packet was sent on: the 5-tuple at least must be one of ours, of TCP the sequence number be one that
+/// is on its way (RFC 5927 §4).
+struct Quoted {
+    protocol: u8,
+    key: Key,
+    /// What stands after the ports: of TCP the sequence number.
+    sequence: u32,
 }
 
-fn quoted_v6(bytes: &[u8]) -> Option<Key> {
+fn quoted(protocol: u8, source: IpAddr, destination: IpAddr, transport: &[u8]) -> Option<Quoted> {
+    if protocol != protocol::UDP && protocol != protocol::TCP {
+        return None;
+    }
+    let (ports, rest) = transport.split_first_chunk()?;
+    let key = Key { local: bits(source), remote: bits(destination), ports: u32::from_be_bytes(*ports) };
+    Some(Quoted { protocol, key, sequence: u32::from_be_bytes(*rest.first_chunk()?) })
+}
+
+fn quoted_v4(bytes: &[u8]) -> Option<Quoted> {
+    let packet = ipv4::Packet::new_quoted(bytes).ok()?;
+    if packet.fragment_offset() != 0 {
+        return None;
+    }
+    quoted(packet.protocol(), packet.source().into(), packet.destination().into(), packet.payload())
+}
+
+fn quoted_v6(bytes: &[u8]) -> Option<Quoted> {
     let packet = ipv6::Packet::new_quoted(bytes).ok()?;
-    let at = match packet.upper().ok()? {
-        Upper::Transport { protocol: protocol::UDP, at, .. } => at,
-        Upper::Fragment { next_header: protocol::UDP, offset: 0, at, .. } => at,
-        _ => return None,
+    let (protocol, at) = match packet.upper().ok()? {
+        Upper::Transport { protocol, at, .. } => (protocol, at),
+        Upper::Fragment { next_header, offset: 0, at, .. } => (next_header, at),
+        Upper::Fragment { .. } => return None,
     };
-    let ports = bytes.get(at..)?.first_chunk().copied().map(u32::from_be_bytes)?;
-    Some(Key { local: bits(packet.source().into()), remote: bits(packet.destination().into()), ports })
+    quoted(protocol, packet.source().into(), packet.destination().into(), bytes.get(at..)?)
 }

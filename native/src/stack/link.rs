@@ -167,6 +167,7 @@ impl Host {
         if !self.addresses.is_on_link(address) {
             return;
         }
+        self.tcp_neighbour_heard();
         for mut pending in self.neighbours.learn(address, mac, ours, heard, now) {
             let mut sent = Sent::Queued;
             for frame in &mut pending.frames {

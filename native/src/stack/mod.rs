@@ -115,4 +115,6 @@ pub enum OpenError {
     PortsExhausted,
     /// The 5-tuple exists already.
     InUse,
+    /// As many connections as there may be.
+    TooMany,
 }

@@ -160,14 +160,7 @@ impl Neighbours {
             counters.drop_neighbour_pending_full += 1;
             return Err(());
         }
-        let mut solicit = None;
-        if !self.table.contains_key(&address) {
-            self.make_room(counters)?;
-            let state = State::Incomplete(Vec::new());
-            self.table.insert(address, Neighbour { source, state, tries: 1, next: now + RETRY });
-            self.wake_at(now + RETRY);
-            solicit = Some(Solicit { target: address, source, to: None });
-        }
+        let solicit = self.ask(address, source, now, counters)?;
         match self.table.get_mut(&address).map(|neighbour| &mut neighbour.state) {
             Some(State::Incomplete(waiting)) if waiting.len() < MAX_PENDING_PER_NEIGHBOUR => {
                 waiting.push(pending);
@@ -180,6 +173,24 @@ impl Neighbours {
                 Err(())
             }
         }
+    }
+
+    /// Asks for a neighbour whose `lookup` was `Unknown`, unless that is being done. `Err`: there is no room, counted.
+    pub fn ask(
+        &mut self,
+        address: IpAddr,
+        source: IpAddr,
+        now: Instant,
+        counters: &mut Counters,
+    ) -> Result<Option<Solicit>, ()> {
+        if self.table.contains_key(&address) {
+            return Ok(None);
+        }
+        self.make_room(counters)?;
+        let state = State::Incomplete(Vec::new());
+        self.table.insert(address, Neighbour { source, state, tries: 1, next: now + RETRY });
+        self.wake_at(now + RETRY);
+        Ok(Some(Solicit { target: address, source, to: None }))
     }
 
     /// Evicts the resolved neighbour that has been silent for longest.
@@ -245,8 +256,14 @@ impl Neighbours {
         self.epoch = self.epoch.wrapping_add(1);
     }
 
-    /// Asks again, gives up. What waited in vain is appended to `failed`.
-    pub fn on_timer(&mut self, now: Instant, failed: &mut Vec<Pending>, counters: &mut Counters) -> Vec<Solicit> {
+    /// Asks again, gives up. Who never answered is appended to `lost`, what waited in vain for him to `failed`.
+    pub fn on_timer(
+        &mut self,
+        now: Instant,
+        lost: &mut Vec<IpAddr>,
+        failed: &mut Vec<Pending>,
+        counters: &mut Counters,
+    ) -> Vec<Solicit> {
         let mut solicits = Vec::new();
         if self.deadline.is_none_or(|deadline| now < deadline) {
             return solicits;
@@ -266,6 +283,7 @@ impl Neighbours {
                         *pending -= waiting.len();
                         *pending_bytes -= waiting.iter().map(Pending::bytes).sum::<usize>();
                         failed.append(waiting);
+                        lost.push(target);
                     } else {
                         *epoch = epoch.wrapping_add(1);
                     }

@@ -4,11 +4,11 @@
 //! function, which needs neither a dependency nor `unsafe`. A host made with a seed foresees everything, and does the
 //! same in every run: that is for tests.
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::OnceLock;
 
 use foldhash::SharedSeed;
-use foldhash::fast::SeedableRandomState;
+use foldhash::fast::{FixedState, SeedableRandomState};
 
 #[derive(Debug)]
 enum Key {
@@ -48,6 +48,22 @@ impl Random {
             Key::Seed(_) => &FORESEEN,
         };
         SeedableRandomState::with_seed(self.next(), shared)
+    }
+
+    /// Another one, of which this one tells nothing, unless it was given a seed.
+    pub fn split(&mut self) -> Self {
+        match &self.key {
+            Key::System(_) => Self::new(),
+            Key::Seed(_) => Self::seeded(self.next()),
+        }
+    }
+
+    /// A keyed hash: for those who know the key the same each time.
+    pub fn keyed(&self, value: impl Hash) -> u64 {
+        match &self.key {
+            Key::System(key) => key.hash_one(value),
+            Key::Seed(seed) => split_mix(*seed, FixedState::default().hash_one(value)),
+        }
     }
 }
 

@@ -562,6 +562,14 @@ impl Port for Memif {
         }
     }
 
+    fn room(&mut self) -> usize {
+        let Some(peer) = &mut self.peer else { return usize::MAX };
+        peer.sender.free().unwrap_or_else(|reason| {
+            self.hang_up(End::Refused(reason), Instant::now());
+            usize::MAX
+        })
+    }
+
     fn flush(&mut self) {
         let Some(peer) = &mut self.peer else { return };
         if peer.sender.flush(&mut self.counters) {

@@ -408,6 +408,15 @@ impl Sender {
         Self { cursor, buffers, queued_frames: 0, queued_bytes: 0 }
     }
 
+    /// Buffers that are free: as many frames can be sent, if each fits one. `Err`: the peer broke the rules; the reason.
+    #[inline]
+    pub fn free(&mut self) -> Result<usize, String> {
+        match self.cursor.available() {
+            0 => self.cursor.refresh().map(usize::from),
+            known => Ok(usize::from(known)),
+        }
+    }
+
     /// Frames that no flush has handed over yet.
     pub fn queued(&self) -> u64 {
         self.queued_frames

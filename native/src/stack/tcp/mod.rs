@@ -5,12 +5,31 @@
 //! it; the owner reads with [`Host::tcp_receive`] and queues with [`Host::tcp_send`]; [`Host::tcp_flush`] lets every
 //! touched flow send what it now has to: data first, so that acknowledgements ride on replies.
 
+mod arena;
+mod egress;
+mod flows;
+mod half_open;
 mod host;
+mod ingress;
+mod protocol;
+mod smoltcp;
+mod time_wait;
+mod wheel;
 
-use std::net::SocketAddr;
-use std::time::Duration;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
 
+use foldhash::fast::SeedableRandomState;
+use hashbrown::HashMap;
+
+use self::flows::Flows;
+use self::half_open::HalfOpen;
+use self::smoltcp::Smoltcp;
+use self::time_wait::TimeWait;
+use self::wheel::Wheel;
 use super::Unreachable;
+use super::flows::Key;
+use super::random::Random;
 
 /// A TCP connection's place in the host, and its turn in that place: of a connection that is gone nothing else answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -107,4 +126,91 @@ pub enum Gone {
     TimedOut,
     /// While connecting only: later errors of the network are not believed (RFC 5461).
     Unreachable(Unreachable),
+}
+
+/// Paths whose MTU a router has told, remembered for new connections.
+const MAX_PATHS: usize = 1_024;
+/// RFC 8201 §4: for so long.
+const PATH_MTU_FOR: Duration = Duration::from_secs(600);
+
+/// All TCP state of a host. Its parts are in order of dependence: flows hold memory of their arena.
+pub(super) struct Tcp {
+    config: TcpConfig,
+    /// The first time this was told; ticks count from there.
+    origin: Instant,
+    started: bool,
+    flows: Flows,
+    protocol: Smoltcp,
+    wheel: Wheel,
+    time_wait: TimeWait,
+    half_open: HalfOpen,
+    listeners: HashMap<(Option<IpAddr>, u16), u32, SeedableRandomState>,
+    hook: Option<AcceptHook>,
+    /// The key of initial sequence numbers.
+    secret: Random,
+    /// Connections that wait for their neighbour's link address.
+    unresolved: Vec<TcpId>,
+    paths: HashMap<IpAddr, (u16, Instant), SeedableRandomState>,
+    /// When to flush again after the port was full.
+    again_at: Option<Instant>,
+    due: Vec<TcpId>,
+}
+
+impl Tcp {
+    pub fn new(config: TcpConfig, random: &mut Random) -> Self {
+        let origin = Instant::now();
+        Self {
+            flows: Flows::new(&config.buffers, config.max_connections, config.keep_alive, random),
+            protocol: Smoltcp::new(config.rto, origin),
+            wheel: Wheel::new(origin),
+            time_wait: TimeWait::new(config.time_wait, config.max_time_wait, random),
+            half_open: HalfOpen::new(random),
+            listeners: HashMap::with_hasher(random.hasher()),
+            hook: None,
+            secret: random.split(),
+            unresolved: Vec::new(),
+            paths: HashMap::with_hasher(random.hasher()),
+            again_at: None,
+            due: Vec::new(),
+            origin,
+            started: false,
+            config,
+        }
+    }
+
+    /// Time begins with the first segment or connection: the caller's clock need not be this machine's.
+    #[inline]
+    fn start(&mut self, now: Instant) {
+        if !self.started {
+            self.started = true;
+            self.origin = now;
+            self.protocol = Smoltcp::new(self.config.rto, now);
+            self.wheel = Wheel::new(now);
+        }
+    }
+
+    /// RFC 6528: a keyed hash of the addresses and ports, and a clock that ticks every 4 µs.
+    fn isn(&self, key: &Key, now: Instant) -> u32 {
+        let clock = now.saturating_duration_since(self.origin).as_micros() / 4;
+        (self.secret.keyed(key) as u32).wrapping_add(clock as u32)
+    }
+
+    pub fn deadline(&self) -> Option<Instant> {
+        if !self.started {
+            return None;
+        }
+        // What waits to be told or sent is due at once.
+        let pending = !self.flows.touched.is_empty() || !self.flows.dirty.is_empty() && self.again_at.is_none();
+        let soon = if pending { Some(self.origin) } else { self.again_at };
+        [soon, self.wheel.deadline(), self.time_wait.deadline()].into_iter().flatten().min()
+    }
+
+    pub fn gauges(&self) -> [(&'static str, u64); 4] {
+        [
+            ("tcp_connections", self.flows.len() as u64),
+            ("tcp_half_open", self.half_open.len() as u64),
+            ("tcp_time_wait", self.time_wait.len() as u64),
+            ("tcp_buffers", self.flows.buffers_in_use() as u64),
+        ]
+    }
 }

@@ -81,10 +81,10 @@ fn a_closed_port_answers_with_the_datagram_quoted() {
 #[test]
 fn an_unknown_protocol_is_refused_in_each_familys_way() {
     let mut bench = Bench::new();
-    bench.consume(&ip_frame("10.0.0.7".parse().unwrap(), "10.0.0.2".parse().unwrap(), 6, &[0; 20]));
+    bench.consume(&ip_frame("10.0.0.7".parse().unwrap(), "10.0.0.2".parse().unwrap(), 132, &[0; 20]));
     assert_eq!(icmp_of(&bench.sent_one()).0, four::UNREACHABLE);
     let (source, destination) = ("fd00::7".parse().unwrap(), "fd00::2".parse().unwrap());
-    bench.consume(&ip_frame(source, destination, 60, &[&[6, 0, 1, 4, 0, 0, 0, 0][..], &[0; 20]].concat()));
+    bench.consume(&ip_frame(source, destination, 60, &[&[132, 0, 1, 4, 0, 0, 0, 0][..], &[0; 20]].concat()));
     let (kind, code, rest, _) = icmp_of(&bench.sent_one());
     assert_eq!((kind, code, rest), (six::PARAMETER_PROBLEM, six::UNRECOGNIZED_NEXT_HEADER, [0, 0, 0, 40]));
     bench.drops("no next header", &ip_frame(source, destination, 59, &[]), "drop_protocol");

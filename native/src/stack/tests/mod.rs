@@ -3,5 +3,6 @@
 mod echo_and_errors;
 mod fragments;
 mod link;
+mod tcp;
 mod udp;
 mod wire;

@@ -1,0 +1,262 @@
+//! Segments on their way out: real sequence numbers, checksum, headers; and when to look at a connection again.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::flows::{Flow, NEVER, Stage};
+use super::protocol::{Protocol, State};
+use super::smoltcp::Smoltcp;
+use super::wheel::tick;
+use super::{Gone, TcpId};
+use crate::packet::checksum::{Sum, pseudo_v4, pseudo_v6};
+use crate::packet::ethernet::{self, Mac};
+use crate::packet::tcp::{self, Bare, Segment, before, flags};
+use crate::packet::{ipv4, ipv6, protocol};
+use crate::port::{Port, Sent};
+use crate::stack::counters::Counters;
+use crate::stack::flows::Key;
+use crate::stack::host::Host;
+use crate::stack::path::Resolved;
+
+/// A port that was full is tried again after that.
+const FULL_AGAIN: Duration = Duration::from_micros(200);
+/// Probes without an answer before a silent peer is given up.
+const PROBES: u32 = 4;
+
+impl Host {
+    /// Every touched connection sends what it has to.
+    pub fn tcp_flush(&mut self, now: Instant, port: &mut dyn Port) {
+        self.tcp.again_at = None;
+        if self.tcp.flows.dirty.is_empty() {
+            return;
+        }
+        let mut dirty = std::mem::take(&mut self.tcp.flows.dirty);
+        let mut done = 0;
+        for &id in &dirty {
+            if self.tcp.flows.get(id).is_some() && !self.send_from(id, now, port) {
+                self.tcp.again_at = Some(now + FULL_AGAIN);
+                break;
+            }
+            done += 1;
+        }
+        dirty.drain(..done);
+        // What was soiled meanwhile comes after what was not reached.
+        dirty.append(&mut self.tcp.flows.dirty);
+        self.tcp.flows.dirty = dirty;
+    }
+
+    /// `false`: the port is full, the connection stays dirty.
+    fn send_from(&mut self, id: TcpId, now: Instant, port: &mut dyn Port) -> bool {
+        let index = id.index;
+        let Self { tcp, neighbours, .. } = self;
+        let flow = tcp.flows.at(index);
+        match flow.stage {
+            Stage::Dead => {
+                self.forget(index);
+                return true;
+            }
+            // The peer has reset it: nothing is sent any more.
+            Stage::Lost(_) if Smoltcp::state(&flow.engine) != State::Closed => {
+                flow.dirty = false;
+                return true;
+            }
+            _ => {}
+        }
+        match flow.path.resolve(neighbours, now) {
+            Resolved::Known(None) => {}
+            Resolved::Known(Some(solicit)) => self.solicit(solicit, port),
+            Resolved::Unknown => {
+                flow.dirty = false;
+                if let Some((next_hop, source)) = flow.path.next_hop
+                    && let Ok(solicit) = neighbours.ask(next_hop, source, now, &mut self.counters)
+                {
+                    tcp.unresolved.push(id);
+                    if let Some(solicit) = solicit {
+                        self.solicit(solicit, port);
+                    }
+                }
+                self.schedule(index, None, now);
+                return true;
+            }
+        }
+        let Self { tcp, .. } = self;
+        let flow = tcp.flows.at(index);
+        let mtu = flow.engine_mtu();
+        let mut idle = false;
+        let next = loop {
+            let next = tcp.protocol.deadline(&flow.engine, mtu, now);
+            if next.is_none_or(|at| at > now) {
+                break next;
+            }
+            if port.room() == 0 {
+                return false;
+            }
+            match tcp.protocol.transmit(&mut flow.engine, mtu, now) {
+                Some(segment) => put(flow, segment, self.mac, &mut self.counters, port),
+                // What was due turned out to be nothing: once, then it can wait.
+                None if idle => break Some(now + Duration::from_millis(1)),
+                None => idle = true,
+            }
+        };
+        flow.dirty = false;
+        let over = matches!(Smoltcp::state(&flow.engine), State::Closed | State::TimeWait);
+        if over && flow.stage == Stage::Orphan {
+            self.retire(index, now);
+            return true;
+        }
+        self.schedule(index, next, now);
+        true
+    }
+
+    /// When the connection must be looked at again: `next` says the engine, or earlier when the peer is given up.
+    fn schedule(&mut self, index: u32, next: Option<Instant>, now: Instant) {
+        let Self { tcp, .. } = self;
+        let (origin, timeout) = (tcp.origin, tcp.config.user_timeout);
+        let flow = tcp.flows.at(index);
+        let waits = match Smoltcp::state(&flow.engine) {
+            State::SynSent | State::SynReceived | State::FinWait1 | State::Closing | State::LastAck => true,
+            State::FinWait2 => flow.stage == Stage::Orphan,
+            State::TimeWait | State::Closed | State::Listen => false,
+            State::Established | State::CloseWait => Smoltcp::unacknowledged(&flow.engine) > 0,
+        };
+        if !waits {
+            flow.give_up_at = NEVER;
+        } else if flow.give_up_at == NEVER {
+            flow.give_up_at = tick(origin, now + timeout);
+        }
+        // A TIME-WAIT of the engine is not waited for: it ends with its owner.
+        let is_over = matches!(Smoltcp::state(&flow.engine), State::TimeWait | State::Closed);
+        let next = next.filter(|_| !is_over).map_or(NEVER, |at| tick(origin, at)).min(flow.give_up_at);
+        if next < flow.wheel_at {
+            let id = TcpId { index, serial: flow.serial };
+            flow.wheel_at = tcp.wheel.insert(id, next);
+        }
+    }
+
+    /// Retransmissions, acknowledgements that were put off, probes; peers and neighbours that are given up.
+    pub(in crate::stack) fn tcp_on_timer(&mut self, now: Instant, port: &mut dyn Port) {
+        let mut due = std::mem::take(&mut self.tcp.due);
+        self.tcp.wheel.fire(now, &mut due);
+        let tick = tick(self.tcp.origin, now);
+        let silence = self.tcp.config.keep_alive.map(|every| (every * PROBES).as_millis() as u64);
+        for id in due.drain(..) {
+            let Some(flow) = self.tcp.flows.get_mut(id) else { continue };
+            if flow.wheel_at > tick {
+                continue;
+            }
+            flow.wheel_at = NEVER;
+            let is_silent = silence.is_some_and(|silence| {
+                Smoltcp::state(&flow.engine).is_synchronized() && tick >= flow.heard_at + silence
+            });
+            if tick >= flow.give_up_at || is_silent {
+                self.counters.tcp_timeout += 1;
+                self.give_up(id.index, Gone::TimedOut);
+            }
+            self.tcp.flows.soil(id.index);
+        }
+        self.tcp.due = due;
+        self.tcp.time_wait.expire(now);
+        self.tcp_flush(now, port);
+    }
+
+    /// We give up on a peer: it gets a reset if it ever was there, the owner a reason.
+    pub(super) fn give_up(&mut self, index: u32, reason: Gone) {
+        let flow = self.tcp.flows.at(index);
+        match flow.stage {
+            Stage::HalfOpen => self.forget(index),
+            Stage::Connecting => self.lose(index, reason),
+            Stage::Accepted | Stage::Open => {
+                Smoltcp::abort(&mut flow.engine);
+                self.lose(index, reason);
+            }
+            Stage::Orphan => Smoltcp::abort(&mut flow.engine),
+            Stage::Lost(_) | Stage::Dead => {}
+        }
+    }
+
+    /// A segment of our own making, not of a connection's engine.
+    pub(super) fn put_bare(&mut self, key: &Key, bare: &Bare, to: Mac, port: &mut dyn Port) {
+        let segment = bare.emit(pseudo(key));
+        count(send(key, true, to, self.mac, &segment, port), &mut self.counters);
+    }
+}
+
+/// Sends one segment of a connection's engine.
+pub(super) fn put(flow: &mut Flow, segment: &mut [u8], mac: Mac, counters: &mut Counters, port: &mut dyn Port) {
+    let head = Segment::new_own(segment);
+    let has = |flag| head.has(flag);
+    let (is_syn, is_reset, has_ack) = (has(flags::SYN), has(flags::RST), has(flags::ACK));
+    let (span, acknowledgement, window) = (head.span(), head.acknowledgement(), head.window());
+    if is_syn {
+        if !flow.synced {
+            flow.synced = true;
+            flow.delta = flow.isn.wrapping_sub(head.sequence());
+        }
+        flow.offered_shift = head.window_scale().unwrap_or(0);
+        if has_ack && head.window_scale().is_none() {
+            flow.shift = 0;
+        } else if has_ack {
+            flow.shift = flow.offered_shift;
+        }
+    }
+    let sequence = head.sequence().wrapping_add(flow.delta);
+    let end = sequence.wrapping_add(span);
+    if span > 0 && before(sequence, flow.sent_end) {
+        counters.tx_tcp_retransmission += 1;
+    }
+    if before(flow.sent_end, end) {
+        flow.sent_end = end;
+    }
+    if has_ack && !is_reset {
+        flow.ack_sent = acknowledgement;
+        let shift = if is_syn { 0 } else { flow.shift };
+        let edge = acknowledgement.wrapping_add(u32::from(window) << shift);
+        if before(flow.edge, edge) || is_syn {
+            flow.edge = edge;
+        }
+    } else if is_syn {
+        // Of no use before the peer's first sequence number is known, which is added to it then.
+        flow.edge = u32::from(window);
+    }
+    counters.tx_tcp_reset += u64::from(is_reset);
+    tcp::set_sequence(segment, sequence);
+    tcp::fill_checksum(segment, pseudo(&flow.key));
+    count(send(&flow.key, flow.dont_fragment, flow.path.mac, mac, segment, port), counters);
+}
+
+fn count(sent: Sent, counters: &mut Counters) {
+    match sent {
+        Sent::Queued => counters.tx_tcp += 1,
+        Sent::Full | Sent::TooLong | Sent::Down => counters.drop_port += 1,
+    }
+}
+
+fn send(key: &Key, dont_fragment: bool, to: Mac, mac: Mac, segment: &[u8], port: &mut dyn Port) -> Sent {
+    match (key.local(), key.remote()) {
+        (SocketAddr::V4(local), SocketAddr::V4(remote)) => {
+            let fragment = ipv4::Fragment { dont_fragment, ..ipv4::Fragment::WHOLE };
+            let mut header = [0; ethernet::HEADER + ipv4::HEADER];
+            header[..14].copy_from_slice(&ethernet::emit(to, mac, ethernet::IPV4));
+            let ip = ipv4::emit(*local.ip(), *remote.ip(), protocol::TCP, segment.len(), fragment);
+            header[14..].copy_from_slice(&ip);
+            port.send(&[&header, segment])
+        }
+        (SocketAddr::V6(local), SocketAddr::V6(remote)) => {
+            let mut header = [0; ethernet::HEADER + ipv6::HEADER];
+            header[..14].copy_from_slice(&ethernet::emit(to, mac, ethernet::IPV6));
+            let ip = ipv6::emit(*local.ip(), *remote.ip(), protocol::TCP, segment.len(), ipv6::HOP_LIMIT);
+            header[14..].copy_from_slice(&ip);
+            port.send(&[&header, segment])
+        }
+        _ => Sent::TooLong,
+    }
+}
+
+/// The pseudo-header of what we send.
+fn pseudo(key: &Key) -> Sum {
+    match (key.local(), key.remote()) {
+        (SocketAddr::V4(local), SocketAddr::V4(remote)) => pseudo_v4(*local.ip(), *remote.ip(), protocol::TCP),
+        (SocketAddr::V6(local), SocketAddr::V6(remote)) => pseudo_v6(*local.ip(), *remote.ip(), protocol::TCP),
+        _ => Sum::ZERO,
+    }
+}

@@ -1,0 +1,357 @@
+//! Segments on their way in: whose they are, and what must not reach a connection.
+//!
+//! Resets and SYNs are judged here by RFC 5961: only a reset at exactly the next sequence number ends a connection, one
+//! elsewhere in the window and any SYN are challenged. Urgent data is ordinary data (RFC 6093).
+
+use std::net::IpAddr;
+use std::time::Instant;
+
+use super::egress::put;
+use super::flows::{Birth, NEVER, Stage};
+use super::protocol::{HEADROOM, Protocol, State};
+use super::smoltcp::Smoltcp;
+use super::wheel::tick;
+use super::{Gone, Knock, Welcome};
+use crate::packet::checksum::{pseudo_v4, pseudo_v6};
+use crate::packet::tcp::{self, Bare, Segment, before, flags};
+use crate::packet::{Malformed, Slot, protocol};
+use crate::port::Port;
+use crate::stack::Input;
+use crate::stack::flows::{Key, bits};
+use crate::stack::host::{Envelope, Host, Link};
+use crate::stack::path::Path;
+
+/// A connection is challenged at most once in so many milliseconds (RFC 5961 §7), or two ends out of step would
+/// acknowledge each other for ever.
+const CHALLENGE_EVERY: u64 = 20;
+
+/// What the demultiplexer needs of a segment.
+#[derive(Clone, Copy, Debug)]
+struct Head {
+    sequence: u32,
+    acknowledgement: u32,
+    flags: u8,
+    window: u16,
+    span: u32,
+    payload: usize,
+}
+
+impl Head {
+    fn has(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+}
+
+impl Host {
+    #[inline]
+    pub(in crate::stack) fn tcp(
+        &mut self,
+        mut packet: Slot,
+        envelope: Envelope,
+        link: Link,
+        now: Instant,
+        port: &mut dyn Port,
+    ) -> Input {
+        let pseudo = match (envelope.source, envelope.destination) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => pseudo_v4(source, destination, protocol::TCP),
+            (IpAddr::V6(source), IpAddr::V6(destination)) => pseudo_v6(source, destination, protocol::TCP),
+            _ => return Input::Consumed,
+        };
+        let segment = match Segment::new_checked(&packet[envelope.at..envelope.end], pseudo) {
+            Ok(segment) => segment,
+            Err(malformed) => return self.drop_tcp(malformed),
+        };
+        let key = Key {
+            local: bits(envelope.destination),
+            remote: bits(envelope.source),
+            ports: u32::from(segment.destination_port()) << 16 | u32::from(segment.source_port()),
+        };
+        let head = Head {
+            sequence: segment.sequence(),
+            acknowledgement: segment.acknowledgement(),
+            flags: segment.flags(),
+            window: segment.window(),
+            span: segment.span(),
+            payload: segment.payload_len(),
+        };
+        let scale = if head.has(flags::SYN) { segment.window_scale() } else { None };
+        match self.tcp.flows.find(&key) {
+            // The connection's addresses were checked when it was made. Where a frame was sent was not.
+            Some(index) if link.destination == self.mac || self.is_for_us(&envelope, link) => {
+                self.counters.rx_tcp += 1;
+                let bytes = &mut packet[envelope.at - HEADROOM..envelope.end];
+                self.segment(index, head, scale, bytes, link, now, port);
+            }
+            Some(_) => {}
+            None => {
+                if self.is_for_us(&envelope, link) {
+                    self.counters.rx_tcp += 1;
+                    let bytes = &mut packet[envelope.at - HEADROOM..envelope.end];
+                    self.stranger(key, head, bytes, link, now, port);
+                }
+            }
+        }
+        Input::Consumed
+    }
+
+    #[cold]
+    fn drop_tcp(&mut self, malformed: Malformed) -> Input {
+        if malformed == Malformed::Checksum {
+            self.counters.drop_tcp_checksum += 1;
+            return Input::Consumed;
+        }
+        self.drop_malformed(malformed)
+    }
+
+    /// A segment for a connection that exists.
+    #[expect(clippy::too_many_arguments, reason = "a segment, where it came from, and where answers go")]
+    fn segment(
+        &mut self,
+        index: u32,
+        mut head: Head,
+        scale: Option<u8>,
+        bytes: &mut [u8],
+        link: Link,
+        now: Instant,
+        port: &mut dyn Port,
+    ) {
+        let tick = tick(self.tcp.origin, now);
+        let flow = self.tcp.flows.at(index);
+        let state = Smoltcp::state(&flow.engine);
+        if head.has(flags::RST) {
+            return self.reset(index, state, head, now, port);
+        }
+        if matches!(flow.stage, Stage::Lost(_) | Stage::Dead) {
+            return;
+        }
+        if state.is_synchronized() {
+            if head.has(flags::SYN) {
+                self.counters.drop_tcp_syn += 1;
+                return self.challenge(index, tick, port);
+            }
+            if !head.has(flags::ACK) {
+                self.counters.drop_tcp_flags += 1;
+                return;
+            }
+            let next = flow.receive_next();
+            let last = head.sequence.wrapping_add(head.span);
+            // Neither old nor beyond the window (RFC 9293 §3.10.7.4). What is old is acknowledged again by the engine.
+            if before(flow.edge, head.sequence)
+                || (head.span > 0 && !before(head.sequence, flow.edge) && flow.edge != next)
+            {
+                self.counters.drop_tcp_window += 1;
+                return self.challenge(index, tick, port);
+            }
+            if head.span > 0 && !before(next, last) {
+                self.counters.rx_tcp_duplicate += 1;
+            }
+            // RFC 5961 §5.2: what acknowledges what was never sent is challenged.
+            if before(flow.sent_end, head.acknowledgement) {
+                self.counters.drop_tcp_ack += 1;
+                return self.challenge(index, tick, port);
+            }
+            if before(head.acknowledgement, flow.ack_in) {
+                if head.payload == 0 && !head.has(flags::FIN) {
+                    return;
+                }
+                // Overtaken on its way: its bytes are good, what it says of ours is out of date.
+                head.acknowledgement = flow.ack_in;
+                tcp::set_window(&mut bytes[HEADROOM..], flow.window_in);
+            } else {
+                flow.window_in = head.window;
+            }
+        } else if head.has(flags::SYN) {
+            if head.has(flags::ACK) && state != State::SynSent {
+                return;
+            }
+            if state == State::SynSent && (!head.has(flags::ACK) || head.acknowledgement == flow.sent_end) {
+                flow.irs = head.sequence;
+                // Until now it was the window of our SYN.
+                flow.edge = flow.irs.wrapping_add(flow.edge);
+                flow.shift = if scale.is_some() { flow.offered_shift } else { 0 };
+            }
+        }
+        flow.path.heard(link.source, &mut self.neighbours, now);
+        flow.heard_at = tick;
+        let progress = before(flow.ack_in, head.acknowledgement);
+        if head.has(flags::ACK) && progress && !before(flow.sent_end, head.acknowledgement) {
+            flow.ack_in = head.acknowledgement;
+        }
+        if state.is_synchronized() && (progress || flow.stage != Stage::Orphan) {
+            flow.give_up_at = NEVER;
+        }
+        let (mtu, delta) = (flow.engine_mtu(), flow.delta);
+        tcp::set_acknowledgement(&mut bytes[HEADROOM..], head.acknowledgement.wrapping_sub(delta));
+        let answer = self.tcp.protocol.receive(&mut flow.engine, mtu, bytes, now);
+        if let Some(answer) = answer {
+            put(flow, answer, self.mac, &mut self.counters, port);
+        }
+        self.tcp.flows.touch(index);
+        self.tcp.flows.soil(index);
+    }
+
+    /// A segment that belongs to no connection.
+    fn stranger(&mut self, key: Key, head: Head, bytes: &mut [u8], link: Link, now: Instant, port: &mut dyn Port) {
+        self.tcp.start(now);
+        let is_syn = head.flags & (flags::SYN | flags::ACK | flags::RST | flags::FIN) == flags::SYN;
+        let mut isn = self.tcp.isn(&key, now);
+        if let Some(waiting) = self.tcp.time_wait.get(&key) {
+            if head.has(flags::RST) {
+                self.counters.drop_tcp_time_wait += 1;
+                return;
+            }
+            if !is_syn || !before(waiting.receive_next, head.sequence) {
+                if head.span > 0 {
+                    let answer = Bare {
+                        source_port: key.local().port(),
+                        destination_port: key.remote().port(),
+                        sequence: waiting.send_next,
+                        acknowledgement: waiting.receive_next,
+                        flags: flags::ACK,
+                        window: 0,
+                    };
+                    self.put_bare(&key, &answer, link.source, port);
+                    if head.has(flags::FIN) {
+                        let Self { tcp, counters, .. } = self;
+                        let evicted =
+                            tcp.time_wait.begin(key, waiting.send_next, waiting.receive_next, waiting.mac, now);
+                        counters.tcp_time_wait_evicted += u64::from(evicted);
+                    }
+                }
+                self.counters.drop_tcp_time_wait += 1;
+                return;
+            }
+            if before(isn, waiting.send_next) {
+                isn = waiting.send_next.wrapping_add(1 << 16);
+            }
+        }
+        if !is_syn {
+            return self.refuse_tcp(&key, head, link, port);
+        }
+        let (local, remote) = (key.local(), key.remote());
+        let named = self.tcp.listeners.get(&(Some(local.ip()), local.port()));
+        let Some(&listener) = named.or_else(|| self.tcp.listeners.get(&(None, local.port()))) else {
+            self.counters.drop_tcp_no_listener += 1;
+            return self.refuse_tcp(&key, head, link, port);
+        };
+        let welcome = match &mut self.tcp.hook {
+            Some(hook) => hook(&Knock { listener, local, remote }),
+            None => Welcome::Accept,
+        };
+        match welcome {
+            Welcome::Accept => {}
+            Welcome::Refuse => {
+                self.counters.drop_tcp_hook += 1;
+                return self.refuse_tcp(&key, head, link, port);
+            }
+            Welcome::Ignore => {
+                self.counters.drop_tcp_hook += 1;
+                return;
+            }
+        }
+        if self.tcp.half_open.from(remote.ip()) >= self.tcp.config.half_open_per_source {
+            self.counters.drop_tcp_source += 1;
+            return;
+        }
+        while self.tcp.half_open.of(listener) >= self.tcp.config.half_open_per_listener {
+            let Some(id) = self.tcp.half_open.oldest(listener) else { break };
+            if self.tcp.flows.get(id).is_some_and(|flow| flow.stage == Stage::HalfOpen) {
+                self.counters.tcp_half_open_evicted += 1;
+                self.forget(id.index);
+            }
+        }
+        let path = Path::server(link.source, self.addresses.route(remote.ip()));
+        let give_up_at = tick(self.tcp.origin, now + self.tcp.config.handshake_timeout);
+        let mtu = self.path_mtu(remote.ip(), now);
+        let birth = Birth { key, path, stage: Stage::HalfOpen, owner: 0, listener, mtu, isn, give_up_at };
+        let Some(index) = self.tcp.flows.insert(birth, &mut self.tcp.protocol) else {
+            self.counters.drop_tcp_full += 1;
+            return;
+        };
+        self.tcp.time_wait.remove(&key);
+        let id = self.tcp.flows.id(index);
+        self.tcp.half_open.begin(id, listener, remote.ip());
+        let flow = self.tcp.flows.at(index);
+        flow.path.heard(link.source, &mut self.neighbours, now);
+        flow.irs = head.sequence;
+        flow.heard_at = tick(self.tcp.origin, now);
+        let mtu = flow.engine_mtu();
+        self.tcp.protocol.receive(&mut flow.engine, mtu, bytes, now);
+        if Smoltcp::state(&flow.engine) == State::SynReceived {
+            self.tcp.flows.soil(index);
+        } else {
+            self.counters.drop_malformed += 1;
+            self.forget(index);
+        }
+    }
+
+    /// RFC 9293 §3.10.7, RFC 5961 §3.2.
+    fn reset(&mut self, index: u32, state: State, head: Head, now: Instant, port: &mut dyn Port) {
+        let tick = tick(self.tcp.origin, now);
+        let flow = self.tcp.flows.at(index);
+        let is_exact = match state {
+            State::SynSent => head.has(flags::ACK) && flow.synced && head.acknowledgement == flow.sent_end,
+            _ => head.sequence == flow.receive_next() || head.sequence == flow.ack_sent,
+        };
+        if !is_exact {
+            self.counters.drop_tcp_reset += 1;
+            let next = flow.receive_next();
+            let is_in_window = !before(head.sequence, next) && before(head.sequence, flow.edge);
+            if state.is_synchronized() && is_in_window {
+                self.challenge(index, tick, port);
+            }
+            return;
+        }
+        self.counters.rx_tcp_reset += 1;
+        match flow.stage {
+            Stage::Connecting => self.lose(index, Gone::Refused),
+            Stage::Accepted | Stage::Open => self.lose(index, Gone::Reset),
+            Stage::HalfOpen | Stage::Orphan => self.forget(index),
+            Stage::Lost(_) | Stage::Dead => {}
+        }
+    }
+
+    /// Tells the peer where we are: an honest one that has lost count will reset at the right place.
+    fn challenge(&mut self, index: u32, tick: u64, port: &mut dyn Port) {
+        let flow = self.tcp.flows.at(index);
+        if tick < flow.challenge_at {
+            return;
+        }
+        flow.challenge_at = tick + CHALLENGE_EVERY;
+        let next = flow.receive_next();
+        let window = (flow.edge.wrapping_sub(next) >> flow.shift).min(0xffff) as u16;
+        let bare = Bare {
+            source_port: flow.key.local().port(),
+            destination_port: flow.key.remote().port(),
+            sequence: flow.sent_end,
+            acknowledgement: next,
+            flags: flags::ACK,
+            window: if before(flow.edge, next) { 0 } else { window },
+        };
+        let (key, mac) = (flow.key, flow.path.mac);
+        self.counters.tx_tcp_challenge += 1;
+        self.put_bare(&key, &bare, mac, port);
+    }
+
+    /// Nobody is here for this segment (RFC 9293 §3.10.7.1).
+    fn refuse_tcp(&mut self, key: &Key, head: Head, link: Link, port: &mut dyn Port) {
+        if head.has(flags::RST) {
+            self.counters.drop_tcp_no_connection += 1;
+            return;
+        }
+        if !head.has(flags::SYN) {
+            self.counters.drop_tcp_no_connection += 1;
+        }
+        let with_ack = head.has(flags::ACK);
+        let bare = Bare {
+            source_port: key.local().port(),
+            destination_port: key.remote().port(),
+            sequence: if with_ack { head.acknowledgement } else { 0 },
+            acknowledgement: if with_ack { 0 } else { head.sequence.wrapping_add(head.span) },
+            flags: if with_ack { flags::RST } else { flags::RST | flags::ACK },
+            window: 0,
+        };
+        self.counters.tx_tcp_reset += 1;
+        self.put_bare(key, &bare, link.source, port);
+    }
+}

@@ -1,0 +1,338 @@
+//! smoltcp's protocol code as the engine of one connection.
+//!
+//! It is shown one socket at a time: each connection owns a set of one, so nothing is searched. It lives in a network of
+//! its own, between two invented IPv4 addresses; the real addresses, checksums and link addresses are put on outside,
+//! which also lets one interface serve all connections of an MTU, IPv6 included. Its clock runs `scale` times as fast as
+//! ours: the least retransmission timeout, a second in smoltcp, becomes what the port is configured for.
+#![allow(unsafe_code)]
+
+use std::time::{Duration, Instant};
+
+use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
+use smoltcp::phy::{self, ChecksumCapabilities, Device, DeviceCapabilities, Medium};
+use smoltcp::socket::tcp;
+use smoltcp::time;
+use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
+
+use super::arena::{Arena, Pair};
+use super::protocol::{Begin, HEADROOM, Protocol, State};
+
+const LOCAL: [u8; 4] = [10, 0, 0, 1];
+const REMOTE: [u8; 4] = [10, 0, 0, 2];
+/// The longest acknowledgement delay: well below the 500 ms of RFC 9293 §3.8.6.3, and below the least timeout.
+const ACK_DELAY: Duration = Duration::from_millis(10);
+const LARGEST: usize = 65_535;
+
+pub(super) struct Smoltcp {
+    /// One per MTU that is in use.
+    interfaces: Vec<(u16, Interface)>,
+    device: Tap,
+    handle: SocketHandle,
+    origin: Instant,
+    /// smoltcp's microseconds per microsecond of ours.
+    scale: u32,
+    ack_delay: Duration,
+}
+
+impl Smoltcp {
+    /// `rto`: the first and the least retransmission timeout.
+    pub fn new(rto: Duration, origin: Instant) -> Self {
+        let scale = (1000 / (rto.as_millis() as u32).max(1)).clamp(1, 200);
+        // A handle is only to be had by adding a socket; it is the same for the first one of every set.
+        let mut set = SocketSet::new(Vec::new());
+        let handle = set.add(tcp::Socket::new(tcp::SocketBuffer::new(vec![0; 1]), tcp::SocketBuffer::new(vec![0; 1])));
+        let device = Tap { buffer: vec![0; LARGEST].into(), output: None, mtu: 1500 };
+        Self { interfaces: Vec::new(), device, handle, origin, scale, ack_delay: ACK_DELAY.min(rto / 2) }
+    }
+
+    /// For a place whose connection is being replaced.
+    pub fn nothing() -> SocketSet<'static> {
+        SocketSet::new(Vec::new())
+    }
+
+    fn time(&self, now: Instant) -> time::Instant {
+        let micros = now.saturating_duration_since(self.origin).as_micros() as i64;
+        time::Instant::from_micros(micros * i64::from(self.scale))
+    }
+
+    fn scaled(&self, duration: Duration) -> time::Duration {
+        time::Duration::from_micros(duration.as_micros() as u64 * u64::from(self.scale))
+    }
+
+    fn interface(interfaces: &mut Vec<(u16, Interface)>, device: &mut Tap, mtu: u16) -> usize {
+        device.mtu = mtu;
+        if let Some(index) = interfaces.iter().position(|(of, _)| *of == mtu) {
+            return index;
+        }
+        // The seed goes into initial sequence numbers, which are replaced outside.
+        let mut interface = Interface::new(Config::new(HardwareAddress::Ip), device, time::Instant::ZERO);
+        interface.update_ip_addrs(|addresses| {
+            let own = IpCidr::new(IpAddress::from(std::net::Ipv4Addr::from(LOCAL)), 8);
+            // A list of one has room for it.
+            let _ = addresses.push(own);
+        });
+        interfaces.push((mtu, interface));
+        interfaces.len() - 1
+    }
+
+    fn begin(
+        &mut self,
+        old: Option<SocketSet<'static>>,
+        (arena, pair): (&Arena, &Pair),
+        begin: Begin,
+    ) -> SocketSet<'static> {
+        // SAFETY: the rings are used by this socket alone, and not any more once the pair is given back or the arena is
+        // dropped: the owner of connection, pair and arena sees to that (`flows.rs`).
+        let [rx, tx] = unsafe { arena.rings(pair) };
+        let mut socket = tcp::Socket::new(tcp::SocketBuffer::new(rx), tcp::SocketBuffer::new(tx));
+        // What a batch sends is sent at its end: there is nothing for Nagle's algorithm to collect.
+        socket.set_nagle_enabled(false);
+        socket.set_congestion_control(tcp::CongestionControl::Cubic);
+        socket.set_ack_delay(Some(self.scaled(self.ack_delay)));
+        socket.set_keep_alive(begin.keep_alive.map(|every| self.scaled(every)));
+        match old {
+            Some(mut set) => {
+                *set.get_mut::<tcp::Socket>(self.handle) = socket;
+                set
+            }
+            None => {
+                let mut set = SocketSet::new(Vec::with_capacity(1));
+                set.add(socket);
+                set
+            }
+        }
+    }
+}
+
+/// The handle of the only socket of a set.
+fn only<'a>(set: &'a SocketSet<'static>) -> &'a tcp::Socket<'static> {
+    match set.iter().next() {
+        Some((_, smoltcp::socket::Socket::Tcp(socket))) => socket,
+        None => unreachable!("a set has its socket from `begin` on"),
+    }
+}
+
+fn only_mut<'a>(set: &'a mut SocketSet<'static>) -> &'a mut tcp::Socket<'static> {
+    match set.iter_mut().next() {
+        Some((_, smoltcp::socket::Socket::Tcp(socket))) => socket,
+        None => unreachable!("a set has its socket from `begin` on"),
+    }
+}
+
+impl Protocol for Smoltcp {
+    type Connection = SocketSet<'static>;
+
+    fn listen(&mut self, old: Option<Self::Connection>, rings: (&Arena, &Pair), begin: Begin) -> Self::Connection {
+        let mut set = self.begin(old, rings, begin);
+        // A fresh socket listens on any port but 0, which no segment has.
+        let _ = only_mut(&mut set).listen(begin.local_port);
+        set
+    }
+
+    fn connect(&mut self, old: Option<Self::Connection>, rings: (&Arena, &Pair), begin: Begin) -> Self::Connection {
+        let mut set = self.begin(old, rings, begin);
+        let index = Self::interface(&mut self.interfaces, &mut self.device, begin.mtu);
+        let remote = (IpAddress::from(std::net::Ipv4Addr::from(REMOTE)), begin.remote_port);
+        let local = (IpAddress::from(std::net::Ipv4Addr::from(LOCAL)), begin.local_port);
+        // A fresh socket connects from and to any port but 0.
+        let _ = only_mut(&mut set).connect(self.interfaces[index].1.context(), remote, local);
+        set
+    }
+
+    fn receive(
+        &mut self,
+        connection: &mut Self::Connection,
+        mtu: u16,
+        bytes: &mut [u8],
+        now: Instant,
+    ) -> Option<&mut [u8]> {
+        let total = bytes.len().min(LARGEST) as u16;
+        bytes[..HEADROOM].copy_from_slice(&[
+            0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 6, 0, 0, REMOTE[0], REMOTE[1], REMOTE[2], REMOTE[3], LOCAL[0], LOCAL[1],
+            LOCAL[2], LOCAL[3],
+        ]);
+        bytes[2..4].copy_from_slice(&total.to_be_bytes());
+        let time = self.time(now);
+        let index = Self::interface(&mut self.interfaces, &mut self.device, mtu);
+        let mut device = Input { bytes: Some(bytes), tap: &mut self.device };
+        let PollIngressSingleResult::SocketStateChanged =
+            self.interfaces[index].1.poll_ingress_single(time, &mut device, connection)
+        else {
+            return None;
+        };
+        self.device.take()
+    }
+
+    fn transmit(&mut self, connection: &mut Self::Connection, mtu: u16, now: Instant) -> Option<&mut [u8]> {
+        let time = self.time(now);
+        let index = Self::interface(&mut self.interfaces, &mut self.device, mtu);
+        match self.interfaces[index].1.poll_egress(time, &mut self.device, connection) {
+            PollResult::SocketStateChanged => self.device.take(),
+            PollResult::None => None,
+        }
+    }
+
+    fn deadline(&mut self, connection: &Self::Connection, mtu: u16, now: Instant) -> Option<Instant> {
+        let time = self.time(now);
+        let index = Self::interface(&mut self.interfaces, &mut self.device, mtu);
+        let at = self.interfaces[index].1.poll_at(time, connection)?;
+        let micros = u64::try_from(at.total_micros()).unwrap_or(0).div_ceil(u64::from(self.scale));
+        Some(self.origin + Duration::from_micros(micros))
+    }
+
+    fn state(connection: &Self::Connection) -> State {
+        match only(connection).state() {
+            tcp::State::Closed => State::Closed,
+            tcp::State::Listen => State::Listen,
+            tcp::State::SynSent => State::SynSent,
+            tcp::State::SynReceived => State::SynReceived,
+            tcp::State::Established => State::Established,
+            tcp::State::FinWait1 => State::FinWait1,
+            tcp::State::FinWait2 => State::FinWait2,
+            tcp::State::CloseWait => State::CloseWait,
+            tcp::State::Closing => State::Closing,
+            tcp::State::LastAck => State::LastAck,
+            tcp::State::TimeWait => State::TimeWait,
+        }
+    }
+
+    fn unread(connection: &Self::Connection) -> usize {
+        only(connection).recv_queue()
+    }
+
+    fn unacknowledged(connection: &Self::Connection) -> usize {
+        only(connection).send_queue()
+    }
+
+    fn room(connection: &Self::Connection) -> usize {
+        let socket = only(connection);
+        if socket.may_send() { socket.send_capacity() - socket.send_queue() } else { 0 }
+    }
+
+    fn queue(connection: &mut Self::Connection, bytes: &[u8]) -> usize {
+        only_mut(connection).send_slice(bytes).unwrap_or(0)
+    }
+
+    fn take<R>(connection: &mut Self::Connection, take: impl FnOnce(&[u8]) -> (usize, R)) -> R {
+        let socket = only_mut(connection);
+        if !socket.can_recv() {
+            return take(&[]).1;
+        }
+        let mut take = Some(take);
+        let taken = socket.recv(|bytes| {
+            let (count, result) = match take.take() {
+                Some(take) => take(bytes),
+                None => unreachable!("the ring is shown once"),
+            };
+            (count.min(bytes.len()), result)
+        });
+        match taken {
+            Ok(result) => result,
+            Err(_) => unreachable!("can_recv has said so"),
+        }
+    }
+
+    fn close(connection: &mut Self::Connection) {
+        only_mut(connection).close();
+    }
+
+    fn abort(connection: &mut Self::Connection) {
+        only_mut(connection).abort();
+    }
+}
+
+/// A device that holds at most one packet on its way out.
+struct Tap {
+    buffer: Box<[u8]>,
+    output: Option<usize>,
+    mtu: u16,
+}
+
+impl Tap {
+    /// The segment of the packet that was sent.
+    fn take(&mut self) -> Option<&mut [u8]> {
+        let len = self.output.take()?;
+        Some(&mut self.buffer[HEADROOM..len])
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ip;
+        capabilities.max_transmission_unit = usize::from(self.mtu);
+        capabilities.checksum = ChecksumCapabilities::ignored();
+        capabilities
+    }
+}
+
+impl Device for Tap {
+    type RxToken<'a> = Nothing;
+    type TxToken<'a> = Out<'a>;
+
+    fn receive(&mut self, _: time::Instant) -> Option<(Nothing, Out<'_>)> {
+        None
+    }
+
+    fn transmit(&mut self, _: time::Instant) -> Option<Out<'_>> {
+        Some(Out(self))
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        self.capabilities()
+    }
+}
+
+/// The same with one packet on its way in.
+struct Input<'d> {
+    bytes: Option<&'d mut [u8]>,
+    tap: &'d mut Tap,
+}
+
+impl Device for Input<'_> {
+    type RxToken<'a>
+        = In<'a>
+    where
+        Self: 'a;
+    type TxToken<'a>
+        = Out<'a>
+    where
+        Self: 'a;
+
+    fn receive(&mut self, _: time::Instant) -> Option<(In<'_>, Out<'_>)> {
+        let bytes = self.bytes.take()?;
+        Some((In(bytes), Out(self.tap)))
+    }
+
+    fn transmit(&mut self, _: time::Instant) -> Option<Out<'_>> {
+        Some(Out(self.tap))
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        self.tap.capabilities()
+    }
+}
+
+struct Nothing;
+
+impl phy::RxToken for Nothing {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(&[])
+    }
+}
+
+struct In<'a>(&'a [u8]);
+
+impl phy::RxToken for In<'_> {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(self.0)
+    }
+}
+
+struct Out<'a>(&'a mut Tap);
+
+impl phy::TxToken for Out<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+        let result = f(&mut self.0.buffer[..len]);
+        self.0.output = Some(len);
+        result
+    }
+}

@@ -1,0 +1,155 @@
+//! TCP between two hosts on a wire that loses nothing.
+
+use std::time::{Duration, Instant};
+
+use super::wire::Recorder;
+use crate::packet::{Pool, PoolConfig};
+use crate::port::Sent;
+use crate::stack::tcp::{Gone, TcpConfig, TcpEvent, TcpId};
+use crate::stack::{Cidr, Host, HostConfig};
+
+struct End {
+    host: Host,
+    port: Recorder,
+    pool: Pool,
+    events: Vec<TcpEvent>,
+}
+
+impl End {
+    fn new(number: u8) -> Self {
+        let cidr = |text: &str, prefix| Cidr { address: text.parse().unwrap(), prefix };
+        let host = Host::new(HostConfig {
+            mac: [2, 0, 0, 0, 0, number],
+            addresses: vec![cidr(&format!("10.0.0.{number}"), 24), cidr(&format!("fd00::{number}"), 64)],
+            virtual_addresses: Vec::new(),
+            gateways: Vec::new(),
+            mtu: 1_500,
+            tcp: TcpConfig::default(),
+        });
+        let pool = Pool::new(&PoolConfig { classes: vec![(2_048, 4_096)] }).unwrap();
+        Self { host, port: Recorder { sent: Vec::new(), answer: Sent::Queued }, pool, events: Vec::new() }
+    }
+
+    fn turn(&mut self, frames: Vec<Vec<u8>>, now: Instant) {
+        for frame in frames {
+            let mut slot = self.pool.take(frame.len()).unwrap();
+            slot.copy_from_slice(&frame);
+            self.host.receive(slot, now, &self.pool, &mut self.port);
+        }
+        if self.host.deadline().is_some_and(|at| at <= now) {
+            self.host.on_timer(now, &mut self.port, &mut Vec::new());
+        }
+        self.host.tcp_events(&mut self.events, now);
+    }
+
+    fn read(&mut self, id: TcpId) -> Vec<u8> {
+        let mut all = Vec::new();
+        while self.host.tcp_receive(id, |bytes| {
+            all.extend_from_slice(bytes);
+            (bytes.len(), bytes.len())
+        }) != Some(0)
+        {}
+        all
+    }
+}
+
+struct Wire {
+    client: End,
+    server: End,
+    now: Instant,
+}
+
+impl Wire {
+    fn new() -> Self {
+        Self { client: End::new(1), server: End::new(2), now: Instant::now() }
+    }
+
+    /// Frames go to and fro until there are none.
+    fn settle(&mut self) {
+        for _ in 0..50 {
+            self.client.host.tcp_flush(self.now, &mut self.client.port);
+            self.server.host.tcp_flush(self.now, &mut self.server.port);
+            let forth = std::mem::take(&mut self.client.port.sent);
+            let back = std::mem::take(&mut self.server.port.sent);
+            if forth.is_empty() && back.is_empty() {
+                break;
+            }
+            self.now += Duration::from_micros(10);
+            self.server.turn(forth, self.now);
+            self.client.turn(back, self.now);
+        }
+    }
+
+    fn wait(&mut self, time: Duration) {
+        let end = self.now + time;
+        while self.now < end {
+            self.now += Duration::from_millis(1);
+            self.client.turn(Vec::new(), self.now);
+            self.server.turn(Vec::new(), self.now);
+            self.settle();
+        }
+    }
+
+    fn connect(&mut self, to: &str) -> (TcpId, TcpId) {
+        let id = self.client.host.tcp_open(to.parse().unwrap(), 7, Duration::from_secs(1), self.now).unwrap();
+        self.settle();
+        assert_eq!(self.client.events.drain(..).collect::<Vec<_>>(), [TcpEvent::Connected { id, owner: 7 }]);
+        let Some(TcpEvent::Accepted { id: accepted, listener: 3 }) = self.server.events.pop() else {
+            panic!("not accepted")
+        };
+        assert!(self.server.host.tcp_adopt(accepted, 9));
+        (id, accepted)
+    }
+}
+
+#[test]
+fn a_connection_carries_bytes_both_ways_and_ends_well() {
+    for to in ["10.0.0.2:80", "[fd00::2]:80"] {
+        let mut wire = Wire::new();
+        wire.server.host.tcp_listen(None, 80, 3).unwrap();
+        let (client, server) = wire.connect(to);
+        assert_eq!(wire.client.host.tcp_send(client, b"hello"), 5);
+        wire.settle();
+        assert!(wire.server.events.contains(&TcpEvent::Readable { id: server, owner: 9 }), "{:?}", wire.server.events);
+        assert_eq!(wire.server.read(server), b"hello");
+        assert_eq!(wire.server.host.tcp_send(server, b"world"), 5);
+        wire.settle();
+        assert_eq!(wire.client.read(client), b"world");
+        wire.client.host.tcp_close(client);
+        wire.settle();
+        assert!(wire.server.host.tcp_ended(server));
+        wire.server.host.tcp_close(server);
+        wire.settle();
+        let gauge = |end: &End, name: &str| end.host.counters().iter().find(|(n, _)| *n == name).unwrap().1;
+        assert_eq!((gauge(&wire.client, "tcp_connections"), gauge(&wire.client, "tcp_time_wait")), (0, 1));
+        assert_eq!((gauge(&wire.server, "tcp_connections"), gauge(&wire.server, "tcp_time_wait")), (0, 0));
+        wire.wait(Duration::from_secs(11));
+        assert_eq!(gauge(&wire.client, "tcp_time_wait"), 0);
+    }
+}
+
+#[test]
+fn nobody_listening_is_refused_and_a_megabyte_arrives() {
+    let mut wire = Wire::new();
+    let id = wire.client.host.tcp_open("10.0.0.2:81".parse().unwrap(), 7, Duration::from_secs(1), wire.now).unwrap();
+    wire.settle();
+    assert_eq!(wire.client.events, [TcpEvent::Closed { id, owner: 7, reason: Gone::Refused }]);
+    wire.client.events.clear();
+    wire.server.host.tcp_listen(None, 80, 3).unwrap();
+    let (client, server) = wire.connect("10.0.0.2:80");
+    let data: Vec<u8> = (0..1_000_000_u32).map(|n| (n * 7 + n / 251) as u8).collect();
+    let (mut sent, mut got) = (0, Vec::new());
+    for _ in 0..10_000 {
+        sent += wire.client.host.tcp_send(client, &data[sent..]);
+        wire.settle();
+        got.extend(wire.server.read(server));
+        wire.wait(Duration::from_millis(1));
+        if got.len() == data.len() {
+            break;
+        }
+    }
+    assert!(got == data);
+    wire.server.host.tcp_abort(server);
+    wire.settle();
+    assert!(wire.client.events.contains(&TcpEvent::Closed { id: client, owner: 7, reason: Gone::Reset }));
+}
