@@ -302,7 +302,7 @@ class Target:
     @property
     def datagram(self) -> bool: ...
     def open(self, connection: Connection, /) -> None:
-        """Makes the flow; a failure reaches the connection at the loop's next turn."""
+        """Makes the flow, or starts the handshake; a failure reaches the connection at the loop's next turn or later."""
 
 @final
 class Sockets:
@@ -427,9 +427,15 @@ class Engine:
     """The bypass engine: ports, hosts and the polling loop. ``turn`` is called by the event loop."""
 
     def __new__(
-        cls, core: Core, /, *, clock: Callable[[], float] | None = None, wake: Callable[[], object] | None = None
+        cls,
+        core: Core,
+        /,
+        *,
+        connect_s: float = 5.0,
+        clock: Callable[[], float] | None = None,
+        wake: Callable[[], object] | None = None,
     ) -> Self:
-        """``clock`` returns seconds that never go back (a virtual loop's ``time``); with one, a turn handles what is
+        """``connect_s``: how long a TCP connection may take to be made. ``clock`` returns seconds that never go back (a virtual loop's ``time``); with one, a turn handles what is
         there and polls no further. ``wake`` is called when ``turn`` is wanted sooner than the last one said: something
         outside of turns has sent, or set a deadline."""
     def add_port(self, name: str, options: dict[str, Any], /) -> None:
@@ -446,8 +452,12 @@ class Engine:
     def take_frames(self, name: str, /) -> list[bytes]:
         """The frames that the host on a queue has sent since. After a turn there may be some; ``wake`` is called when
         there are some without a turn."""
-    def listen(self, port: str, host: str | None, number: int, endpoint: Endpoint, /) -> None: ...
-    def target(self, port: str, host: str, number: int, /) -> Target: ...
+    def listen(self, port: str, host: str | None, number: int, endpoint: Endpoint, /) -> None:
+        """Serves ``endpoint`` there: UDP when it is one of datagrams, else TCP."""
+    def unlisten(self, port: str, /) -> None:
+        """New TCP connections are refused from now on; datagrams still come in."""
+    def target(self, scheme: str, port: str, host: str, number: int, /) -> Target:
+        """``tcp`` or ``udp``."""
     def wake_fds(self, /) -> list[int]: ...
     def turn(self, /) -> float | None:
         """One slice (about 50 µs) of polling. 0.0: call again soon; a number: sleep at most so many seconds, until a

@@ -37,7 +37,7 @@ class Bench:
         )
         self.engine = _native.Engine(self.core, clock=lambda: self.time_s, wake=self._woken)
         self.engine.add_queue("q", {"address": "10.0.0.2/24", "mac": OWN_MAC})
-        self.target = self.engine.target("q", "10.0.0.1", 5000)
+        self.target = self.engine.target("udp", "q", "10.0.0.1", 5000)
 
     def _woken(self) -> None:
         self.wakes += 1

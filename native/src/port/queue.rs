@@ -128,6 +128,10 @@ impl Port for QueuePort {
         }
     }
 
+    fn room(&mut self) -> usize {
+        DEPTH.saturating_sub(self.queue.lanes().outbound.len() + self.queued.len())
+    }
+
     fn flush(&mut self) {
         self.counts.tx_frames += self.queued.len() as u64;
         self.counts.tx_bytes += self.queued.iter().map(|frame| frame.len() as u64).sum::<u64>();

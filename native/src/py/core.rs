@@ -450,8 +450,8 @@ impl Core {
         self.state.with(py, |state| state.spare.get_mut(key).and_then(VecDeque::pop_back))
     }
 
-    /// Removes the spare wires for which `gone` says so.
-    pub fn spare_remove(&self, py: Python<'_>, gone: impl Fn(&Wire) -> bool) {
+    /// Removes the spare wires for which `gone` says so; whether there were any.
+    pub fn spare_remove(&self, py: Python<'_>, gone: impl Fn(&Wire) -> bool) -> bool {
         let old = self.state.with(py, |state| {
             let mut old = Vec::new();
             for spare in state.spare.values_mut() {
@@ -462,7 +462,7 @@ impl Core {
             }
             old
         });
-        drop(old);
+        !old.is_empty()
     }
 }
 

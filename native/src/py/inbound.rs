@@ -9,18 +9,26 @@ use super::connection::{Connection, Phase, State, Wait};
 use super::core::Core;
 use super::dispatch::{self, Incoming};
 use super::endpoint::Event;
+use super::engine::Engine;
 use super::framing::FramingSpec;
 use super::outbound::{HIGH_WATER, KEPT_CAPACITY};
 use super::packet::{Body, Packet};
 use super::wire::Wire;
 use crate::framing::{Cut, LARGEST_MESSAGE, find};
 use crate::packet::Pool;
+use crate::stack::tcp::TcpId;
 
 /// Datagrams that may wait for a busy handler or in an inbox.
 const DATAGRAM_QUEUE: usize = 1_024;
 /// Bytes that a framing function is shown first; twice as many each time it finds no message in them. Shown all at
 /// once, a peer with many small messages would make every one of them cost a copy of all that follow.
 const FRAMING_VIEW: usize = 1_024;
+
+/// Who is told that a stream stops or restarts.
+enum Change {
+    Transport(Py<PyAny>),
+    WantData(Py<Engine>, usize, TcpId),
+}
 
 /// What `next_message` found.
 enum Next {
@@ -346,18 +354,28 @@ impl Connection {
                 return None;
             }
             state.reading_stopped = stop;
-            if let Wire::Socket(stream) = &state.wire {
-                stream.get().set_reading(py, !stop);
-                return None;
+            match &state.wire {
+                Wire::Socket(stream) => {
+                    stream.get().set_reading(py, !stop);
+                    None
+                }
+                // Who does not read closes the window by that.
+                Wire::Tcp { .. } if stop => None,
+                Wire::Tcp { engine, port, id, .. } => Some(Change::WantData(engine.clone_ref(py), *port, *id)),
+                wire => wire.transport(py).map(Change::Transport),
             }
-            state.wire.transport(py).map(|transport| (transport, stop))
+            .map(|change| (change, stop))
         });
-        if let Some((transport, stop)) = change {
-            let method = if stop { intern!(py, "pause_reading") } else { intern!(py, "resume_reading") };
-            if let Err(error) = transport.call_method0(py, method) {
-                // The transport is closing: its connection_lost is on the way.
-                if !error.is_instance_of::<pyo3::exceptions::PyRuntimeError>(py) {
-                    error.write_unraisable(py, None);
+        match change {
+            None => {}
+            Some((Change::WantData(engine, port, id), _)) => engine.get().tcp_want_data(py, port, id),
+            Some((Change::Transport(transport), stop)) => {
+                let method = if stop { intern!(py, "pause_reading") } else { intern!(py, "resume_reading") };
+                if let Err(error) = transport.call_method0(py, method) {
+                    // The transport is closing: its connection_lost is on the way.
+                    if !error.is_instance_of::<pyo3::exceptions::PyRuntimeError>(py) {
+                        error.write_unraisable(py, None);
+                    }
                 }
             }
         }

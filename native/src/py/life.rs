@@ -15,6 +15,7 @@ use super::endpoint::{Endpoint, Event};
 use super::engine::{Engine, Target};
 use super::framing::FramingSpec;
 use super::request::Request;
+use super::sockets::failure;
 use super::wire::{Wire, close_wire};
 
 /// Waiting futures from which on it is looked, at every power of two, whether anyone still waits.
@@ -52,7 +53,7 @@ impl Connection {
         let connection = Self::create(py, core, endpoint)?;
         let native = target.cast::<Target>().ok();
         let datagram = match native {
-            Some(_) => true,
+            Some(target) => target.get().datagram,
             None => target.getattr(intern!(py, "datagram"))?.is_truthy()?,
         };
         let framing = match framing.filter(|framing| !framing.is_none()) {
@@ -178,6 +179,11 @@ impl Connection {
         Self::wake(slf, py, Wait::Readable);
     }
 
+    /// The stream broke.
+    pub fn lost(slf: &Py<Self>, py: Python<'_>, error: &std::io::Error) {
+        Self::finish_with(slf, py, format!("reset: {}", failure(py, error, None).value(py)));
+    }
+
     pub fn request_opened(slf: &Py<Self>, py: Python<'_>) {
         slf.get().state.with(py, |state| state.open_requests += 1);
     }
@@ -285,7 +291,7 @@ impl Connection {
             }
             // A client's socket is its own; a server's peers share one.
             Wire::Datagram { address: None, .. } => close_wire(py, &wire, false),
-            Wire::Socket(stream) => stream.get().close(py, false),
+            Wire::Socket(_) | Wire::Tcp { .. } => close_wire(py, &wire, false),
             Wire::Datagrams { address: Some(address), socket } => socket.get().forget(py, *address, slf),
             Wire::Datagrams { address: None, socket } => Datagrams::close(socket, py),
             Wire::None | Wire::Stream { .. } => {}

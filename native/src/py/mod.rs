@@ -3,8 +3,8 @@
 //! * `core`, `dispatch`, `coroutine`, `endpoint` — the batch, the calling of handlers, what connections have in common.
 //! * `connection`, `life`, `inbound`, `outbound` — one connection; `wire` — what is under it.
 //! * `request`, `packet`, `framing`, `client` — the values that handlers get and give.
-//! * `sockets`, `stream`, `datagrams` — kernel sockets; `protocol` — the way in from asyncio transports; `engine`, `ports`,
-//!   `polling` — from bypass ports.
+//! * `sockets`, `stream`, `datagrams` — kernel sockets; `protocol` — the way in from asyncio transports; `engine`, `opened`,
+//!   `flows`, `tcp`, `ports`, `polling` — from bypass ports.
 //! * `splicer`, `loader` — faces of `crate::splice` and `crate::load`.
 
 mod cell;
@@ -16,10 +16,12 @@ mod datagrams;
 mod dispatch;
 mod endpoint;
 mod engine;
+mod flows;
 mod framing;
 mod inbound;
 mod life;
 mod loader;
+mod opened;
 mod outbound;
 mod packet;
 mod polling;
@@ -29,6 +31,7 @@ mod request;
 mod sockets;
 mod splicer;
 mod stream;
+mod tcp;
 mod wire;
 
 use pyo3::prelude::*;

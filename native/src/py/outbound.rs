@@ -12,9 +12,11 @@ use super::connection::{Connection, Phase, Wait};
 use super::core::Core;
 use super::datagrams::Datagrams;
 use super::endpoint::Event;
+use super::engine::Engine;
 use super::packet::{Packet, with_bytes};
-use super::stream::Stream;
-use super::wire::{Wire, abort, close_wire};
+use super::wire::{Wire, close_wire};
+use crate::stack::FlowId;
+use crate::stack::tcp::TcpId;
 
 /// Queued bytes that make `drain` wait; unread bytes at which a stream is stopped while its handler is busy.
 pub const HIGH_WATER: usize = 65_536;
@@ -27,7 +29,7 @@ enum Route {
     Stream,
     Datagram(Py<PyAny>, Option<Py<PyAny>>),
     Socket(Py<Datagrams>, Option<SocketAddr>),
-    Flow(Py<super::engine::Engine>, usize, crate::stack::FlowId),
+    Flow(Py<Engine>, usize, FlowId),
     Full(usize),
     Closed(Cow<'static, str>),
 }
@@ -89,7 +91,7 @@ impl Connection {
                     state.out_datagrams.push_back(bytes.into());
                     (Route::Queued, false)
                 }
-                Wire::None | Wire::Stream { .. } | Wire::Socket(_) => {
+                Wire::None | Wire::Stream { .. } | Wire::Socket(_) | Wire::Tcp { .. } => {
                     // One message may always be queued; a second one waits for room.
                     if !state.out.is_empty() && state.out.len() + bytes.len() > limit {
                         // Who is refused waits for `writable`, also when the transport itself never said stop.
@@ -172,12 +174,8 @@ impl Connection {
                 inner.core.get().counters.drop_send_failed.bump();
             }
         }
-        let socket = inner.state.with(py, |state| match &state.wire {
-            Wire::Socket(stream) => Some(stream.clone_ref(py)),
-            _ => None,
-        });
-        if let Some(stream) = socket {
-            return Self::flush_socket(slf, py, stream.get());
+        if inner.state.with(py, |state| state.wire.is_native()) {
+            return Self::flush_stream(slf, py);
         }
         let job = inner.state.with(py, |state| match &state.wire {
             Wire::Stream { transport, write, .. } => {
@@ -244,19 +242,18 @@ impl Connection {
         }
     }
 
-    /// `flush` on a kernel socket: what it does not take now stays queued, and is tried again when there is room.
-    fn flush_socket(slf: &Py<Self>, py: Python<'_>, stream: &Stream) {
+    /// `flush` on a native stream: what it does not take now stays queued, and is tried again when there is room.
+    fn flush_stream(slf: &Py<Self>, py: Python<'_>) {
         struct Flushed {
             all: bool,
             sent: bool,
             writable: bool,
-            end: bool,
-            close: bool,
+            close: Option<Wire>,
         }
         let flushed = slf.get().state.with(py, |state| {
             let mut sent = false;
             if !state.write_blocked && !state.out.is_empty() {
-                let count = stream.write(py, &state.out)?;
+                let count = state.wire.write(py, &state.out)?;
                 sent = count == state.out.len();
                 state.write_blocked = !sent;
                 state.out.drain(..count);
@@ -269,20 +266,26 @@ impl Connection {
             let open = state.phase == Phase::Open;
             let end = all && state.end_wanted && !state.end_sent && open;
             let close = all && state.phase == Phase::Closing && !state.finishing;
-            state.end_sent |= end;
+            if end {
+                state.end_sent = true;
+                state.wire.end(py);
+            }
             state.peer_ended |= close;
+            let close = if close { state.wire.stream(py) } else { None };
             let writable = all && open && std::mem::take(&mut state.above_mark);
-            std::io::Result::Ok(Flushed { all: all && open, sent, writable, end, close })
+            std::io::Result::Ok(Flushed { all: all && open, sent, writable, close })
         });
         let flushed = match flushed {
             Ok(flushed) => flushed,
-            Err(error) => return stream.lost(py, slf, &error),
+            Err(error) => {
+                if let Some(wire) = slf.get().state.with(py, |state| state.wire.stream(py)) {
+                    wire.close(py, false);
+                }
+                return Self::lost(slf, py, &error);
+            }
         };
-        if flushed.end {
-            stream.end(py);
-        }
-        if flushed.close {
-            stream.close(py, false);
+        if let Some(wire) = flushed.close {
+            wire.close(py, false);
             Self::finish_with(slf, py, "closed");
         }
         if flushed.all {
@@ -296,7 +299,7 @@ impl Connection {
         }
     }
 
-    /// The socket has room again.
+    /// The stream has room again.
     pub fn unblocked(slf: &Py<Self>, py: Python<'_>) {
         if slf.get().state.with(py, |state| std::mem::take(&mut state.write_blocked)) {
             Self::mark_dirty(slf, py);
@@ -363,10 +366,7 @@ impl Connection {
             // The time it has to send what is queued begins now, not when the peer was last heard.
             (state.phase, state.last_tick) = (Phase::Closing, tick);
             state.reason.get_or_insert_with(|| "closed".into());
-            match state.wire {
-                Wire::Stream { .. } | Wire::Socket(_) => Way::Flush,
-                _ => Way::Finish,
-            }
+            if state.wire.is_stream() { Way::Flush } else { Way::Finish }
         });
         match way {
             Way::Nothing => {}
@@ -385,11 +385,7 @@ impl Connection {
     /// Closes at once with `reason`; what is queued is lost.
     pub fn abort_with(slf: &Py<Self>, py: Python<'_>, reason: impl Into<Cow<'static, str>>) {
         let (open, stream) = slf.get().state.with(py, |state| {
-            let stream = match &state.wire {
-                Wire::Stream { transport, .. } => Some(Ok(transport.clone_ref(py))),
-                Wire::Socket(stream) => Some(Err(stream.clone_ref(py))),
-                _ => None,
-            };
+            let stream = state.wire.stream(py);
             if state.phase == Phase::Closing && !state.finishing {
                 // It was closing in peace; now it is not.
                 state.reason = None;
@@ -400,10 +396,8 @@ impl Connection {
             return;
         }
         Self::finish_with(slf, py, reason);
-        match stream {
-            Some(Ok(transport)) => abort(py, &transport),
-            Some(Err(socket)) => socket.get().close(py, true),
-            None => {}
+        if let Some(stream) = stream {
+            stream.close(py, true);
         }
     }
 
@@ -413,13 +407,15 @@ impl Connection {
             Transport(Py<PyAny>),
             Address(Py<PyAny>),
             Text(String),
-            Flow(Py<super::engine::Engine>, usize, crate::stack::FlowId),
+            Flow(Py<Engine>, usize, FlowId),
+            Tcp(Py<Engine>, usize, TcpId),
             None,
         }
         let found = self.state.with(py, |state| match &state.wire {
             Wire::Datagram { address: Some(address), .. } if !local => Found::Address(address.clone_ref(py)),
             Wire::Datagrams { address: Some(address), .. } if !local => Found::Text(address.to_string()),
             Wire::Flow { engine, port, flow, .. } => Found::Flow(engine.clone_ref(py), *port, *flow),
+            Wire::Tcp { engine, port, id, .. } => Found::Tcp(engine.clone_ref(py), *port, *id),
             wire => wire.transport(py).map_or(Found::None, Found::Transport),
         });
         let address = match found {
@@ -429,6 +425,7 @@ impl Connection {
                 return Ok(if local { ours } else { theirs });
             }
             Found::Flow(engine, port, flow) => return Ok(engine.get().address(py, port, flow, local)),
+            Found::Tcp(engine, port, id) => return Ok(engine.get().tcp_address(py, port, id, local)),
             Found::Address(address) => address,
             Found::Text(address) => return Ok(address),
             Found::Transport(transport) => {

@@ -219,7 +219,10 @@ impl Stream {
                 };
                 match read {
                     Read::Later | Read::Closed => return,
-                    Read::Failed(error) => return inner.lost(py, &connection, &error),
+                    Read::Failed(error) => {
+                        inner.close(py, false);
+                        return Connection::lost(&connection, py, &error);
+                    }
                     Read::Bytes(0) => return Connection::end_of_stream(&connection, py),
                     Read::Bytes(_) if connection.get().phase(py) != Phase::Open => {}
                     Read::Bytes(count) => {
@@ -236,13 +239,6 @@ impl Stream {
                 }
             });
         });
-    }
-
-    /// The connection broke.
-    pub fn lost(&self, py: Python<'_>, connection: &Py<Connection>, error: &std::io::Error) {
-        let error = failure(py, error, None);
-        self.close(py, false);
-        Connection::finish_with(connection, py, format!("reset: {}", error.value(py)));
     }
 }
 
