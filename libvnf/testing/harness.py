@@ -178,15 +178,17 @@ class Network:
             raise ConfigError(f"a VNF runs on host {name!r} already: give one of them host=")
         if self._segment is not None and name in self._peers and not self.vacate(name):
             raise ConfigError(f"host {name!r} is the test's already: start the VNF first, or give it another host=")
-        listening = await made.start(transports=lambda core: [self._transport(core, name)])
+        listening = await made.start(transports=lambda core: [self._transport(core, name, made.limits)])
         self._running[name] = made, made.core
         for server, url, _ in listening:
             self._framings[self._found(url)] = server.framing
         return made
 
-    def _transport(self, core: _native.Core, host: str, *, whole: bool = False) -> MemoryTransport | StackTransport:
+    def _transport(
+        self, core: _native.Core, host: str, limits: Limits, *, whole: bool = False
+    ) -> MemoryTransport | StackTransport:
         if self._segment is not None:
-            return StackTransport(core, self._segment, host)
+            return StackTransport(core, self._segment, host, connect_s=limits.connect_s)
         return MemoryTransport(core, self.fabric.host(host, whole=whole))
 
     # -- the peers that the test plays
@@ -393,7 +395,7 @@ class Peer:
             limits=limits.native(),
         )
         ASK_S[self._core] = limits.ask_s
-        self._transport = net._transport(self._core, host, whole=True)
+        self._transport = net._transport(self._core, host, limits, whole=True)
         self._served: list[Served] = []
 
     def _target(self, url: str) -> Any:
@@ -406,7 +408,12 @@ class Peer:
         endpoint = _native.Endpoint(self._core, url, datagram=parsed.datagram, framing=framing)
         connection = Connection(self._core, endpoint)
         self._transport.target(parsed).open(connection)
-        return await connection
+        try:
+            return await connection
+        except ConnectionError as error:
+            if type(error) is ConnectionError and error.errno is not None:
+                raise OSError(*error.args) from None  # of the class that its number has
+            raise
 
     async def serve(self, url: EndpointURL, handler: Callable[..., Any], framing: _native.Framing | None) -> Served:
         endpoint = _native.Endpoint(self._core, str(url), datagram=url.supported().datagram, framing=framing)

@@ -28,12 +28,12 @@ WILDCARDS = ("", "0.0.0.0", "::")
 class VirtualDriver(EngineDriver):
     """Turns the engine when the segment gives it a frame, when something was sent, and at its deadlines."""
 
-    def __init__(self, core: _native.Core, segment: Segment, station: Station) -> None:
+    def __init__(self, core: _native.Core, segment: Segment, station: Station, connect_s: float) -> None:
         self._loop = asyncio.get_running_loop()
         self._segment, self._station = segment, station
         self._due = self._closed = False
         self._later: asyncio.TimerHandle | None = None
-        self.engine = _native.Engine(core, clock=self._loop.time, wake=self.wake)
+        self.engine = _native.Engine(core, connect_s=connect_s, clock=self._loop.time, wake=self.wake)
 
     def give(self, frame: bytes) -> None:
         self.engine.give_frame(PORT, frame)
@@ -82,10 +82,10 @@ class StackTransport:
     name = PORT
     carries_unix = True
 
-    def __init__(self, core: _native.Core, segment: Segment, host: str) -> None:
+    def __init__(self, core: _native.Core, segment: Segment, host: str, *, connect_s: float) -> None:
         self.segment, self.station = segment, segment.station(host)
         self._memory = MemoryTransport(core, self.station.host)
-        self._driver = VirtualDriver(core, segment, self.station)
+        self._driver = VirtualDriver(core, segment, self.station, connect_s)
         self._chosen = FIRST_CHOSEN_PORT
         # Every address is on the link: a literal in a URL may come from any network.
         addresses = [f"{self.station.ipv4}/0", f"{self.station.ipv6}/0", *self.station.further]
