@@ -446,7 +446,10 @@ class Engine:
         """Opens a port. ``options``: type ("memif") and those of :func:`port_keys`, as texts, numbers or lists of texts.
         ``ValueError`` names the key; ``OSError`` when the system refuses."""
     def add_queue(self, name: str, options: dict[str, Any], /) -> None:
-        """Opens a port of a simulated network: mtu, mac, address, virtual, gateway; its frames are given and taken."""
+        """Opens a port of a simulated network: mtu, mac, address, virtual, gateway, seed; its frames are given and
+        taken. With a ``seed`` (64 bits) the host's random numbers are those of every run."""
+    def add_address(self, name: str, address: str, /) -> None:
+        """One more own address (``10.0.0.3/32``) of the host on a port; the next turn announces it."""
     def give_frame(self, name: str, frame: bytes, /) -> None:
         """One frame for the host on a queue; the next turn receives it. Beyond 65,536 waiting ones it is dropped and
         counted."""

@@ -220,7 +220,7 @@ fn ip(key: &str, value: &str) -> Result<IpAddr, OptionError> {
     value.parse().or_else(|_| refuse(key, "", format!("'{value}' is not an IP address")))
 }
 
-fn cidr(key: &str, value: &str) -> Result<Cidr, OptionError> {
+pub fn cidr(key: &str, value: &str) -> Result<Cidr, OptionError> {
     let not = || refuse(key, "", format!("'{value}' is not an address such as 10.0.0.2/24 or fd00::2/64"));
     let (address, prefix) = value.split_once('/').unwrap_or((value, ""));
     let Ok(address) = address.parse::<IpAddr>() else { return not() };
