@@ -33,7 +33,13 @@ pub(super) struct TimeWait {
 
 impl TimeWait {
     pub fn new(length: Duration, limit: usize) -> Self {
-        Self { table: HashMap::with_hasher(random::hasher()), queue: VecDeque::new(), serial: 0, length, limit: limit.max(1) }
+        Self {
+            table: HashMap::with_hasher(random::hasher()),
+            queue: VecDeque::new(),
+            serial: 0,
+            length,
+            limit: limit.max(1),
+        }
     }
 
     pub fn len(&self) -> usize {
