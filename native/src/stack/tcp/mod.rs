@@ -13,6 +13,8 @@ mod host;
 mod ingress;
 mod protocol;
 mod smoltcp;
+#[cfg(test)]
+mod tests;
 mod time_wait;
 mod wheel;
 
@@ -187,6 +189,11 @@ impl Tcp {
             self.protocol = Smoltcp::new(self.config.rto, now);
             self.wheel = Wheel::new(now);
         }
+    }
+
+    /// For tests: initial sequence numbers that are known.
+    pub const fn foresee(&mut self, isn: u32) {
+        self.secret = Random::known(isn as u64);
     }
 
     /// RFC 6528: a keyed hash of the addresses and ports, and a clock that ticks every 4 µs.
