@@ -67,7 +67,40 @@ impl State {
         self.available() >= self.needed
     }
 
-    fn next_message(&mut self, py: Python<'_>, pool: &Pool, largest: usize) -> Next {
+    fn keep(&mut self, bytes: &[u8]) {
+        if self.unread_at > HIGH_WATER && self.unread_at * 2 > self.unread.len() {
+            self.unread.drain(..self.unread_at);
+            self.unread_at = 0;
+        }
+        self.unread.extend_from_slice(bytes);
+    }
+
+    /// The message at the beginning of bytes that nothing waits before. What is left over is kept, because its handler
+    /// may look for it; without a message, everything is.
+    fn cut_fresh(&mut self, pool: &Pool, fresh: &[u8]) -> Option<Body> {
+        let (start, end, next) = match &self.framing {
+            FramingSpec::Pieces => (0, fresh.len(), fresh.len()),
+            FramingSpec::Native(framing) => match framing.cut(fresh, 0) {
+                Cut::Message { start, end, next } => (start, end, next),
+                Cut::More(_) | Cut::Broken(_) => return None,
+            },
+            FramingSpec::Python(_) => return None,
+        };
+        self.keep(&fresh[next..]);
+        Some(Body::copy(pool, &fresh[start..end]))
+    }
+
+    /// The next message; `fresh` has just come, and is not among the unread bytes yet.
+    fn next_message(&mut self, py: Python<'_>, pool: &Pool, largest: usize, fresh: &[u8]) -> Next {
+        if !fresh.is_empty() {
+            if self.available() == 0
+                && self.needed == 0
+                && let Some(body) = self.cut_fresh(pool, fresh)
+            {
+                return Next::Message(body);
+            }
+            self.keep(fresh);
+        }
         let available = self.available();
         if available == 0 || available < self.needed {
             return Next::Nothing;
@@ -108,28 +141,34 @@ impl Connection {
                 return false;
             }
             state.last_tick = tick;
-            if state.unread_at > HIGH_WATER && state.unread_at * 2 > state.unread.len() {
-                state.unread.drain(..state.unread_at);
-                state.unread_at = 0;
-            }
-            state.unread.extend_from_slice(bytes);
             true
         });
         if open {
-            Self::pump(slf, py);
+            Self::pump_from(slf, py, bytes);
         }
     }
 
     /// Delivers what can be delivered; then stops or restarts the peer.
     pub fn pump(slf: &Py<Self>, py: Python<'_>) {
+        Self::pump_from(slf, py, &[]);
+    }
+
+    fn pump_from(slf: &Py<Self>, py: Python<'_>, mut fresh: &[u8]) {
         let inner = slf.get();
         if inner.is_pulled(py) {
+            inner.state.with(py, |state| state.keep(fresh));
             Self::wake(slf, py, Wait::Readable);
             Self::adjust_reading(slf, py);
             return;
         }
         // A handler may come back here through `resume` or a finished neighbour: the outer loop goes on for it.
-        if inner.state.with(py, |state| std::mem::replace(&mut state.pumping, true)) {
+        let pumping = inner.state.with(py, |state| {
+            if state.pumping || !state.queue.is_empty() {
+                state.keep(std::mem::take(&mut fresh));
+            }
+            std::mem::replace(&mut state.pumping, true)
+        });
+        if pumping {
             return;
         }
         let pool = inner.core.get().pool.clone();
@@ -143,7 +182,8 @@ impl Connection {
                 dispatch::message(py, slf, Incoming::Packet(packet));
                 continue;
             }
-            match inner.state.with(py, |state| state.next_message(py, &pool, largest)) {
+            let fresh = std::mem::take(&mut fresh);
+            match inner.state.with(py, |state| state.next_message(py, &pool, largest, fresh)) {
                 Next::Nothing => break,
                 Next::Message(body) => dispatch::message(py, slf, Incoming::Body(body)),
                 Next::Ask(function, bytes) => {
@@ -157,7 +197,10 @@ impl Connection {
                 }
             }
         }
-        inner.state.with(py, |state| state.pumping = false);
+        inner.state.with(py, |state| {
+            state.keep(fresh);
+            state.pumping = false;
+        });
         Self::adjust_reading(slf, py);
         Self::close_if_ended(slf, py);
     }
@@ -426,7 +469,7 @@ impl Connection {
                     state.needed = size;
                     Next::Nothing
                 }
-                (_, None) => state.next_message(py, &core.pool, largest),
+                (_, None) => state.next_message(py, &core.pool, largest, &[]),
             };
             if matches!(next, Next::Nothing) && state.needed == 0 && available > 0 {
                 state.needed = available + 1;
