@@ -20,6 +20,7 @@ use super::framing::FramingSpec;
 use super::outbound::HIGH_WATER;
 use super::packet::{Account, Packet};
 use super::request::Request;
+use super::splice_relay::Spliced;
 use super::wire::Wire;
 
 /// Where a connection stands. Entered: Connecting by `connect`; Open by accept or when the transport is made; Closing by
@@ -105,6 +106,7 @@ pub struct State {
     pub account: Option<Arc<Account>>,
     pub pool: Option<(String, usize)>,
     pub finishing: bool,
+    pub spliced: Option<Box<Spliced>>,
 }
 
 #[pyclass(frozen, subclass, weakref, module = "libvnf._native")]
@@ -273,6 +275,7 @@ impl Connection {
                 account: None,
                 pool: None,
                 finishing: false,
+                spliced: None,
             }),
             core,
             endpoint,
@@ -350,6 +353,7 @@ impl Connection {
                 || state.busy
                 || state.open_requests > 0
                 || state.request.is_some()
+                || state.spliced.is_some()
                 || state.dirty
                 || state.write_blocked
                 || !state.out.is_empty()
@@ -598,6 +602,7 @@ impl Connection {
                 visit.call(&state.author)?;
                 visit.call(&state.ids)?;
                 visit.call(&state.error)?;
+                state.spliced.as_ref().map_or(Ok(()), |spliced| spliced.traverse(visit))?;
                 state.queue.iter().try_for_each(|packet| visit.call(packet))?;
                 state.waiters.iter().try_for_each(|(_, future)| visit.call(future))
             })
@@ -615,6 +620,7 @@ impl Connection {
                 std::mem::take(&mut state.queue),
                 std::mem::take(&mut state.waiters),
                 state.error.take(),
+                state.spliced.take(),
                 std::mem::take(&mut state.framing),
             )
         });

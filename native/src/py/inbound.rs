@@ -130,6 +130,9 @@ impl State {
 impl Connection {
     /// Bytes of a stream. Inside a batch.
     pub fn feed(slf: &Py<Self>, py: Python<'_>, bytes: &[u8]) {
+        if Self::relay_bytes(slf, py, bytes) {
+            return;
+        }
         let inner = slf.get();
         let tick = inner.core.get().state.with(py, |state| state.tick);
         let open = inner.state.with(py, |state| {
@@ -373,6 +376,9 @@ impl Connection {
     pub fn end_of_stream(slf: &Py<Self>, py: Python<'_>) {
         let inner = slf.get();
         inner.state.with(py, |state| state.peer_ended = true);
+        if Self::relay_end(slf, py) {
+            return;
+        }
         Self::wake(slf, py, Wait::Readable);
         if !Self::fire(slf, py, Event::End, None) {
             Self::close_if_ended(slf, py);
@@ -383,6 +389,7 @@ impl Connection {
     pub fn adjust_reading(slf: &Py<Self>, py: Python<'_>) {
         let inner = slf.get();
         let limit = inner.core.get().limits.max_buffered_bytes;
+        let relay_waits = inner.relay_waits(py);
         let change = inner.state.with(py, |state| {
             if !state.wire.is_stream() {
                 return None;
@@ -392,7 +399,7 @@ impl Connection {
             }
             let waiting = state.available();
             let high = limit.min(HIGH_WATER.max(state.needed));
-            let stop = state.paused || state.throttled || waiting >= high;
+            let stop = state.paused || state.throttled || relay_waits || waiting >= high;
             if stop == state.reading_stopped {
                 return None;
             }

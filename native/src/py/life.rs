@@ -212,6 +212,7 @@ impl Connection {
             state.peer_ended
                 && state.phase == Phase::Open
                 && !state.busy
+                && state.spliced.is_none()
                 && state.open_requests == 0
                 && state.queue.is_empty()
         });
@@ -311,6 +312,7 @@ impl Connection {
                 Self::settle(py, &future, failed.then_some(&error));
             }
         }
+        Self::relay_broken(slf, py, &reason);
         if let Some(client) =
             inner.endpoint.get().state.with(py, |state| state.client.as_ref().map(|c| c.clone_ref(py)))
         {
@@ -382,6 +384,7 @@ impl Connection {
     pub fn tick(slf: &Py<Self>, py: Python<'_>, tick: u32, close_s: u32) {
         let inner = slf.get();
         let idle_s = inner.endpoint.get().state.with(py, |state| state.idle_s);
+        inner.hear_thread(py, tick);
         let (since, phase, occupied) = inner
             .state
             .with(py, |state| (tick.wrapping_sub(state.last_tick), state.phase, state.busy || state.open_requests > 0));

@@ -5,7 +5,7 @@
 //! * `request`, `packet`, `framing`, `client` — the values that handlers get and give.
 //! * `sockets`, `stream`, `datagrams` — kernel sockets; `protocol` — the way in from asyncio transports; `engine`, `opened`,
 //!   `flows`, `tcp`, `ports`, `polling` — from bypass ports.
-//! * `splicer`, `loader` — faces of `crate::splice` and `crate::load`.
+//! * `splice_relay` — two connections joined; `splicer`, `loader` — faces of `crate::splice` and `crate::load`.
 
 mod cell;
 mod client;
@@ -29,6 +29,7 @@ mod ports;
 mod protocol;
 mod request;
 mod sockets;
+mod splice_relay;
 mod splicer;
 mod stream;
 mod tcp;
@@ -58,7 +59,11 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<sockets::SocketTarget>()?;
     module.add_class::<splicer::Splice>()?;
     module.add_class::<stream::Stream>()?;
+    module.add_function(wrap_pyfunction!(ports::port_keys, module)?)?;
+    module.add_function(wrap_pyfunction!(ports::port_option, module)?)?;
     module.add_function(wrap_pyfunction!(loader::run_load, module)?)?;
     module.add_function(wrap_pyfunction!(loader::core_distance_ns, module)?)?;
+    module.add_function(wrap_pyfunction!(splice_relay::pass_inbox, module)?)?;
+    module.add_function(wrap_pyfunction!(splice_relay::relay, module)?)?;
     Ok(())
 }

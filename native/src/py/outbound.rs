@@ -160,6 +160,11 @@ impl Connection {
 
     /// Hands what is queued to the transport; then the half-close and the close that wait behind it.
     pub fn flush(slf: &Py<Self>, py: Python<'_>) {
+        Self::flush_wire(slf, py);
+        Self::relay_flushed(slf, py);
+    }
+
+    fn flush_wire(slf: &Py<Self>, py: Python<'_>) {
         let inner = slf.get();
         let (datagrams, mut sent) = inner.state.with(py, |state| {
             state.dirty = false;

@@ -78,6 +78,14 @@ impl Stream {
         })
     }
 
+    /// Another descriptor of the same socket.
+    pub fn duplicate(&self, py: Python<'_>) -> std::io::Result<OwnedFd> {
+        self.state.with(py, |state| match &state.socket {
+            Some(socket) => socket.try_clone(),
+            None => Err(ErrorKind::NotConnected.into()),
+        })
+    }
+
     /// No more will be sent.
     pub fn end(&self, py: Python<'_>) {
         self.state.with(py, |state| {
@@ -195,19 +203,20 @@ impl Stream {
         let sockets = inner.sockets.get();
         sockets.with_scratch(py, |scratch| {
             for _ in 0..PIECES {
-                let (read, connection) = inner.state.with(py, |state| {
-                    let connection = state.connection.as_ref().map(|connection| connection.clone_ref(py));
+                let connection = inner.connection(py);
+                let room = connection.as_ref().map_or(usize::MAX, |connection| connection.get().relay_room(py));
+                let room = room.min(scratch.len());
+                let read = inner.state.with(py, |state| {
                     state.missed = state.stopped;
-                    let read = match &state.socket {
+                    match &state.socket {
                         Some(_) if state.stopped => Read::Closed,
-                        Some(socket) => match sys::receive(socket, scratch) {
+                        Some(socket) => match sys::receive(socket, &mut scratch[..room]) {
                             Ok(count) => Read::Bytes(count),
                             Err(error) if error.kind() == ErrorKind::WouldBlock => Read::Later,
                             Err(error) => Read::Failed(error),
                         },
                         None => Read::Closed,
-                    };
-                    (read, connection)
+                    }
                 });
                 let Some(connection) = connection else {
                     // A pooled wire that says anything is of no further use.
@@ -227,7 +236,7 @@ impl Stream {
                     Read::Bytes(_) if connection.get().phase(py) != Phase::Open => {}
                     Read::Bytes(count) => {
                         Connection::feed(&connection, py, &scratch[..count]);
-                        if count < scratch.len() && !ended {
+                        if count < room && !ended {
                             return;
                         }
                     }

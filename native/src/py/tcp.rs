@@ -262,7 +262,8 @@ impl Engine {
             if stopped || over {
                 break;
             }
-            let Some(taken) = self.tcp_take(py, index, id, &mut scratch) else { break };
+            let room = connection.get().relay_room(py).min(scratch.len());
+            let Some(taken) = self.tcp_take(py, index, id, &mut scratch[..room]) else { break };
             // Who is closing reads no more, but lets the peer have done.
             if taken.bytes > 0 && phase == Phase::Open {
                 Connection::feed(&connection, py, &scratch[..taken.bytes]);
