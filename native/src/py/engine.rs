@@ -91,7 +91,7 @@ impl State {
         }
         let deadlines = self.ports.iter().flat_map(|open| [open.port.deadline(), open.host.deadline()]);
         let deadline = deadlines.flatten().min();
-        self.armed = self.ports.iter_mut().fold(true, |quiet, open| open.port.arm() && quiet);
+        self.armed = self.ports.iter_mut().all(|open| open.port.arm());
         if !self.armed {
             self.ports.iter_mut().for_each(|open| open.port.disarm());
             return Sleep::No;
