@@ -191,11 +191,12 @@ fn failing(port: PairPort, count: u64, mut then: impl FnMut(&mut Host, TcpId) + 
 
 #[test]
 fn a_server_that_resets_or_closes_costs_what_was_in_flight_and_the_run_goes_on() {
-    let endings: [(Failure, fn(&mut Host, TcpId)); 2] =
-        [(Failure::Reset, Host::tcp_abort), (Failure::Closed, Host::tcp_close)];
-    for (failure, ending) in endings {
+    for failure in [Failure::Reset, Failure::Closed] {
         let (left, right) = pair(1500, 4096);
-        let server = failing(right, 10, ending);
+        let server = failing(right, 10, move |host, id| match failure {
+            Failure::Reset => host.tcp_abort(id),
+            _ => host.tcp_close(id),
+        });
         let one = Drive { outstanding: 4, ..drive(tcp(SERVER)) };
         let enough = |told: &Progress| told.errors > 5 && told.requests > 50;
         let report = until(on(left, host(1, &["10.0.0.1"])), one, vec![], enough).unwrap();
