@@ -120,7 +120,8 @@ mod tests {
             let mut fired: Vec<u32> = due.iter().map(|id| id.index).collect();
             let mut expected: Vec<u32> = list.iter().filter(|entry| entry.0 <= now).map(|entry| entry.1).collect();
             list.retain(|entry| entry.0 > now);
-            (fired.sort_unstable(), expected.sort_unstable());
+            fired.sort_unstable();
+            expected.sort_unstable();
             assert_eq!(fired, expected);
         }
     }
