@@ -90,6 +90,9 @@ impl Host {
             }
             let next = tcp.protocol.deadline(&flow.engine, mtu, now);
             if next.is_none_or(|at| at > now) {
+                if flow.ends_now() {
+                    continue;
+                }
                 break next;
             }
             if port.room() == 0 {
