@@ -35,6 +35,10 @@ __all__ = [
     "StreamProtocol",
     "Target",
     "core_distance_ns",
+    "pass_inbox",
+    "port_keys",
+    "port_option",
+    "relay",
     "run_load",
 ]
 
@@ -302,7 +306,7 @@ class Target:
     @property
     def datagram(self) -> bool: ...
     def open(self, connection: Connection, /) -> None:
-        """Makes the flow; a failure reaches the connection at the loop's next turn."""
+        """Makes the flow, or starts the handshake; a failure reaches the connection at the loop's next turn or later."""
 
 @final
 class Sockets:
@@ -426,12 +430,38 @@ class Client:
 class Engine:
     """The bypass engine: ports, hosts and the polling loop. ``turn`` is called by the event loop."""
 
-    def __new__(cls, core: Core, /) -> Self: ...
+    def __new__(
+        cls,
+        core: Core,
+        /,
+        *,
+        connect_s: float = 5.0,
+        clock: Callable[[], float] | None = None,
+        wake: Callable[[], object] | None = None,
+    ) -> Self:
+        """``connect_s``: how long a TCP connection may take to be made. ``clock`` returns seconds that never go back (a virtual loop's ``time``); with one, a turn handles what is
+        there and polls no further. ``wake`` is called when ``turn`` is wanted sooner than the last one said: something
+        outside of turns has sent, or set a deadline."""
     def add_port(self, name: str, options: dict[str, Any], /) -> None:
-        """Opens a port. ``options``: type ("memif"), path, role, id, secret, ring_slots, buffer_bytes, mtu, mac,
-        address, virtual, gateway. ``ValueError`` names the key; ``OSError`` when the system refuses."""
-    def listen(self, port: str, host: str | None, number: int, endpoint: Endpoint, /) -> None: ...
-    def target(self, port: str, host: str, number: int, /) -> Target: ...
+        """Opens a port. ``options``: type ("memif") and those of :func:`port_keys`, as texts, numbers or lists of texts.
+        ``ValueError`` names the key; ``OSError`` when the system refuses."""
+    def add_queue(self, name: str, options: dict[str, Any], /) -> None:
+        """Opens a port of a simulated network: mtu, mac, address, virtual, gateway, seed; its frames are given and
+        taken. With a ``seed`` (64 bits) the host's random numbers are those of every run."""
+    def add_address(self, name: str, address: str, /) -> None:
+        """One more own address (``10.0.0.3/32``) of the host on a port; the next turn announces it."""
+    def give_frame(self, name: str, frame: bytes, /) -> None:
+        """One frame for the host on a queue; the next turn receives it. Beyond 65,536 waiting ones it is dropped and
+        counted."""
+    def take_frames(self, name: str, /) -> list[bytes]:
+        """The frames that the host on a queue has sent since. After a turn there may be some; ``wake`` is called when
+        there are some without a turn."""
+    def listen(self, port: str, host: str | None, number: int, endpoint: Endpoint, /) -> None:
+        """Serves ``endpoint`` there: UDP when it is one of datagrams, else TCP."""
+    def unlisten(self, port: str, /) -> None:
+        """New TCP connections are refused from now on; datagrams still come in."""
+    def target(self, scheme: str, port: str, host: str, number: int, /) -> Target:
+        """``tcp`` or ``udp``."""
     def wake_fds(self, /) -> list[int]: ...
     def turn(self, /) -> float | None:
         """One slice (about 50 µs) of polling. 0.0: call again soon; a number: sleep at most so many seconds, until a
@@ -444,17 +474,37 @@ class Engine:
 
 @final
 class Splice:
-    """Moves bytes both ways between two sockets in a native thread with splice(2), half-closes kept."""
+    """Moves bytes both ways between two kernel sockets in a native thread with splice(2), half-closes kept."""
 
-    def __new__(cls, left: int, right: int, /) -> Self:
-        """Takes duplicates of both descriptors (made blocking-free); starts at once."""
+    def __new__(cls, first: Connection, second: Connection, /) -> Self:
+        """Starts at once, on duplicates of their descriptors; what is queued or unread is not looked at. The errors are
+        those of ``relay``."""
     @property
     def done_fd(self) -> int:
         """A descriptor, readable once both directions have ended."""
     def result(self, /) -> tuple[int, int, str | None]:
-        """Bytes left→right, bytes right→left, and the error that ended it, if any."""
+        """Bytes first→second, bytes second→first, and the error that ended it, if any."""
     def close(self, /) -> None:
         """Stops it, if it still runs."""
+
+def relay(first: Connection, second: Connection, /) -> asyncio.Future[tuple[int, int]]:
+    """Joins two open streams on the loop's thread: what is unread here and what comes is sent there, half-closes
+    included, and who is not read from there is not read from here. The handlers of data and end do not run meanwhile.
+
+    The future has the bytes moved each way once both directions have ended; both are closed then. ``ConnectionError``
+    when either connection is over before that; the other is aborted. Raises ``ConnectionError`` for one that is not
+    open, ``ValueError`` for datagrams and for a connection with itself, ``RuntimeError`` for one that is relayed
+    already.
+    """
+
+def pass_inbox(source: Connection, sink: Connection, /) -> int:
+    """Queues what is unread on ``source`` on ``sink``, as it came; returns how many bytes. Raises as ``relay`` does."""
+
+def port_keys() -> list[str]:
+    """Every key of a memif port."""
+
+def port_option(key: str, value: Any, /) -> list[str]:
+    """The values of one key of a memif port, as texts. ``ValueError`` says what is allowed, and not what was found."""
 
 def run_load(options: dict[str, Any], progress: Callable[[dict[str, Any]], bool], /) -> dict[str, Any]:
     """Runs the load generator (``vnf load``) and returns its report.

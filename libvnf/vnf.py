@@ -270,7 +270,7 @@ class VNF:
             else:
                 from .transport.bypass import BypassTransport, EngineDriver
 
-                driver = driver or EngineDriver(self.core)
+                driver = driver or EngineDriver(self.core, connect_s=self.limits.connect_s)
                 self._transports.append(BypassTransport(driver, port))
 
     async def _listen(self, server: Server) -> list[tuple[Server, str, str]]:

@@ -21,8 +21,8 @@ __all__ = ["BypassTransport", "EngineDriver"]
 class EngineDriver:
     """Calls ``Engine.turn`` when there is, or may be, something to do."""
 
-    def __init__(self, core: _native.Core) -> None:
-        self.engine = _native.Engine(core)
+    def __init__(self, core: _native.Core, *, connect_s: float = 5.0) -> None:
+        self.engine = _native.Engine(core, connect_s=connect_s, wake=self.wake)
         self._loop = asyncio.get_running_loop()
         self._fds: set[int] = set()
         self._soon: asyncio.Handle | None = None
@@ -80,7 +80,10 @@ class BypassTransport:
         self._driver, self._port = driver, port
         self._networks = [ipaddress.ip_interface(text).network for text in port.options.get("address", ())]
         try:
-            driver.engine.add_port(port.name, {"type": port.type, **port.options})
+            if port.type == "queue":
+                driver.engine.add_queue(port.name, dict(port.options))
+            else:
+                driver.engine.add_port(port.name, {"type": port.type, **port.options})
         except ValueError as error:
             raise ConfigError(str(error), key=f"port.{port.name}") from None
         except OSError as error:
@@ -107,10 +110,7 @@ class BypassTransport:
         )
 
     def _check(self, url: EndpointURL) -> None:
-        if url.supported().scheme == "tcp":
-            where = self.describe()
-            raise Unsupported(f"{url}: TCP over {where} is not supported yet; use udp:// here or --transport kernel")
-        if url.host and not is_ip(url.host):
+        if url.supported().host and not is_ip(url.host):
             raise Unsupported(f"{url}: names are not resolved on {self.describe()}; write the address")
 
     async def listen(self, url: EndpointURL, endpoint: _native.Endpoint) -> list[str]:
@@ -132,14 +132,15 @@ class BypassTransport:
         return [str(EndpointURL(url.scheme, address, url.port)) for address in own] or [str(url)]
 
     def unlisten(self) -> None:
-        """Datagrams of known peers must still come in: new peers are refused by the endpoint (``accepting``)."""
+        """TCP is refused. Datagrams of known peers still come in: the endpoint refuses new ones (``accepting``)."""
+        self._driver.engine.unlisten(self.name)
 
     def target(self, url: EndpointURL) -> _native.Target:
         self._check(url)
         if not url.host or not url.port:
             raise Unsupported(f"{url}: on {self.describe()} a connection needs the peer's address and port")
         try:
-            return self._driver.engine.target(self.name, url.host, url.port)
+            return self._driver.engine.target(url.scheme, self.name, url.host, url.port)
         except (ValueError, OSError) as error:
             raise ConfigError(f"{url}: {error}") from None
 

@@ -1,12 +1,12 @@
-"""Joins two connections. Kernel streams go to the native thread; any other pair is copied here, piece by piece.
+"""Joins two connections, half-closes and back-pressure kept. No byte passes Python.
 
-Half-closes are passed on, and each direction waits for its receiver before it reads more.
+Two kernel sockets go to a native thread, where splice(2) moves their bytes inside the kernel. Any other pair (a bypass
+port, the in-memory network) is relayed by the native connections themselves, on the loop's thread.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
 from typing import TYPE_CHECKING
 
 from .. import _native
@@ -16,48 +16,46 @@ if TYPE_CHECKING:
 
 __all__ = ["splice"]
 
+# Connections in a pair, or about to be: a second splice must not abort the first.
+_spliced: set[Connection] = set()
 
-async def splice(left: Connection, right: Connection) -> tuple[int, int]:
-    """Bytes moved left→right and right→left. Closes both; raises ``ConnectionError`` when one broke."""
+
+async def splice(first: Connection, second: Connection) -> tuple[int, int]:
+    """Bytes moved first→second and second→first. Closes both, also when it raises."""
+    if first is second:
+        raise ValueError("splice: a connection cannot be joined with itself")
+    if first in _spliced or second in _spliced:
+        raise RuntimeError("splice: the connection is spliced already")
+    _spliced.update((first, second))
     try:
-        await left
-        await right
-        if _stream_socket(left) is not None and _stream_socket(right) is not None:
-            return await _native_splice(left, right)
-        return await _copy_both(left, right)
+        await first
+        await second
+        if _kernel(first) and _kernel(second):
+            return await _by_thread(first, second)
+        return await _native.relay(first, second)
     except BaseException as error:
         reason = str(error) or type(error).__name__
-        left.abort(reason)
-        right.abort(reason)
+        first.abort(reason)
+        second.abort(reason)
         raise
     finally:
-        left.close()
-        right.close()
+        _spliced.difference_update((first, second))
+        first.close()
+        second.close()
 
 
-def _stream_socket(connection: Connection) -> socket.socket | None:
-    transport = connection.transport
-    sock = None if transport is None else transport.get_extra_info("socket")
-    if sock is None or sock.type & 0xF != socket.SOCK_STREAM:
-        return None
-    return sock  # type: ignore[no-any-return]
+def _kernel(connection: Connection) -> bool:
+    return isinstance(connection.transport, _native.Stream)
 
 
-async def _native_splice(left: Connection, right: Connection) -> tuple[int, int]:
+async def _by_thread(first: Connection, second: Connection) -> tuple[int, int]:
     """What Python has read already goes first; the loop has let go of both sockets until the thread is done."""
-    moved = [0, 0]
-    left.pause()
-    right.pause()
-    for number, (source, sink) in enumerate(((left, right), (right, left))):
-        while (piece := source.take()) is not None and len(piece):
-            sink.send(piece)
-            moved[number] += len(piece)
-    for connection in (left, right):
-        await _flushed(connection)
-    left_socket, right_socket = _stream_socket(left), _stream_socket(right)
-    if left_socket is None or right_socket is None:
-        raise ConnectionError("closed")
-    native = _native.Splice(left_socket.fileno(), right_socket.fileno())
+    first.pause()
+    second.pause()
+    forth, back = _native.pass_inbox(first, second), _native.pass_inbox(second, first)
+    await _flushed(first)
+    await _flushed(second)
+    native = _native.Splice(first, second)
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
     loop.add_reader(native.done_fd, _settle, done)
@@ -66,10 +64,13 @@ async def _native_splice(left: Connection, right: Connection) -> tuple[int, int]
     finally:
         loop.remove_reader(native.done_fd)
         native.close()
-    forth, back, error = native.result()
+    more_forth, more_back, error = native.result()
+    for which, connection in (("first", first), ("second", second)):
+        if error is None and connection.closed:
+            error = f"splice: the {which} connection closed: {connection.close_reason}"
     if error is not None:
         raise ConnectionError(error)
-    return moved[0] + forth, moved[1] + back
+    return forth + more_forth, back + more_back
 
 
 def _settle(future: asyncio.Future[None]) -> None:
@@ -83,20 +84,3 @@ async def _flushed(connection: Connection) -> None:
         await asyncio.sleep(0)  # the batch ends, and flushes
         await connection.wait("writable")
     await connection.wait("writable")
-
-
-async def _copy_both(left: Connection, right: Connection) -> tuple[int, int]:
-    async with asyncio.TaskGroup() as group:
-        forth = group.create_task(_copy(left, right))
-        back = group.create_task(_copy(right, left))
-    return forth.result(), back.result()
-
-
-async def _copy(source: Connection, sink: Connection) -> int:
-    moved = 0
-    async for piece in source:
-        sink.send(piece)
-        moved += len(piece)
-        await sink.drain()
-    sink.end()
-    return moved

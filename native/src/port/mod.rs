@@ -4,7 +4,9 @@
 //! [`Port::arm`] said that nothing is waiting.
 
 pub mod memif;
+pub mod options;
 pub mod pair;
+pub mod queue;
 
 use std::os::fd::RawFd;
 use std::time::Instant;
@@ -38,7 +40,8 @@ pub trait Port: Send {
     /// Counts the times the link came up: a change tells the owner to announce its addresses.
     fn generation(&self) -> u64;
 
-    /// Readable (level-triggered, an epoll descriptor) when `service` has work or, while armed, frames arrived.
+    /// Readable (level-triggered, an epoll descriptor) when `service` has work or, while armed, frames arrived. -1 for a
+    /// port whose owner gives it its frames.
     fn wake_fd(&self) -> RawFd;
 
     /// Accepts, shakes hands, notices a dead peer, reconnects. Cheap when there is nothing to do; call it when

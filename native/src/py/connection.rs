@@ -5,7 +5,6 @@
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use pyo3::exceptions::{PyConnectionError, PyRuntimeError, PyValueError};
@@ -15,78 +14,14 @@ use pyo3::{PyTraverseError, PyVisit, intern};
 
 use super::cell::GilCell;
 use super::core::Core;
-use super::datagrams::Datagrams;
 use super::dispatch;
 use super::endpoint::{Endpoint, Event, Handlers};
-use super::engine::Engine;
 use super::framing::FramingSpec;
 use super::outbound::HIGH_WATER;
 use super::packet::{Account, Packet};
-use super::protocol::{DatagramProtocol, StreamProtocol};
 use super::request::Request;
-use super::stream::Stream;
-use crate::stack::FlowId;
-
-/// What carries a connection's bytes.
-pub enum Wire {
-    /// Not made yet, or gone.
-    None,
-    /// A byte stream on a transport with asyncio's interface.
-    Stream { transport: Py<PyAny>, write: Py<PyAny>, protocol: Py<StreamProtocol> },
-    /// Datagrams on such a transport; without address: to its one peer.
-    Datagram { transport: Py<PyAny>, sendto: Py<PyAny>, address: Option<Py<PyAny>>, protocol: Py<DatagramProtocol> },
-    /// A byte stream on a kernel socket.
-    Socket(Py<Stream>),
-    /// Datagrams on a kernel socket; without address: to its one peer.
-    Datagrams { socket: Py<Datagrams>, address: Option<SocketAddr> },
-    /// A UDP flow on a bypass port.
-    Flow { engine: Py<Engine>, port: usize, flow: FlowId, owner: u32 },
-}
-
-impl Wire {
-    pub fn traverse(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        match self {
-            Self::None => Ok(()),
-            Self::Stream { transport, write, protocol } => {
-                visit.call(transport)?;
-                visit.call(write)?;
-                visit.call(protocol)
-            }
-            Self::Datagram { transport, sendto, address, protocol } => {
-                visit.call(transport)?;
-                visit.call(sendto)?;
-                visit.call(address)?;
-                visit.call(protocol)
-            }
-            Self::Socket(stream) => visit.call(stream),
-            Self::Datagrams { socket, .. } => visit.call(socket),
-            Self::Flow { engine, .. } => visit.call(engine),
-        }
-    }
-
-    pub fn is_stream(&self) -> bool {
-        matches!(self, Self::Stream { .. } | Self::Socket(_))
-    }
-
-    /// A stream changes hands: from now on it feeds `connection`, or waits in a pool.
-    pub fn hand_over(&self, py: Python<'_>, connection: Option<Py<Connection>>) {
-        match self {
-            Self::Stream { protocol, .. } => protocol.get().hand_over(py, connection),
-            Self::Socket(stream) => stream.get().hand_over(py, connection),
-            Self::None | Self::Datagram { .. } | Self::Datagrams { .. } | Self::Flow { .. } => {}
-        }
-    }
-
-    /// The object under it that has asyncio's `get_extra_info`.
-    pub fn transport(&self, py: Python<'_>) -> Option<Py<PyAny>> {
-        match self {
-            Self::Stream { transport, .. } | Self::Datagram { transport, .. } => Some(transport.clone_ref(py)),
-            Self::Socket(stream) => Some(stream.clone_ref(py).into_any()),
-            Self::Datagrams { socket, .. } => Some(socket.clone_ref(py).into_any()),
-            Self::None | Self::Flow { .. } => None,
-        }
-    }
-}
+use super::splice_relay::Spliced;
+use super::wire::Wire;
 
 /// Where a connection stands. Entered: Connecting by `connect`; Open by accept or when the transport is made; Closing by
 /// `close` while something is still queued or to be told; Closed by `finish`, which nothing leaves.
@@ -171,6 +106,7 @@ pub struct State {
     pub account: Option<Arc<Account>>,
     pub pool: Option<(String, usize)>,
     pub finishing: bool,
+    pub spliced: Option<Box<Spliced>>,
 }
 
 #[pyclass(frozen, subclass, weakref, module = "libvnf._native")]
@@ -339,6 +275,7 @@ impl Connection {
                 account: None,
                 pool: None,
                 finishing: false,
+                spliced: None,
             }),
             core,
             endpoint,
@@ -416,6 +353,7 @@ impl Connection {
                 || state.busy
                 || state.open_requests > 0
                 || state.request.is_some()
+                || state.spliced.is_some()
                 || state.dirty
                 || state.write_blocked
                 || !state.out.is_empty()
@@ -664,6 +602,7 @@ impl Connection {
                 visit.call(&state.author)?;
                 visit.call(&state.ids)?;
                 visit.call(&state.error)?;
+                state.spliced.as_ref().map_or(Ok(()), |spliced| spliced.traverse(visit))?;
                 state.queue.iter().try_for_each(|packet| visit.call(packet))?;
                 state.waiters.iter().try_for_each(|(_, future)| visit.call(future))
             })
@@ -681,6 +620,7 @@ impl Connection {
                 std::mem::take(&mut state.queue),
                 std::mem::take(&mut state.waiters),
                 state.error.take(),
+                state.spliced.take(),
                 std::mem::take(&mut state.framing),
             )
         });

@@ -14,14 +14,14 @@ use pyo3::types::{PyDict, PyList, PyString, PyTuple, PyType};
 use pyo3::{PyTraverseError, PyVisit};
 
 use super::cell::{Counter, GilCell, thread_mark};
-use super::connection::{Connection, Wire};
+use super::connection::Connection;
 use super::coroutine;
 use super::dispatch;
 use super::endpoint::{Endpoint, Event};
 use super::engine::Engine;
-use super::outbound::close_wire;
 use super::packet::{Account, Packet};
 use super::request::Request;
+use super::wire::{Wire, close_wire};
 use crate::packet::{Pool, PoolConfig};
 
 /// Seconds a closing connection may take to send what is queued.
@@ -450,8 +450,8 @@ impl Core {
         self.state.with(py, |state| state.spare.get_mut(key).and_then(VecDeque::pop_back))
     }
 
-    /// Removes the spare wires for which `gone` says so.
-    pub fn spare_remove(&self, py: Python<'_>, gone: impl Fn(&Wire) -> bool) {
+    /// Removes the spare wires for which `gone` says so; whether there were any.
+    pub fn spare_remove(&self, py: Python<'_>, gone: impl Fn(&Wire) -> bool) -> bool {
         let old = self.state.with(py, |state| {
             let mut old = Vec::new();
             for spare in state.spare.values_mut() {
@@ -462,7 +462,7 @@ impl Core {
             }
             old
         });
-        drop(old);
+        !old.is_empty()
     }
 }
 

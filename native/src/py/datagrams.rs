@@ -12,12 +12,13 @@ use pyo3::prelude::*;
 use pyo3::{PyTraverseError, PyVisit, intern};
 
 use super::cell::GilCell;
-use super::connection::{Connection, Phase, Wire};
+use super::connection::{Connection, Phase};
 use super::core::Core;
 use super::endpoint::Endpoint;
 use super::packet::Body;
 use super::sockets::{Sockets, failure};
 use super::stream::extra_info;
+use super::wire::Wire;
 
 /// Datagrams taken per event, so that timers and other sockets get their turn.
 const BURST: usize = 64;

@@ -5,21 +5,30 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyInt};
 
-use super::connection::{Connection, Phase, State, Wait, Wire};
+use super::connection::{Connection, Phase, State, Wait};
 use super::core::Core;
 use super::dispatch::{self, Incoming};
 use super::endpoint::Event;
+use super::engine::Engine;
 use super::framing::FramingSpec;
 use super::outbound::{HIGH_WATER, KEPT_CAPACITY};
 use super::packet::{Body, Packet};
+use super::wire::Wire;
 use crate::framing::{Cut, LARGEST_MESSAGE, find};
 use crate::packet::Pool;
+use crate::stack::tcp::TcpId;
 
 /// Datagrams that may wait for a busy handler or in an inbox.
 const DATAGRAM_QUEUE: usize = 1_024;
 /// Bytes that a framing function is shown first; twice as many each time it finds no message in them. Shown all at
 /// once, a peer with many small messages would make every one of them cost a copy of all that follow.
 const FRAMING_VIEW: usize = 1_024;
+
+/// Who is told that a stream stops or restarts.
+enum Change {
+    Transport(Py<PyAny>),
+    WantData(Py<Engine>, usize, TcpId),
+}
 
 /// What `next_message` found.
 enum Next {
@@ -58,7 +67,40 @@ impl State {
         self.available() >= self.needed
     }
 
-    fn next_message(&mut self, py: Python<'_>, pool: &Pool, largest: usize) -> Next {
+    fn keep(&mut self, bytes: &[u8]) {
+        if self.unread_at > HIGH_WATER && self.unread_at * 2 > self.unread.len() {
+            self.unread.drain(..self.unread_at);
+            self.unread_at = 0;
+        }
+        self.unread.extend_from_slice(bytes);
+    }
+
+    /// The message at the beginning of bytes that nothing waits before. What is left over is kept, because its handler
+    /// may look for it; without a message, everything is.
+    fn cut_fresh(&mut self, pool: &Pool, fresh: &[u8]) -> Option<Body> {
+        let (start, end, next) = match &self.framing {
+            FramingSpec::Pieces => (0, fresh.len(), fresh.len()),
+            FramingSpec::Native(framing) => match framing.cut(fresh, 0) {
+                Cut::Message { start, end, next } => (start, end, next),
+                Cut::More(_) | Cut::Broken(_) => return None,
+            },
+            FramingSpec::Python(_) => return None,
+        };
+        self.keep(&fresh[next..]);
+        Some(Body::copy(pool, &fresh[start..end]))
+    }
+
+    /// The next message; `fresh` has just come, and is not among the unread bytes yet.
+    fn next_message(&mut self, py: Python<'_>, pool: &Pool, largest: usize, fresh: &[u8]) -> Next {
+        if !fresh.is_empty() {
+            if self.available() == 0
+                && self.needed == 0
+                && let Some(body) = self.cut_fresh(pool, fresh)
+            {
+                return Next::Message(body);
+            }
+            self.keep(fresh);
+        }
         let available = self.available();
         if available == 0 || available < self.needed {
             return Next::Nothing;
@@ -88,6 +130,9 @@ impl State {
 impl Connection {
     /// Bytes of a stream. Inside a batch.
     pub fn feed(slf: &Py<Self>, py: Python<'_>, bytes: &[u8]) {
+        if Self::relay_bytes(slf, py, bytes) {
+            return;
+        }
         let inner = slf.get();
         let tick = inner.core.get().state.with(py, |state| state.tick);
         let open = inner.state.with(py, |state| {
@@ -96,28 +141,34 @@ impl Connection {
                 return false;
             }
             state.last_tick = tick;
-            if state.unread_at > HIGH_WATER && state.unread_at * 2 > state.unread.len() {
-                state.unread.drain(..state.unread_at);
-                state.unread_at = 0;
-            }
-            state.unread.extend_from_slice(bytes);
             true
         });
         if open {
-            Self::pump(slf, py);
+            Self::pump_from(slf, py, bytes);
         }
     }
 
     /// Delivers what can be delivered; then stops or restarts the peer.
     pub fn pump(slf: &Py<Self>, py: Python<'_>) {
+        Self::pump_from(slf, py, &[]);
+    }
+
+    fn pump_from(slf: &Py<Self>, py: Python<'_>, mut fresh: &[u8]) {
         let inner = slf.get();
         if inner.is_pulled(py) {
+            inner.state.with(py, |state| state.keep(fresh));
             Self::wake(slf, py, Wait::Readable);
             Self::adjust_reading(slf, py);
             return;
         }
         // A handler may come back here through `resume` or a finished neighbour: the outer loop goes on for it.
-        if inner.state.with(py, |state| std::mem::replace(&mut state.pumping, true)) {
+        let pumping = inner.state.with(py, |state| {
+            if state.pumping || !state.queue.is_empty() {
+                state.keep(std::mem::take(&mut fresh));
+            }
+            std::mem::replace(&mut state.pumping, true)
+        });
+        if pumping {
             return;
         }
         let pool = inner.core.get().pool.clone();
@@ -131,7 +182,8 @@ impl Connection {
                 dispatch::message(py, slf, Incoming::Packet(packet));
                 continue;
             }
-            match inner.state.with(py, |state| state.next_message(py, &pool, largest)) {
+            let fresh = std::mem::take(&mut fresh);
+            match inner.state.with(py, |state| state.next_message(py, &pool, largest, fresh)) {
                 Next::Nothing => break,
                 Next::Message(body) => dispatch::message(py, slf, Incoming::Body(body)),
                 Next::Ask(function, bytes) => {
@@ -145,7 +197,10 @@ impl Connection {
                 }
             }
         }
-        inner.state.with(py, |state| state.pumping = false);
+        inner.state.with(py, |state| {
+            state.keep(fresh);
+            state.pumping = false;
+        });
         Self::adjust_reading(slf, py);
         Self::close_if_ended(slf, py);
     }
@@ -321,6 +376,9 @@ impl Connection {
     pub fn end_of_stream(slf: &Py<Self>, py: Python<'_>) {
         let inner = slf.get();
         inner.state.with(py, |state| state.peer_ended = true);
+        if Self::relay_end(slf, py) {
+            return;
+        }
         Self::wake(slf, py, Wait::Readable);
         if !Self::fire(slf, py, Event::End, None) {
             Self::close_if_ended(slf, py);
@@ -331,6 +389,7 @@ impl Connection {
     pub fn adjust_reading(slf: &Py<Self>, py: Python<'_>) {
         let inner = slf.get();
         let limit = inner.core.get().limits.max_buffered_bytes;
+        let relay_waits = inner.relay_waits(py);
         let change = inner.state.with(py, |state| {
             if !state.wire.is_stream() {
                 return None;
@@ -340,23 +399,33 @@ impl Connection {
             }
             let waiting = state.available();
             let high = limit.min(HIGH_WATER.max(state.needed));
-            let stop = state.paused || state.throttled || waiting >= high;
+            let stop = state.paused || state.throttled || relay_waits || waiting >= high;
             if stop == state.reading_stopped {
                 return None;
             }
             state.reading_stopped = stop;
-            if let Wire::Socket(stream) = &state.wire {
-                stream.get().set_reading(py, !stop);
-                return None;
+            match &state.wire {
+                Wire::Socket(stream) => {
+                    stream.get().set_reading(py, !stop);
+                    None
+                }
+                // Who does not read closes the window by that.
+                Wire::Tcp { .. } if stop => None,
+                Wire::Tcp { engine, port, id, .. } => Some(Change::WantData(engine.clone_ref(py), *port, *id)),
+                wire => wire.transport(py).map(Change::Transport),
             }
-            state.wire.transport(py).map(|transport| (transport, stop))
+            .map(|change| (change, stop))
         });
-        if let Some((transport, stop)) = change {
-            let method = if stop { intern!(py, "pause_reading") } else { intern!(py, "resume_reading") };
-            if let Err(error) = transport.call_method0(py, method) {
-                // The transport is closing: its connection_lost is on the way.
-                if !error.is_instance_of::<pyo3::exceptions::PyRuntimeError>(py) {
-                    error.write_unraisable(py, None);
+        match change {
+            None => {}
+            Some((Change::WantData(engine, port, id), _)) => engine.get().tcp_want_data(py, port, id),
+            Some((Change::Transport(transport), stop)) => {
+                let method = if stop { intern!(py, "pause_reading") } else { intern!(py, "resume_reading") };
+                if let Err(error) = transport.call_method0(py, method) {
+                    // The transport is closing: its connection_lost is on the way.
+                    if !error.is_instance_of::<pyo3::exceptions::PyRuntimeError>(py) {
+                        error.write_unraisable(py, None);
+                    }
                 }
             }
         }
@@ -400,7 +469,7 @@ impl Connection {
                     state.needed = size;
                     Next::Nothing
                 }
-                (_, None) => state.next_message(py, &core.pool, largest),
+                (_, None) => state.next_message(py, &core.pool, largest, &[]),
             };
             if matches!(next, Next::Nothing) && state.needed == 0 && available > 0 {
                 state.needed = available + 1;

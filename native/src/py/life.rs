@@ -7,15 +7,16 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
-use super::connection::{Connection, Phase, Wait, Wire};
+use super::connection::{Connection, Phase, Wait};
 use super::core::Core;
 use super::datagrams::Datagrams;
 use super::dispatch;
 use super::endpoint::{Endpoint, Event};
 use super::engine::{Engine, Target};
 use super::framing::FramingSpec;
-use super::outbound::close_wire;
 use super::request::Request;
+use super::sockets::failure;
+use super::wire::{Wire, close_wire};
 
 /// Waiting futures from which on it is looked, at every power of two, whether anyone still waits.
 const MANY_WAITERS: usize = 8;
@@ -52,7 +53,7 @@ impl Connection {
         let connection = Self::create(py, core, endpoint)?;
         let native = target.cast::<Target>().ok();
         let datagram = match native {
-            Some(_) => true,
+            Some(target) => target.get().datagram,
             None => target.getattr(intern!(py, "datagram"))?.is_truthy()?,
         };
         let framing = match framing.filter(|framing| !framing.is_none()) {
@@ -178,6 +179,11 @@ impl Connection {
         Self::wake(slf, py, Wait::Readable);
     }
 
+    /// The stream broke.
+    pub fn lost(slf: &Py<Self>, py: Python<'_>, error: &std::io::Error) {
+        Self::finish_with(slf, py, format!("reset: {}", failure(py, error, None).value(py)));
+    }
+
     pub fn request_opened(slf: &Py<Self>, py: Python<'_>) {
         slf.get().state.with(py, |state| state.open_requests += 1);
     }
@@ -206,6 +212,7 @@ impl Connection {
             state.peer_ended
                 && state.phase == Phase::Open
                 && !state.busy
+                && state.spliced.is_none()
                 && state.open_requests == 0
                 && state.queue.is_empty()
         });
@@ -285,7 +292,7 @@ impl Connection {
             }
             // A client's socket is its own; a server's peers share one.
             Wire::Datagram { address: None, .. } => close_wire(py, &wire, false),
-            Wire::Socket(stream) => stream.get().close(py, false),
+            Wire::Socket(_) | Wire::Tcp { .. } => close_wire(py, &wire, false),
             Wire::Datagrams { address: Some(address), socket } => socket.get().forget(py, *address, slf),
             Wire::Datagrams { address: None, socket } => Datagrams::close(socket, py),
             Wire::None | Wire::Stream { .. } => {}
@@ -305,6 +312,7 @@ impl Connection {
                 Self::settle(py, &future, failed.then_some(&error));
             }
         }
+        Self::relay_broken(slf, py, &reason);
         if let Some(client) =
             inner.endpoint.get().state.with(py, |state| state.client.as_ref().map(|c| c.clone_ref(py)))
         {
@@ -376,6 +384,7 @@ impl Connection {
     pub fn tick(slf: &Py<Self>, py: Python<'_>, tick: u32, close_s: u32) {
         let inner = slf.get();
         let idle_s = inner.endpoint.get().state.with(py, |state| state.idle_s);
+        inner.hear_thread(py, tick);
         let (since, phase, occupied) = inner
             .state
             .with(py, |state| (tick.wrapping_sub(state.last_tick), state.phase, state.busy || state.open_requests > 0));

@@ -1,11 +1,11 @@
 //! The Python module `libvnf._native`: the only place that knows Python.
 //!
 //! * `core`, `dispatch`, `coroutine`, `endpoint` — the batch, the calling of handlers, what connections have in common.
-//! * `connection`, `life`, `inbound`, `outbound` — one connection.
+//! * `connection`, `life`, `inbound`, `outbound` — one connection; `wire` — what is under it.
 //! * `request`, `packet`, `framing`, `client` — the values that handlers get and give.
-//! * `sockets`, `stream`, `datagrams` — kernel sockets; `protocol` — the way in from asyncio transports; `engine`, `ports`,
-//!   `polling` — from bypass ports.
-//! * `splicer`, `loader` — faces of `crate::splice` and `crate::load`.
+//! * `sockets`, `stream`, `datagrams` — kernel sockets; `protocol` — the way in from asyncio transports; `engine`, `opened`,
+//!   `flows`, `tcp`, `ports`, `polling` — from bypass ports.
+//! * `splice_relay` — two connections joined; `splicer`, `loader` — faces of `crate::splice` and `crate::load`.
 
 mod cell;
 mod client;
@@ -16,10 +16,12 @@ mod datagrams;
 mod dispatch;
 mod endpoint;
 mod engine;
+mod flows;
 mod framing;
 mod inbound;
 mod life;
 mod loader;
+mod opened;
 mod outbound;
 mod packet;
 mod polling;
@@ -27,8 +29,11 @@ mod ports;
 mod protocol;
 mod request;
 mod sockets;
+mod splice_relay;
 mod splicer;
 mod stream;
+mod tcp;
+mod wire;
 
 use pyo3::prelude::*;
 
@@ -54,7 +59,11 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<sockets::SocketTarget>()?;
     module.add_class::<splicer::Splice>()?;
     module.add_class::<stream::Stream>()?;
+    module.add_function(wrap_pyfunction!(ports::port_keys, module)?)?;
+    module.add_function(wrap_pyfunction!(ports::port_option, module)?)?;
     module.add_function(wrap_pyfunction!(loader::run_load, module)?)?;
     module.add_function(wrap_pyfunction!(loader::core_distance_ns, module)?)?;
+    module.add_function(wrap_pyfunction!(splice_relay::pass_inbox, module)?)?;
+    module.add_function(wrap_pyfunction!(splice_relay::relay, module)?)?;
     Ok(())
 }

@@ -8,12 +8,15 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
 
-use super::connection::{Connection, Phase, Wait, Wire};
+use super::connection::{Connection, Phase, Wait};
 use super::core::Core;
 use super::datagrams::Datagrams;
 use super::endpoint::Event;
+use super::engine::Engine;
 use super::packet::{Packet, with_bytes};
-use super::stream::Stream;
+use super::wire::{Wire, close_wire};
+use crate::stack::FlowId;
+use crate::stack::tcp::TcpId;
 
 /// Queued bytes that make `drain` wait; unread bytes at which a stream is stopped while its handler is busy.
 pub const HIGH_WATER: usize = 65_536;
@@ -26,7 +29,7 @@ enum Route {
     Stream,
     Datagram(Py<PyAny>, Option<Py<PyAny>>),
     Socket(Py<Datagrams>, Option<SocketAddr>),
-    Flow(Py<super::engine::Engine>, usize, crate::stack::FlowId),
+    Flow(Py<Engine>, usize, FlowId),
     Full(usize),
     Closed(Cow<'static, str>),
 }
@@ -88,7 +91,7 @@ impl Connection {
                     state.out_datagrams.push_back(bytes.into());
                     (Route::Queued, false)
                 }
-                Wire::None | Wire::Stream { .. } | Wire::Socket(_) => {
+                Wire::None | Wire::Stream { .. } | Wire::Socket(_) | Wire::Tcp { .. } => {
                     // One message may always be queued; a second one waits for room.
                     if !state.out.is_empty() && state.out.len() + bytes.len() > limit {
                         // Who is refused waits for `writable`, also when the transport itself never said stop.
@@ -157,6 +160,11 @@ impl Connection {
 
     /// Hands what is queued to the transport; then the half-close and the close that wait behind it.
     pub fn flush(slf: &Py<Self>, py: Python<'_>) {
+        Self::flush_wire(slf, py);
+        Self::relay_flushed(slf, py);
+    }
+
+    fn flush_wire(slf: &Py<Self>, py: Python<'_>) {
         let inner = slf.get();
         let (datagrams, mut sent) = inner.state.with(py, |state| {
             state.dirty = false;
@@ -171,12 +179,8 @@ impl Connection {
                 inner.core.get().counters.drop_send_failed.bump();
             }
         }
-        let socket = inner.state.with(py, |state| match &state.wire {
-            Wire::Socket(stream) => Some(stream.clone_ref(py)),
-            _ => None,
-        });
-        if let Some(stream) = socket {
-            return Self::flush_socket(slf, py, stream.get());
+        if inner.state.with(py, |state| state.wire.is_native()) {
+            return Self::flush_stream(slf, py);
         }
         let job = inner.state.with(py, |state| match &state.wire {
             Wire::Stream { transport, write, .. } => {
@@ -243,19 +247,18 @@ impl Connection {
         }
     }
 
-    /// `flush` on a kernel socket: what it does not take now stays queued, and is tried again when there is room.
-    fn flush_socket(slf: &Py<Self>, py: Python<'_>, stream: &Stream) {
+    /// `flush` on a native stream: what it does not take now stays queued, and is tried again when there is room.
+    fn flush_stream(slf: &Py<Self>, py: Python<'_>) {
         struct Flushed {
             all: bool,
             sent: bool,
             writable: bool,
-            end: bool,
-            close: bool,
+            close: Option<Wire>,
         }
         let flushed = slf.get().state.with(py, |state| {
             let mut sent = false;
             if !state.write_blocked && !state.out.is_empty() {
-                let count = stream.write(py, &state.out)?;
+                let count = state.wire.write(py, &state.out)?;
                 sent = count == state.out.len();
                 state.write_blocked = !sent;
                 state.out.drain(..count);
@@ -268,20 +271,26 @@ impl Connection {
             let open = state.phase == Phase::Open;
             let end = all && state.end_wanted && !state.end_sent && open;
             let close = all && state.phase == Phase::Closing && !state.finishing;
-            state.end_sent |= end;
+            if end {
+                state.end_sent = true;
+                state.wire.end(py);
+            }
             state.peer_ended |= close;
+            let close = if close { state.wire.stream(py) } else { None };
             let writable = all && open && std::mem::take(&mut state.above_mark);
-            std::io::Result::Ok(Flushed { all: all && open, sent, writable, end, close })
+            std::io::Result::Ok(Flushed { all: all && open, sent, writable, close })
         });
         let flushed = match flushed {
             Ok(flushed) => flushed,
-            Err(error) => return stream.lost(py, slf, &error),
+            Err(error) => {
+                if let Some(wire) = slf.get().state.with(py, |state| state.wire.stream(py)) {
+                    wire.close(py, false);
+                }
+                return Self::lost(slf, py, &error);
+            }
         };
-        if flushed.end {
-            stream.end(py);
-        }
-        if flushed.close {
-            stream.close(py, false);
+        if let Some(wire) = flushed.close {
+            wire.close(py, false);
             Self::finish_with(slf, py, "closed");
         }
         if flushed.all {
@@ -295,7 +304,7 @@ impl Connection {
         }
     }
 
-    /// The socket has room again.
+    /// The stream has room again.
     pub fn unblocked(slf: &Py<Self>, py: Python<'_>) {
         if slf.get().state.with(py, |state| std::mem::take(&mut state.write_blocked)) {
             Self::mark_dirty(slf, py);
@@ -362,10 +371,7 @@ impl Connection {
             // The time it has to send what is queued begins now, not when the peer was last heard.
             (state.phase, state.last_tick) = (Phase::Closing, tick);
             state.reason.get_or_insert_with(|| "closed".into());
-            match state.wire {
-                Wire::Stream { .. } | Wire::Socket(_) => Way::Flush,
-                _ => Way::Finish,
-            }
+            if state.wire.is_stream() { Way::Flush } else { Way::Finish }
         });
         match way {
             Way::Nothing => {}
@@ -384,11 +390,7 @@ impl Connection {
     /// Closes at once with `reason`; what is queued is lost.
     pub fn abort_with(slf: &Py<Self>, py: Python<'_>, reason: impl Into<Cow<'static, str>>) {
         let (open, stream) = slf.get().state.with(py, |state| {
-            let stream = match &state.wire {
-                Wire::Stream { transport, .. } => Some(Ok(transport.clone_ref(py))),
-                Wire::Socket(stream) => Some(Err(stream.clone_ref(py))),
-                _ => None,
-            };
+            let stream = state.wire.stream(py);
             if state.phase == Phase::Closing && !state.finishing {
                 // It was closing in peace; now it is not.
                 state.reason = None;
@@ -399,10 +401,8 @@ impl Connection {
             return;
         }
         Self::finish_with(slf, py, reason);
-        match stream {
-            Some(Ok(transport)) => abort(py, &transport),
-            Some(Err(socket)) => socket.get().close(py, true),
-            None => {}
+        if let Some(stream) = stream {
+            stream.close(py, true);
         }
     }
 
@@ -412,13 +412,15 @@ impl Connection {
             Transport(Py<PyAny>),
             Address(Py<PyAny>),
             Text(String),
-            Flow(Py<super::engine::Engine>, usize, crate::stack::FlowId),
+            Flow(Py<Engine>, usize, FlowId),
+            Tcp(Py<Engine>, usize, TcpId),
             None,
         }
         let found = self.state.with(py, |state| match &state.wire {
             Wire::Datagram { address: Some(address), .. } if !local => Found::Address(address.clone_ref(py)),
             Wire::Datagrams { address: Some(address), .. } if !local => Found::Text(address.to_string()),
             Wire::Flow { engine, port, flow, .. } => Found::Flow(engine.clone_ref(py), *port, *flow),
+            Wire::Tcp { engine, port, id, .. } => Found::Tcp(engine.clone_ref(py), *port, *id),
             wire => wire.transport(py).map_or(Found::None, Found::Transport),
         });
         let address = match found {
@@ -428,6 +430,7 @@ impl Connection {
                 return Ok(if local { ours } else { theirs });
             }
             Found::Flow(engine, port, flow) => return Ok(engine.get().address(py, port, flow, local)),
+            Found::Tcp(engine, port, id) => return Ok(engine.get().tcp_address(py, port, id, local)),
             Found::Address(address) => address,
             Found::Text(address) => return Ok(address),
             Found::Transport(transport) => {
@@ -442,43 +445,5 @@ impl Connection {
             return Ok(if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") });
         }
         Ok(address.extract::<String>().unwrap_or_default())
-    }
-}
-
-/// Ends a wire that no connection owns.
-pub fn close_wire(py: Python<'_>, wire: &Wire, aborts: bool) {
-    match wire {
-        Wire::Stream { transport, .. } if aborts => abort(py, transport),
-        Wire::Socket(stream) => stream.get().close(py, aborts),
-        Wire::Datagrams { socket, .. } => Datagrams::close(socket, py),
-        Wire::Stream { transport, .. } | Wire::Datagram { transport, .. } => {
-            if let Err(error) = transport.call_method0(py, intern!(py, "close")) {
-                error.write_unraisable(py, None);
-            }
-        }
-        Wire::None | Wire::Flow { .. } => {}
-    }
-}
-
-/// A TCP peer gets a reset (RFC 9293 3.10.5), so that it cannot take the cut for the end of the answer.
-fn abort(py: Python<'_>, transport: &Py<PyAny>) {
-    let socket = transport.call_method1(py, intern!(py, "get_extra_info"), (intern!(py, "socket"),));
-    // Transports that are no sockets have no descriptor, and their own way to abort.
-    if let Ok(fd) = socket.and_then(|socket| socket.call_method0(py, intern!(py, "fileno"))?.extract::<i32>(py)) {
-        reset_at_close(fd);
-    }
-    if let Err(error) = transport.call_method0(py, intern!(py, "abort")) {
-        error.write_unraisable(py, None);
-    }
-}
-
-#[allow(unsafe_code)]
-fn reset_at_close(fd: i32) {
-    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
-    // SAFETY: the option is read from `linger`, whose size is given; a descriptor that is not a socket is an error.
-    // Where it fails, the close is an ordinary one.
-    unsafe {
-        let size = size_of::<libc::linger>() as libc::socklen_t;
-        libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_LINGER, (&raw const linger).cast(), size);
     }
 }

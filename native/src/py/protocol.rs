@@ -6,11 +6,11 @@ use pyo3::types::{PyBytes, PyDict};
 use pyo3::{PyTraverseError, PyVisit, intern};
 
 use super::cell::GilCell;
-use super::connection::{Connection, Phase, Wire};
+use super::connection::{Connection, Phase};
 use super::core::Core;
 use super::endpoint::Endpoint;
-use super::outbound::close_wire;
 use super::packet::Body;
+use super::wire::{Wire, close_wire};
 
 fn method(py: Python<'_>, transport: &Py<PyAny>, name: &str) -> PyResult<Py<PyAny>> {
     transport.getattr(py, name)

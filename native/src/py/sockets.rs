@@ -16,12 +16,12 @@ use pyo3::types::PyDict;
 use pyo3::{PyTraverseError, PyVisit, intern};
 
 use super::cell::{Counter, GilCell};
-use super::connection::{Connection, Wire};
+use super::connection::Connection;
 use super::core::Core;
 use super::datagrams::Datagrams;
 use super::endpoint::Endpoint;
-use super::outbound::close_wire;
 use super::stream::Stream;
+use super::wire::{Wire, close_wire};
 use crate::load::Endpoint as Address;
 use crate::load::sys::{self, Epoll, Event};
 
@@ -275,8 +275,11 @@ pub fn failure(py: Python<'_>, error: &io::Error, url: Option<&str>) -> PyErr {
     let text = py.import("os").and_then(|os| os.call_method1("strerror", (number,))?.extract::<String>());
     let text = text.unwrap_or_else(|_| error.to_string());
     let text = url.map_or_else(|| text.clone(), |url| format!("{url}: {text}"));
-    let found = PyOSError::new_err((number, text.clone()));
-    if found.is_instance_of::<PyConnectionError>(py) { found } else { PyConnectionError::new_err((number, text)) }
+    // OSError makes the class that the number belongs to, but only when it is called.
+    match py.get_type::<PyOSError>().call1((number, &text)) {
+        Ok(found) if found.is_instance_of::<PyConnectionError>() => PyErr::from_value(found),
+        _ => PyConnectionError::new_err((number, text)),
+    }
 }
 
 /// Takes over a descriptor that Python has let go of.

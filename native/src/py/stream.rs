@@ -11,8 +11,9 @@ use pyo3::prelude::*;
 use pyo3::{PyTraverseError, PyVisit, intern};
 
 use super::cell::GilCell;
-use super::connection::{Connection, Phase, Wire};
+use super::connection::{Connection, Phase};
 use super::sockets::{Sockets, failure};
+use super::wire::Wire;
 use crate::load::sys::{self, Event};
 
 /// Pieces read per event, so that one fast peer does not hold up the others.
@@ -73,6 +74,14 @@ impl Stream {
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(0),
                 sent => sent,
             },
+            None => Err(ErrorKind::NotConnected.into()),
+        })
+    }
+
+    /// Another descriptor of the same socket.
+    pub fn duplicate(&self, py: Python<'_>) -> std::io::Result<OwnedFd> {
+        self.state.with(py, |state| match &state.socket {
+            Some(socket) => socket.try_clone(),
             None => Err(ErrorKind::NotConnected.into()),
         })
     }
@@ -194,19 +203,20 @@ impl Stream {
         let sockets = inner.sockets.get();
         sockets.with_scratch(py, |scratch| {
             for _ in 0..PIECES {
-                let (read, connection) = inner.state.with(py, |state| {
-                    let connection = state.connection.as_ref().map(|connection| connection.clone_ref(py));
+                let connection = inner.connection(py);
+                let room = connection.as_ref().map_or(usize::MAX, |connection| connection.get().relay_room(py));
+                let room = room.min(scratch.len());
+                let read = inner.state.with(py, |state| {
                     state.missed = state.stopped;
-                    let read = match &state.socket {
+                    match &state.socket {
                         Some(_) if state.stopped => Read::Closed,
-                        Some(socket) => match sys::receive(socket, scratch) {
+                        Some(socket) => match sys::receive(socket, &mut scratch[..room]) {
                             Ok(count) => Read::Bytes(count),
                             Err(error) if error.kind() == ErrorKind::WouldBlock => Read::Later,
                             Err(error) => Read::Failed(error),
                         },
                         None => Read::Closed,
-                    };
-                    (read, connection)
+                    }
                 });
                 let Some(connection) = connection else {
                     // A pooled wire that says anything is of no further use.
@@ -218,12 +228,15 @@ impl Stream {
                 };
                 match read {
                     Read::Later | Read::Closed => return,
-                    Read::Failed(error) => return inner.lost(py, &connection, &error),
+                    Read::Failed(error) => {
+                        inner.close(py, false);
+                        return Connection::lost(&connection, py, &error);
+                    }
                     Read::Bytes(0) => return Connection::end_of_stream(&connection, py),
                     Read::Bytes(_) if connection.get().phase(py) != Phase::Open => {}
                     Read::Bytes(count) => {
                         Connection::feed(&connection, py, &scratch[..count]);
-                        if count < scratch.len() && !ended {
+                        if count < room && !ended {
                             return;
                         }
                     }
@@ -235,13 +248,6 @@ impl Stream {
                 }
             });
         });
-    }
-
-    /// The connection broke.
-    pub fn lost(&self, py: Python<'_>, connection: &Py<Connection>, error: &std::io::Error) {
-        let error = failure(py, error, None);
-        self.close(py, false);
-        Connection::finish_with(connection, py, format!("reset: {}", error.value(py)));
     }
 }
 

@@ -121,7 +121,7 @@ impl Bench {
 
     /// Ports follow from `seed`; each connection's initial sequence number is `isn`, and one more every 4 µs.
     pub fn know(&mut self, seed: u64, isn: u32) {
-        self.host.random = Random::known(seed);
+        self.host.random = Random::seeded(seed);
         self.host.tcp.foresee(isn);
     }
 
