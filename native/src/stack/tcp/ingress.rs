@@ -169,7 +169,11 @@ impl Host {
                 // Until now it was the window of our SYN.
                 flow.edge = flow.irs.wrapping_add(flow.edge);
                 flow.shift = if scale.is_some() { flow.offered_shift } else { 0 };
+                // That of a SYN is not scaled (RFC 7323 §2.2).
+                flow.window_in = head.window >> scale.unwrap_or(0).min(14);
             }
+        } else if head.has(flags::ACK) && head.acknowledgement == flow.sent_end {
+            flow.window_in = head.window;
         }
         flow.path.heard(link.source, &mut self.neighbours, now);
         flow.heard_at = tick;
