@@ -443,7 +443,7 @@ class Engine:
         there and polls no further. ``wake`` is called when ``turn`` is wanted sooner than the last one said: something
         outside of turns has sent, or set a deadline."""
     def add_port(self, name: str, options: dict[str, Any], /) -> None:
-        """Opens a port. ``options``: type ("memif") and those of :func:`port_keys`, as texts, numbers or lists of texts.
+        """Opens a port. ``options``: type ("memif") and those of :func:`port_keys`: texts, numbers, lists of texts.
         ``ValueError`` names the key; ``OSError`` when the system refuses."""
     def add_queue(self, name: str, options: dict[str, Any], /) -> None:
         """Opens a port of a simulated network: mtu, mac, address, virtual, gateway, seed; its frames are given and

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -52,7 +52,7 @@ class Far:
 
     def __init__(self, conn: Connection) -> None:
         self.conn = conn
-        self.transport = self._transport = self
+        self.transport: Any = self
         self.write, self.drain, self.write_eof = conn.send, conn.drain, conn.end
         self.abort, self.pause_reading, self.resume_reading = conn.abort, conn.pause, conn.resume
 
@@ -115,13 +115,14 @@ async def proxy(path: Path, **limits: int) -> AsyncIterator[tuple[VNF, Open]]:
         reader: asyncio.StreamReader | Far
         writer: asyncio.StreamWriter | Far
         if kind == "memif":
+            await until(lambda: beyond.statistics()["transports"]["port0"]["link"] == "up")
             reader = writer = Far(await beyond.connect(url))
         elif kind == "memory":
-            reader = asyncio.StreamReader()
+            reader = stream = asyncio.StreamReader()
             transport, protocol = await fabric.host("peer").create_connection(
-                lambda: asyncio.StreamReaderProtocol(reader), url
+                lambda: asyncio.StreamReaderProtocol(stream), url
             )
-            writer = asyncio.StreamWriter(transport, protocol, reader, asyncio.get_running_loop())
+            writer = asyncio.StreamWriter(transport, protocol, stream, asyncio.get_running_loop())
         elif kind == "unix":
             reader, writer = await asyncio.open_unix_connection(place.path)
         else:
@@ -200,7 +201,7 @@ async def test_fifty_megabytes_pass_both_ways_to_a_slow_and_a_fast_reader(
     size = MANY * (len(BLOCK) + 4)
     async with spliced(tmp_path, monkeypatch, pair) as (a, b, task):
         found = await asyncio.gather(gather(a, 5_000), gather(b, 1 << 20), pour(a), pour(b))
-        assert found[:2] == [(size, whole), (size, whole)]
+        assert list(found[:2]) == [(size, whole), (size, whole)]
         assert await task == (size + 1, size + 1)
         assert (a.near.closed, b.near.closed) == (True, True)
 
@@ -246,7 +247,7 @@ async def test_a_connection_that_is_closed_under_way_takes_the_other_with_it(
         b.near.close()
         with pytest.raises(ConnectionError, match="splice: the second connection closed: closed"):
             await task
-        assert "closed: closed" in str(a.near.close_reason)
+        assert a.near.close_reason == "splice: the second connection closed: closed"
 
 
 @pytest.mark.parametrize(
@@ -264,7 +265,7 @@ async def test_a_reader_that_stops_stops_its_sender(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair: tuple[str, str, str], bound: int
 ) -> None:
     async with spliced(tmp_path, monkeypatch, pair, max_buffered_bytes=bound) as (a, b, _):
-        most = 0
+        most, receiver = 0, cast(Any, b.writer.transport)
 
         async def watch() -> None:
             nonlocal most
@@ -273,10 +274,10 @@ async def test_a_reader_that_stops_stops_its_sender(
                 await asyncio.sleep(0)
 
         watcher = asyncio.create_task(watch())
-        b.reader._transport.pause_reading()
+        receiver.pause_reading()
         pouring = asyncio.create_task(pour(a))
         await until(lambda: b.near.buffered >= 65_536)
-        b.reader._transport.resume_reading()
+        receiver.resume_reading()
         count, _ = await gather(b, 100_000)
         await pouring
         watcher.cancel()
@@ -330,9 +331,7 @@ async def test_cancelling_the_wait_closes_both(
         with pytest.raises(asyncio.CancelledError):
             await task
         assert (a.near.closed, b.near.closed) == (True, True)
-        for one in (a, b):
-            if one.writer.get_extra_info("socket") is not None and "unix" in pair:
-                continue
+        for one in [side for side, kind in ((a, pair[0]), (b, pair[1])) if kind != "unix"]:
             with pytest.raises(ConnectionError, match=r"(?i)reset"):
                 await one.reader.read()
 
@@ -356,7 +355,7 @@ async def test_a_pair_is_idle_when_neither_side_says_anything(
         assert b.near.close_reason == "idle"
         with pytest.raises(ConnectionError, match="splice: the second connection closed: idle"):
             await task
-        assert "closed: idle" in str(a.near.close_reason)
+        assert a.near.close_reason == "splice: the second connection closed: idle"
 
 
 async def test_what_cannot_be_joined_is_refused(tmp_path: Path) -> None:

@@ -199,10 +199,10 @@ impl Engine {
         }
     }
 
-    /// Connects, disconnects, announces, retries: what is due besides frames.
-    fn service(&self, py: Python<'_>, now: Instant) {
-        let gone = self.state.with(py, |state| {
-            let mut gone = Vec::new();
+    /// Connects, disconnects, announces, retries: what is due besides frames; how many hosts had something to do.
+    fn service(&self, py: Python<'_>, now: Instant) -> usize {
+        let (gone, due) = self.state.with(py, |state| {
+            let (mut gone, mut due) = (Vec::new(), 0);
             for open in &mut state.ports {
                 open.port.service(now);
                 let generation = open.port.generation();
@@ -215,18 +215,17 @@ impl Engine {
                     let mut unreachable = Vec::new();
                     open.host.on_timer(now, open.port.as_mut(), &mut unreachable);
                     open.unflushed = true;
-                    for (owner, reason) in unreachable {
-                        if let Some(Some(connection)) = open.flows.get(owner as usize) {
-                            gone.push((connection.clone_ref(py), reason));
-                        }
-                    }
+                    due += 1;
+                    let found = unreachable.into_iter().map(|(owner, reason)| (open.owner(py, owner), reason));
+                    gone.extend(found.filter_map(|(connection, reason)| Some((connection?, reason))));
                 }
             }
-            gone
+            (gone, due)
         });
         for (connection, reason) in gone {
             self.unreachable(py, &connection, reason);
         }
+        due
     }
 
     /// Takes a burst from one port and delivers it; how many frames there were.
@@ -497,8 +496,8 @@ impl Engine {
             }
             (std::mem::take(&mut state.frames), state.ports.len())
         });
-        inner.service(py, begin);
         let mut now = begin;
+        let mut serviced = false;
         // Where time stands still during a turn, nothing comes by polling on.
         let polls = inner.clock.is_none();
         let mut busy = true;
@@ -506,6 +505,11 @@ impl Engine {
             let mut got = inner.state.with(py, |state| usize::from(std::mem::take(&mut state.pending)));
             for index in 0..count {
                 got += Self::burst(&slf, py, index, now, &pool, &mut frames);
+            }
+            // A peer that has gone may have left frames: they come before `service` finds out.
+            if !serviced && got < BURST {
+                serviced = true;
+                got += inner.service(py, now);
             }
             if got == 0 {
                 let until = inner.state.with(py, |state| state.polling.until(now, begin + SLICE));
@@ -530,6 +534,9 @@ impl Engine {
             if polls && now >= begin + SLICE {
                 break;
             }
+        }
+        if !serviced {
+            inner.service(py, now);
         }
         let left = Core::leave(&inner.core, py);
         inner.state.with(py, |state| state.in_turn = false);

@@ -96,7 +96,7 @@ impl Connection {
             state.end_wanted
         });
         if refused {
-            Self::abort_with(slf, py, "bytes for a spliced connection after its end()");
+            Self::abort_with(slf, py, "splice: bytes for the other connection after its end()");
             return true;
         }
         slf.get().moved(py, bytes.len());
@@ -160,11 +160,12 @@ impl Connection {
         let Some(here) = slf.get().take_relay(py) else { return };
         let there = here.other.get().take_relay(py);
         let which = if here.done.is_some() { "first" } else { "second" };
+        let why = format!("splice: the {which} connection closed: {reason}");
         if let Some(done) = here.done.as_ref().or(there.as_ref().and_then(|there| there.done.as_ref())) {
-            let error = PyConnectionError::new_err(format!("splice: the {which} connection closed: {reason}"));
+            let error = PyConnectionError::new_err(why.clone());
             Self::settle(py, done, Some(&error.into_value(py).into_any()));
         }
-        Self::abort_with(&here.other, py, format!("the spliced connection closed: {reason}"));
+        Self::abort_with(&here.other, py, why);
     }
 
     /// An open stream that is in no pair, or why not.
@@ -211,7 +212,7 @@ impl Connection {
             state.end_wanted && count > 0
         });
         if refused {
-            return Err(PyConnectionError::new_err("splice: bytes wait for a connection after its end()"));
+            return Err(PyConnectionError::new_err("splice: bytes for a connection after its end()"));
         }
         Self::mark_dirty(sink, py);
         Ok(count)
