@@ -211,7 +211,13 @@ pub(super) fn put(flow: &mut Flow, segment: &mut [u8], mac: Mac, counters: &mut 
             flow.shift = flow.offered_shift;
         }
     }
-    let sequence = head.sequence().wrapping_add(flow.delta);
+    let mut sequence = head.sequence().wrapping_add(flow.delta);
+    // An acknowledgement says how far we have sent (RFC 9293 §3.10.7.4: SEQ=SND.NXT), even while the engine sends again
+    // from further back. From there it could lie before the peer's window, and be dropped with all it acknowledges; two
+    // ends that do so to each other never meet again.
+    if span == 0 && before(sequence, flow.sent_end) {
+        sequence = flow.sent_end;
+    }
     let end = sequence.wrapping_add(span);
     if span > 0 && before(sequence, flow.sent_end) {
         counters.tx_tcp_retransmission += 1;
