@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::flows::{Birth, Stage};
 use super::protocol::{Protocol, State};
 use super::smoltcp::Smoltcp;
+use super::time_wait::Waiting;
 use super::wheel::tick;
 use super::{AcceptHook, Gone, MAX_PATHS, PATH_MTU_FOR, TcpEvent, TcpId};
 use crate::packet::tcp::before;
@@ -17,9 +18,6 @@ use crate::stack::{BindError, OpenError, Unreachable};
 /// Ports of connections we open: as many as there can be below the well-known ones (RFC 6056 §3.2).
 const EPHEMERAL: std::ops::RangeInclusive<u16> = 16_384..=65_535;
 const EPHEMERAL_PORTS: u32 = 49_152;
-/// Ports tried at random that no connection at all has; then those in TIME-WAIT will do; then all are tried in turn.
-const FRESH_TRIES: usize = 4;
-const RANDOM_TRIES: usize = 12;
 /// `Writable` waits for so much of the ring.
 const WRITABLE_PART: usize = 4;
 
@@ -34,6 +32,7 @@ impl Host {
             return Err(BindError::InUse);
         }
         self.tcp.listeners.insert((address, port), listener);
+        self.tcp.listens_on_ephemeral |= EPHEMERAL.contains(&port);
         Ok(())
     }
 
@@ -73,45 +72,35 @@ impl Host {
             let (path, mtu) = (Path::client(route), self.path_mtu(remote.ip(), now));
             let birth = Birth { key, path, stage: Stage::Connecting, owner, listener: 0, mtu, isn, give_up_at };
             let index = self.tcp.flows.insert(birth, &mut self.tcp.protocol).ok_or(OpenError::TooMany)?;
-            self.tcp.time_wait.remove(&key);
             self.tcp.flows.soil(index);
             return Ok(self.tcp.flows.id(index));
         }
         Err(failed)
     }
 
-    /// A local port for `key`, at random (RFC 6056 §3.3.1), and the first sequence number. A port in TIME-WAIT is used
-    /// again beyond its old sequence numbers: the peer, which ended first or has our last acknowledgement, knows by them
-    /// that it is a new connection.
+    /// A local port for `key`, and the first sequence number. Ports are taken in turn from a start that only we know of
+    /// each remote address and port (RFC 6056 §3.3.3), so the next one is the one that was used longest ago. If it is
+    /// still in TIME-WAIT it is used again beyond its old sequence numbers: the peer, which ended first or has our last
+    /// acknowledgement, knows by them that it is a new connection.
     fn ephemeral(&mut self, key: Key, now: Instant) -> Option<(Key, u32)> {
-        let taken = self.tcp.flows.outgoing.get(&key.pair()).copied().unwrap_or(0);
+        let Self { tcp, counters, .. } = self;
+        let taken = tcp.flows.outgoing.get(&key.pair()).copied().unwrap_or(0);
         if taken >= EPHEMERAL_PORTS as usize {
             return None;
         }
+        let start = tcp.secret.keyed(key.pair()) as u32;
         let source = key.local().ip();
-        let start = self.random.next() as u32;
-        let at = |step: u32| key.with_local_port(EPHEMERAL.start() + (step % EPHEMERAL_PORTS) as u16);
-        let mut found = None;
-        for tried in 0..RANDOM_TRIES + EPHEMERAL_PORTS as usize {
-            let key = match tried {
-                0..RANDOM_TRIES => at(self.random.next() as u32),
-                _ => at(start.wrapping_add(tried as u32)),
-            };
-            let port = key.local().port();
-            let listens = self.tcp.listeners.contains_key(&(None, port))
-                || self.tcp.listeners.contains_key(&(Some(source), port));
-            if listens || self.tcp.flows.find(&key).is_some() {
-                continue;
-            }
-            if tried >= FRESH_TRIES || self.tcp.time_wait.get(&key).is_none() {
-                found = Some(key);
-                break;
-            }
-        }
-        let key = found?;
-        let mut isn = self.tcp.isn(&key, now);
-        if let Some(old) = self.tcp.time_wait.get(&key) {
-            self.counters.tcp_time_wait_reused += 1;
+        let key = (0..EPHEMERAL_PORTS).find_map(|_| {
+            tcp.next_port = tcp.next_port.wrapping_add(1);
+            let port = EPHEMERAL.start() + (start.wrapping_add(tcp.next_port) % EPHEMERAL_PORTS) as u16;
+            let listens = tcp.listens_on_ephemeral
+                && (tcp.listeners.contains_key(&(None, port)) || tcp.listeners.contains_key(&(Some(source), port)));
+            Some(key.with_local_port(port)).filter(|key| !listens && tcp.flows.find(key).is_none())
+        })?;
+        let mut isn = tcp.isn(&key, now);
+        if let Some(old) = tcp.time_wait.get(&key) {
+            counters.tcp_time_wait_reused += 1;
+            tcp.time_wait.remove(&key);
             if before(isn, old.send_next) {
                 isn = old.send_next.wrapping_add(1 << 16);
             }
@@ -335,7 +324,8 @@ impl Host {
         let flow = tcp.flows.at(index);
         if Smoltcp::state(&flow.engine) == State::TimeWait {
             let next = flow.receive_next();
-            let evicted = tcp.time_wait.begin(flow.key, flow.sent_end, next, flow.path.mac, now);
+            let waiting = Waiting { send_next: flow.sent_end, receive_next: next, mac: flow.path.mac };
+            let evicted = tcp.time_wait.begin(flow.key, waiting, now);
             counters.tcp_time_wait_evicted += u64::from(evicted);
         }
         self.forget(index);

@@ -213,8 +213,7 @@ impl Host {
                     self.put_bare(&key, &answer, link.source, port);
                     if head.has(flags::FIN) {
                         let Self { tcp, counters, .. } = self;
-                        let evicted =
-                            tcp.time_wait.begin(key, waiting.send_next, waiting.receive_next, waiting.mac, now);
+                        let evicted = tcp.time_wait.begin(key, waiting, now);
                         counters.tcp_time_wait_evicted += u64::from(evicted);
                     }
                 }

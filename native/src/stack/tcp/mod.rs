@@ -147,7 +147,9 @@ pub(super) struct Tcp {
     time_wait: TimeWait,
     half_open: HalfOpen,
     listeners: HashMap<(Option<IpAddr>, u16), u32, SeedableRandomState>,
+    listens_on_ephemeral: bool,
     hook: Option<AcceptHook>,
+    next_port: u32,
     /// The key of initial sequence numbers.
     secret: Random,
     /// Connections that wait for their neighbour's link address.
@@ -168,7 +170,9 @@ impl Tcp {
             time_wait: TimeWait::new(config.time_wait, config.max_time_wait, random),
             half_open: HalfOpen::new(random),
             listeners: HashMap::with_hasher(random.hasher()),
+            listens_on_ephemeral: false,
             hook: None,
+            next_port: 0,
             secret: random.split(),
             unresolved: Vec::new(),
             paths: HashMap::with_hasher(random.hasher()),

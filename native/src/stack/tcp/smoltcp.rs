@@ -29,6 +29,8 @@ pub(super) struct Smoltcp {
     device: Tap,
     handle: SocketHandle,
     origin: Instant,
+    /// The time asked for last, on both clocks: a burst has one.
+    seen: (Instant, time::Instant),
     /// smoltcp's microseconds per microsecond of ours.
     scale: u32,
     ack_delay: Duration,
@@ -42,7 +44,15 @@ impl Smoltcp {
         let mut set = SocketSet::new(Vec::new());
         let handle = set.add(tcp::Socket::new(tcp::SocketBuffer::new(vec![0; 1]), tcp::SocketBuffer::new(vec![0; 1])));
         let device = Tap { buffer: vec![0; LARGEST].into(), output: None, mtu: 1500 };
-        Self { interfaces: Vec::new(), device, handle, origin, scale, ack_delay: ACK_DELAY.min(rto / 2) }
+        Self {
+            interfaces: Vec::new(),
+            device,
+            handle,
+            origin,
+            seen: (origin, time::Instant::ZERO),
+            scale,
+            ack_delay: ACK_DELAY.min(rto / 2),
+        }
     }
 
     /// For a place whose connection is being replaced.
@@ -50,9 +60,13 @@ impl Smoltcp {
         SocketSet::new(Vec::new())
     }
 
-    fn time(&self, now: Instant) -> time::Instant {
-        let micros = now.saturating_duration_since(self.origin).as_micros() as i64;
-        time::Instant::from_micros(micros * i64::from(self.scale))
+    #[inline]
+    fn time(&mut self, now: Instant) -> time::Instant {
+        if self.seen.0 != now {
+            let micros = now.saturating_duration_since(self.origin).as_micros() as i64;
+            self.seen = (now, time::Instant::from_micros(micros * i64::from(self.scale)));
+        }
+        self.seen.1
     }
 
     fn scaled(&self, duration: Duration) -> time::Duration {
@@ -176,6 +190,9 @@ impl Protocol for Smoltcp {
         let time = self.time(now);
         let index = Self::interface(&mut self.interfaces, &mut self.device, mtu);
         let at = self.interfaces[index].1.poll_at(time, connection)?;
+        if at <= time {
+            return Some(now);
+        }
         let micros = u64::try_from(at.total_micros()).unwrap_or(0).div_ceil(u64::from(self.scale));
         Some(self.origin + Duration::from_micros(micros))
     }

@@ -12,7 +12,8 @@ const WORDS: usize = SLOTS / 64;
 
 /// The first millisecond since `origin` that is not before `at`.
 pub(super) fn tick(origin: Instant, at: Instant) -> u64 {
-    at.saturating_duration_since(origin).as_nanos().div_ceil(1_000_000) as u64
+    let since = at.saturating_duration_since(origin);
+    since.as_secs() * 1_000 + u64::from(since.subsec_nanos().div_ceil(1_000_000))
 }
 
 pub(super) struct Wheel {
