@@ -227,7 +227,13 @@ impl Engine {
     }
 
     /// The owner's connection, if `id` is the handshake that it waits for; the wait is over.
-    fn tcp_handshake(&self, py: Python<'_>, index: usize, id: TcpId, owner: u32) -> Option<(Py<Connection>, SocketAddr)> {
+    fn tcp_handshake(
+        &self,
+        py: Python<'_>,
+        index: usize,
+        id: TcpId,
+        owner: u32,
+    ) -> Option<(Py<Connection>, SocketAddr)> {
         self.state.with(py, |state| {
             let open = state.ports.get_mut(index)?;
             let (of, remote) = *open.connecting.get(&owner)?;
