@@ -47,7 +47,7 @@ fn server(port: PairPort, mut react: impl FnMut(&mut Host, TcpEvent) + Send + 's
             if host.deadline().is_some_and(|deadline| deadline <= now) {
                 host.on_timer(now, &mut port, &mut Vec::new());
             }
-            host.tcp_events(&mut events, now);
+            host.tcp_events(&mut events);
             events.drain(..).for_each(|event| react(&mut host, event));
             host.tcp_flush(now, &mut port);
             port.flush();
