@@ -36,6 +36,8 @@ __all__ = [
     "Target",
     "core_distance_ns",
     "pass_inbox",
+    "port_keys",
+    "port_option",
     "relay",
     "run_load",
 ]
@@ -441,10 +443,13 @@ class Engine:
         there and polls no further. ``wake`` is called when ``turn`` is wanted sooner than the last one said: something
         outside of turns has sent, or set a deadline."""
     def add_port(self, name: str, options: dict[str, Any], /) -> None:
-        """Opens a port. ``options``: type ("memif"), path, role, id, secret, ring_slots, buffer_bytes, mtu, mac,
-        address, virtual, gateway. ``ValueError`` names the key; ``OSError`` when the system refuses."""
+        """Opens a port. ``options``: type ("memif") and those of :func:`port_keys`: texts, numbers, lists of texts.
+        ``ValueError`` names the key; ``OSError`` when the system refuses."""
     def add_queue(self, name: str, options: dict[str, Any], /) -> None:
-        """Opens a port of a simulated network: mtu, mac, address, virtual, gateway; its frames are given and taken."""
+        """Opens a port of a simulated network: mtu, mac, address, virtual, gateway, seed; its frames are given and
+        taken. With a ``seed`` (64 bits) the host's random numbers are those of every run."""
+    def add_address(self, name: str, address: str, /) -> None:
+        """One more own address (``10.0.0.3/32``) of the host on a port; the next turn announces it."""
     def give_frame(self, name: str, frame: bytes, /) -> None:
         """One frame for the host on a queue; the next turn receives it. Beyond 65,536 waiting ones it is dropped and
         counted."""
@@ -494,6 +499,12 @@ def relay(first: Connection, second: Connection, /) -> asyncio.Future[tuple[int,
 
 def pass_inbox(source: Connection, sink: Connection, /) -> int:
     """Queues what is unread on ``source`` on ``sink``, as it came; returns how many bytes. Raises as ``relay`` does."""
+
+def port_keys() -> list[str]:
+    """Every key of a memif port."""
+
+def port_option(key: str, value: Any, /) -> list[str]:
+    """The values of one key of a memif port, as texts. ``ValueError`` says what is allowed, and not what was found."""
 
 def run_load(options: dict[str, Any], progress: Callable[[dict[str, Any]], bool], /) -> dict[str, Any]:
     """Runs the load generator (``vnf load``) and returns its report.

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from . import _native
 from .errors import ConfigError, Unsupported
 
 __all__ = ["Config", "EndpointURL", "Limits", "PortConfig", "closest", "parse_transport"]
@@ -172,76 +173,11 @@ class PortConfig:
         return self.type if path is None else f"{self.type}:{path}"
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError("expected a text")
-    return value
-
-
-def _path(value: Any) -> str:
-    path = _text(value)
-    if len(os.fsencode(path)) > 107 or "\0" in path:
-        raise ValueError("the path of a Unix socket is at most 107 bytes")
-    return path
-
-
-def _role(value: Any) -> str:
-    if value not in ("server", "client"):
-        raise ValueError("expected server or client")
-    return str(value)
-
-
-def _number(low: int, high: int) -> Callable[[Any], int]:
-    def parse(value: Any) -> int:
-        if isinstance(value, str) and value.isascii() and value.isdecimal():
-            value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise ValueError(f"expected a number from {low} to {high}")
-        return value
-
-    return parse
-
-
-def _ring(value: Any) -> int:
-    slots = _number(2, 16384)(value)
-    if slots & (slots - 1):
-        raise ValueError("expected a power of two from 2 to 16384")
-    return slots
-
-
-def _mac(value: Any) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}", value):
-        raise ValueError("expected six bytes such as 02:00:00:00:00:02")
-    if int(value[:2], 16) & 1:
-        raise ValueError("a port's address cannot be a group address (its first byte is odd)")
-    return value.lower()
-
-
 def _list(value: Any) -> list[str]:
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
         raise ValueError("expected a text or a list of texts")
     return list(items)
-
-
-def _addresses(value: Any) -> list[str]:
-    import ipaddress
-
-    for item in (items := _list(value)):
-        try:
-            ipaddress.ip_interface(item)
-        except ValueError:
-            raise ValueError(f"{item!r} is not an address such as 10.0.0.2/24 or fd00::2/64") from None
-        if "/" not in item:
-            raise ValueError(f"{item!r} has no prefix length: expected an address such as 10.0.0.2/24")
-    return items
-
-
-def _hosts(value: Any) -> list[str]:
-    for item in (items := _list(value)):
-        if not is_ip(item):
-            raise ValueError(f"{item!r} is not an IP address")
-    return items
 
 
 def _map(value: Any) -> dict[str, str]:
@@ -254,22 +190,16 @@ def _map(value: Any) -> dict[str, str]:
     return pairs
 
 
-PORT_KEYS: dict[str, dict[str, Callable[[Any], Any]]] = {
-    "kernel": {"map": _map},
-    "memif": {
-        "path": _path,
-        "role": _role,
-        "id": _number(0, 2**32 - 1),
-        "secret": _text,
-        "ring_slots": _ring,
-        "buffer_bytes": _number(256, 65536),
-        "mtu": _number(576, 9216),
-        "mac": _mac,
-        "address": _addresses,
-        "virtual": _hosts,
-        "gateway": _hosts,
-    },
-}
+# What a memif port is told is checked where it is used (native/src/port/options.rs).
+PORT_KEYS: dict[str, tuple[str, ...]] = {"kernel": ("map",), "memif": tuple(_native.port_keys())}
+LISTS = ("address", "virtual", "gateway")
+
+
+def _option(key: str, value: Any) -> Any:
+    if key == "map":
+        return _map(value)
+    texts = _native.port_option(key, value)
+    return texts if key in LISTS else texts[0]
 
 
 def port_config(name: str, table: Mapping[str, Any]) -> PortConfig:
@@ -290,7 +220,7 @@ def port_config(name: str, table: Mapping[str, Any]) -> PortConfig:
         if key not in known:
             raise ConfigError(f"unknown key: {kind} knows {', '.join(known)}{closest(key, known)}", key=key)
         try:
-            options[key] = known[key](value)
+            options[key] = _option(key, value)
         except ConfigError as error:
             raise ConfigError(error.problem, key=key) from None
         except ValueError as error:

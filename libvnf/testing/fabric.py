@@ -112,6 +112,10 @@ class Fabric:
         if owner is not host:
             raise OSError(f"{name!r} is a name of host {owner.name!r} already")
 
+    def rename(self, name: str, host: "Host") -> None:
+        """As ``alias``, but takes the name from whom had it."""
+        self._names[name] = host
+
     def canonical(self, name: str) -> str:
         host = self._names.get(name)
         return host.name if host else name
@@ -194,6 +198,10 @@ class Fabric:
 
     def soon(self, fn: Callable[..., None], *args: Any) -> None:
         self.loop.call_soon(fn, *args, context=self._context.copy())
+
+    def call_at(self, when: float, fn: Callable[..., None], *args: Any) -> asyncio.TimerHandle:
+        """As the loop's, in a context of its own."""
+        return self.loop.call_at(when, fn, *args, context=self._context.copy())
 
     def _arm(self) -> None:
         if self._timer is not None:

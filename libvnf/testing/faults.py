@@ -7,12 +7,16 @@ connection elsewhere changes nobody's luck. Delays lie on a grid of 2⁻²⁰ s:
 import random
 from dataclasses import dataclass, fields
 
-__all__ = ["Dice", "Faults"]
+__all__ = ["STACK_ONLY", "STREAM_ONLY", "Dice", "Faults"]
 
 ANY = "*"  # before a host's name in the place of a server: every name of that host
 GRID_S = 2.0**-20
 RETRANSMIT_S = 0.2  # the first retransmission of a stream, as Linux' TCP_RTO_MIN; doubles (RFC 6298 §5.5)
 RETRANSMISSIONS = 12  # then the stream is given up, after about 14 minutes, as Linux' tcp_retries2 does
+
+STREAM_ONLY = ("split", "breaks", "break_after_bytes", "segment_bytes", "in_flight_bytes")
+STACK_ONLY = ("mtu",)
+LEAST_MTU, MOST_MTU = 1280, 65535  # RFC 8200 §5; IPv4's total length
 
 _PROBABILITIES = ("loss", "duplicate", "reorder", "corrupt", "split", "breaks")
 
@@ -29,6 +33,9 @@ class Faults:
     unread before its writer is told to pause, and 64 times that is what a flow of datagrams carries before it drops.
 
     A packet takes ``delay_s`` and up to ``jitter_s`` more, one way.
+
+    On the user-space stack (``stack=True``) the probabilities are per Ethernet frame, whatever it carries, and TCP
+    helps itself; what is said of streams above does not apply. ``mtu`` is the largest IP packet that passes (1500).
     """
 
     loss: float = 0.0
@@ -42,6 +49,7 @@ class Faults:
     jitter_s: float = 0.0
     segment_bytes: int = 1460
     in_flight_bytes: int = 65536
+    mtu: int | None = None
 
     def __post_init__(self) -> None:
         for name in _PROBABILITIES:
@@ -53,6 +61,8 @@ class Faults:
         for name in ("segment_bytes", "in_flight_bytes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is 1 or more, not {getattr(self, name)!r}")
+        if self.mtu is not None and not LEAST_MTU <= self.mtu <= MOST_MTU:
+            raise ValueError(f"mtu is {LEAST_MTU} to {MOST_MTU} bytes, not {self.mtu!r}")
         if self.break_after_bytes is not None and self.break_after_bytes < 0:
             raise ValueError(f"break_after_bytes is 0 or more, or None, not {self.break_after_bytes!r}")
 
@@ -75,13 +85,15 @@ class Dice:
         jitter_s = faults.jitter_s * self._random.random() if faults.jitter_s else 0.0
         return _on_grid(faults.delay_s + jitter_s)
 
-    def datagram(self, data: bytes, faults: Faults) -> tuple[str, list[tuple[float, bytes]]]:
-        """What becomes of a datagram: a word for the trace, and each copy that arrives, with its delay."""
+    def datagram(self, data: bytes, faults: Faults, intact: int = 0) -> tuple[str, list[tuple[float, bytes]]]:
+        """What becomes of a datagram: a word for the trace, and each copy that arrives, with its delay. The first
+        ``intact`` bytes are never corrupted.
+        """
         if self.happens(faults.loss):
             return "lost", []
         word = "sent"
         if data and self.happens(faults.corrupt):
-            bit = self._random.randrange(len(data) * 8)
+            bit = self._random.randrange(intact * 8, len(data) * 8)
             data = data[: bit // 8] + bytes([data[bit // 8] ^ (1 << bit % 8)]) + data[bit // 8 + 1 :]
             word = "corrupted"
         delay_s = self.delay_s(faults)

@@ -25,9 +25,12 @@ from ..handlers import check_handler
 from ..request import Request
 from ..server import request_type
 from ..vnf import VNF
+from .capture import Capture
 from .clock import Clock
 from .fabric import Event, Fabric, Place
-from .faults import Faults
+from .faults import STACK_ONLY, STREAM_ONLY, Faults
+from .segment import Segment
+from .stack import StackTransport
 from .transport import MemoryTransport
 
 __all__ = ["LeakError", "Network", "Peer", "Served", "network"]
@@ -53,6 +56,9 @@ class Network:
 
     ``faults`` are the fields of :class:`~libvnf.testing.faults.Faults`. ``seed`` determines everything that is not the
     real world's. ``check_leaks=False`` leaves out the checks at the end; ``limit_s`` bounds the virtual time of a test.
+
+    With ``stack=True`` every host has the user-space stack, on one virtual Ethernet: what travels, and suffers faults,
+    are frames. ``ipv6=True`` then has names resolve to IPv6 addresses.
     """
 
     def __init__(
@@ -62,17 +68,24 @@ class Network:
         check_leaks: bool = True,
         limit_s: float = 86400.0,
         patience_s: float = 5.0,
+        stack: bool = False,
+        ipv6: bool = False,
         **faults: Any,
     ) -> None:
         unknown = sorted(faults.keys() - Faults.names())
         if unknown:
             raise TypeError(f"{unknown[0]!r} is no fault: expected some of {', '.join(sorted(Faults.names()))}")
+        if ipv6 and not stack:
+            raise TypeError("ipv6=True goes with stack=True: in the in-memory model there are no addresses")
+        self._stack, self._ipv6 = stack, ipv6
+        self._check_faults(faults)
         self.seed, self.check_leaks = seed, check_leaks
         self.clock = Clock(limit_s=limit_s, patience_s=patience_s)
         self.failures: list[BaseException] = []
         """What the handlers of :meth:`serve` raised; leaving raises the first."""
         self._faults, self._first = Faults(**faults), vnfs
         self._fabric: Fabric | None = None
+        self._segment: Segment | None = None
         self._running: dict[str, tuple[VNF, _native.Core]] = {}
         self._framings: dict[Any, _native.Framing | None] = {}
         self._peers: dict[str, Peer] = {}
@@ -86,6 +99,8 @@ class Network:
         self._random = random.getstate()
         random.seed(f"{self.seed}/random")
         self._fabric = Fabric(self.seed, self._faults)
+        if self._stack:
+            self._segment = Segment(self._fabric, self, ipv6=self._ipv6)
         try:
             for vnf in self._first:
                 await self.start(vnf)
@@ -140,6 +155,8 @@ class Network:
         finally:
             if self._fabric is not None:
                 self._fabric.close()
+            if self._segment is not None:
+                self._segment.close()
             for _ in range(3):  # connection_lost, what it resumes, and what that ends
                 await asyncio.sleep(0)
             self.clock.uninstall()
@@ -159,11 +176,20 @@ class Network:
         name = host or made.name
         if name in self._running:
             raise ConfigError(f"a VNF runs on host {name!r} already: give one of them host=")
-        listening = await made.start(transports=lambda core: [MemoryTransport(core, self.fabric.host(name))])
+        if self._segment is not None and name in self._peers and not self.vacate(name):
+            raise ConfigError(f"host {name!r} is the test's already: start the VNF first, or give it another host=")
+        listening = await made.start(transports=lambda core: [self._transport(core, name, made.limits)])
         self._running[name] = made, made.core
         for server, url, _ in listening:
-            self._framings[self.fabric.find(Place.parse(url))] = server.framing
+            self._framings[self._found(url)] = server.framing
         return made
+
+    def _transport(
+        self, core: _native.Core, host: str, limits: Limits, *, whole: bool = False
+    ) -> MemoryTransport | StackTransport:
+        if self._segment is not None:
+            return StackTransport(core, self._segment, host, connect_s=limits.connect_s)
+        return MemoryTransport(core, self.fabric.host(host, whole=whole))
 
     # -- the peers that the test plays
 
@@ -193,7 +219,29 @@ class Network:
 
     def framing_of(self, url: str) -> _native.Framing | None:
         """What the server at ``url`` cuts messages with."""
-        return self._framings.get(self.fabric.find(Place.parse(url)))
+        return self._framings.get(self._found(url))
+
+    def _found(self, url: str) -> Any:
+        """What stands for the server at ``url``: what is bound there; on the stack the place itself."""
+        place = Place.parse(url)
+        if self._segment is None or place.kind == "unix":
+            return self.fabric.find(place)
+        return place._replace(host=self.fabric.canonical(place.host))
+
+    # -- on the stack, hosts that nobody is
+
+    def settle(self, name: str) -> None:
+        """A host that serves nothing, where a VNF addressed one nobody has: connecting to it is refused."""
+        self.peer(name)
+
+    def vacate(self, name: str) -> bool:
+        """Whether that host has gone, because it serves nothing and has no connection."""
+        peer = self._peers.get(name)
+        if peer is None or not peer.idle:
+            return False
+        del self._peers[name]
+        peer.abort()
+        return True
 
     # -- time
 
@@ -213,7 +261,15 @@ class Network:
 
     def wire(self, a: str, b: str, **faults: Any) -> None:
         """Other faults between two hosts, both ways, for what is sent from now on."""
+        self._check_faults(faults)
         self.fabric.wire(a, b, **faults)
+
+    def _check_faults(self, faults: Mapping[str, Any]) -> None:
+        wrong = sorted(faults.keys() & (STREAM_ONLY if self._stack else STACK_ONLY))
+        if wrong and self._stack:
+            raise TypeError(f"{wrong[0]!r} is of modelled streams: with stack=True TCP cuts and breaks them itself")
+        if wrong:
+            raise TypeError(f"{wrong[0]!r} goes with stack=True: in the in-memory model there are no frames")
 
     def partition(self, a: str, b: str | None = None) -> None:
         """Nothing passes between a and b (without b: anybody) until :meth:`heal`. Streams wait, datagrams are lost."""
@@ -225,7 +281,7 @@ class Network:
 
     def cut(self, a: str, b: str | None = None) -> int:
         """Resets every open stream between a and b (without b: of a); returns how many."""
-        return self.fabric.cut(a, b)
+        return self.fabric.cut(a, b) + (self._segment.cut(a, b) if self._segment is not None else 0)
 
     # -- what happened
 
@@ -233,6 +289,16 @@ class Network:
     def trace(self) -> list[Event]:
         """The last 10,000 things that happened on the network."""
         return list(self.fabric.trace)
+
+    def capture(self, path: str | os.PathLike[str], *, arriving: bool = False) -> Capture:
+        """Writes every frame from now on to a pcap file, for Wireshark and tshark: as it leaves its host, before any
+        fault, or with ``arriving=True`` as it reaches one. Complete once closed, or when the network is left.
+        """
+        if self._segment is None:
+            raise RuntimeError("capture goes with stack=True, and needs the network entered: else there are no frames")
+        capture = Capture(path)
+        self._segment.capture(capture, arriving=arriving)
+        return capture
 
     def statistics(self) -> Mapping[str, Any]:
         """``network``: how often what happened, and ``bytes_…`` of it. ``vnfs``: each VNF's own statistics."""
@@ -256,7 +322,8 @@ class Network:
     def story(self, events: int = NOTED_EVENTS) -> str:
         """The seed, the time and the last events, for people."""
         last = [str(event) for event in self.fabric.trace][-events:]
-        return "\n".join([f"in-memory network: seed={self.seed!r}, now={self.clock.now:.6f} s; last events:", *last])
+        kind = "virtual" if self._stack else "in-memory"
+        return "\n".join([f"{kind} network: seed={self.seed!r}, now={self.clock.now:.6f} s; last events:", *last])
 
     def _annotated(self, error: BaseException) -> BaseException:
         self._annotate(error)
@@ -328,7 +395,8 @@ class Peer:
             limits=limits.native(),
         )
         ASK_S[self._core] = limits.ask_s
-        self._transport = MemoryTransport(self._core, net.fabric.host(host, whole=True))
+        self._transport = net._transport(self._core, host, limits, whole=True)
+        self._served: list[Served] = []
 
     def _target(self, url: str) -> Any:
         return self._transport.target(EndpointURL.parse(url))
@@ -340,7 +408,12 @@ class Peer:
         endpoint = _native.Endpoint(self._core, url, datagram=parsed.datagram, framing=framing)
         connection = Connection(self._core, endpoint)
         self._transport.target(parsed).open(connection)
-        return await connection
+        try:
+            return await connection
+        except ConnectionError as error:
+            if type(error) is ConnectionError and error.errno is not None:
+                raise OSError(*error.args) from None  # of the class that its number has
+            raise
 
     async def serve(self, url: EndpointURL, handler: Callable[..., Any], framing: _native.Framing | None) -> Served:
         endpoint = _native.Endpoint(self._core, str(url), datagram=url.supported().datagram, framing=framing)
@@ -350,7 +423,13 @@ class Peer:
             check_handler("data", handler)
             endpoint.handler, endpoint.request = handler, request_type(handler)
         [place] = await self._transport.listen(url, endpoint)
-        return Served(place, endpoint, self._transport)
+        self._served.append(Served(place, endpoint, self._transport))
+        return self._served[-1]
+
+    @property
+    def idle(self) -> bool:
+        """It serves nothing and has no connection."""
+        return not (self._served or self._core.open_connections)
 
     def close(self) -> None:
         for connection in self._core.connections():
@@ -366,9 +445,9 @@ class Peer:
 class Served:
     """A server that the test plays."""
 
-    def __init__(self, url: str, endpoint: _native.Endpoint, transport: MemoryTransport) -> None:
+    def __init__(self, url: str, endpoint: _native.Endpoint, transport: MemoryTransport | StackTransport) -> None:
         self.url, self.endpoint = url, endpoint
-        self._fabric = transport.host.fabric
+        self._transport = transport
 
     @property
     def open_connections(self) -> int:
@@ -377,6 +456,4 @@ class Served:
 
     def close(self) -> None:
         """Refuses new connections from now on; open streams go on, datagrams do not."""
-        listener = self._fabric.find(Place.parse(self.url))
-        if listener is not None:
-            listener.close()
+        self._transport.close_server(self.url, self.endpoint)

@@ -10,7 +10,7 @@ from typing import Any
 from .. import _native
 from ..config import EndpointURL
 from ..errors import AddressInUse, ConfigError
-from .fabric import Host
+from .fabric import Host, Place
 
 __all__ = ["MemoryTransport"]
 
@@ -41,6 +41,12 @@ class MemoryTransport:
         for listener in self._listeners:
             if listener.place.kind != "udp":
                 listener.close()
+
+    def close_server(self, url: str, endpoint: _native.Endpoint) -> None:
+        """One server less."""
+        listener = self.host.fabric.find(Place.parse(url))
+        if listener is not None:
+            listener.close()
 
     def reaches(self, host: str) -> bool:
         return True

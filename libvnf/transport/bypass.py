@@ -80,7 +80,10 @@ class BypassTransport:
         self._driver, self._port = driver, port
         self._networks = [ipaddress.ip_interface(text).network for text in port.options.get("address", ())]
         try:
-            driver.engine.add_port(port.name, {"type": port.type, **port.options})
+            if port.type == "queue":
+                driver.engine.add_queue(port.name, dict(port.options))
+            else:
+                driver.engine.add_port(port.name, {"type": port.type, **port.options})
         except ValueError as error:
             raise ConfigError(str(error), key=f"port.{port.name}") from None
         except OSError as error:

@@ -15,7 +15,8 @@ use libvnf_native::packet::{Pool, PoolConfig, Slot};
 use libvnf_native::port::memif::{Memif, MemifConfig, Role};
 use libvnf_native::port::pair::pair;
 use libvnf_native::port::{Link, Port, Sent};
-use libvnf_native::stack::{Cidr, Host, HostConfig};
+use libvnf_native::stack::Host;
+use libvnf_native::stack::bench::station;
 
 fn drive(endpoint: Endpoint, connections: usize, outstanding: usize) -> Drive {
     Drive {
@@ -35,15 +36,7 @@ fn drive(endpoint: Endpoint, connections: usize, outstanding: usize) -> Drive {
 }
 
 fn on(port: impl Port + 'static, last: u8) -> Transport {
-    let addresses = vec![Cidr { address: [10, 0, 0, last].into(), prefix: 24 }];
-    let host = Host::new(HostConfig {
-        mac: [2, 0, 0, 0, 0, last],
-        addresses,
-        virtual_addresses: vec![],
-        gateways: vec![],
-        mtu: 1500,
-        tcp: Default::default(),
-    });
+    let host = Host::new(station(last));
     let pool = Pool::new(&PoolConfig::default()).expect("memory for the pool");
     Transport::Port(Box::new(PortTransport { port: Box::new(port), host, pool }))
 }

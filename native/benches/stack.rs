@@ -5,65 +5,11 @@
 
 use std::hint::black_box;
 use std::net::SocketAddr;
-use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
-use libvnf_native::packet::{Pool, PoolConfig, Slot};
-use libvnf_native::port::{Link, Port, Sent};
-use libvnf_native::stack::{Cidr, Host, HostConfig, Input};
-
-const US: [u8; 6] = [2, 0, 0, 0, 0, 2];
-const PEER: [u8; 6] = [2, 0, 0, 0, 0, 1];
-
-/// Keeps the last frame, as a peer host would see it.
-struct Last(Vec<u8>, bool);
-
-impl Port for Last {
-    fn link(&self) -> Link {
-        Link::Up
-    }
-    fn generation(&self) -> u64 {
-        1
-    }
-    fn wake_fd(&self) -> RawFd {
-        -1
-    }
-    fn service(&mut self, _: Instant) {}
-    fn deadline(&self) -> Option<Instant> {
-        None
-    }
-    fn receive(&mut self, _: &Pool, _: &mut Vec<Slot>, _: usize) -> usize {
-        0
-    }
-    #[inline(never)]
-    fn send(&mut self, parts: &[&[u8]]) -> Sent {
-        if self.1 {
-            self.0 = parts.concat();
-        }
-        black_box(parts);
-        Sent::Queued
-    }
-    fn flush(&mut self) {}
-    fn arm(&mut self) -> bool {
-        true
-    }
-    fn disarm(&mut self) {}
-    fn counters(&self) -> Vec<(&'static str, u64)> {
-        Vec::new()
-    }
-}
-
-fn host(mac: [u8; 6], last: u8) -> Host {
-    let cidr = |address: String, prefix| Cidr { address: address.parse().unwrap(), prefix };
-    Host::new(HostConfig {
-        mac,
-        addresses: vec![cidr(format!("10.0.0.{last}"), 8), cidr(format!("fd00::{last}"), 64)],
-        virtual_addresses: Vec::new(),
-        gateways: Vec::new(),
-        mtu: 1_500,
-        tcp: Default::default(),
-    })
-}
+use libvnf_native::packet::{Pool, PoolConfig};
+use libvnf_native::stack::bench::{Recorder, mac, station};
+use libvnf_native::stack::{Host, Input};
 
 /// The best of several rounds, in nanoseconds per call of `step`.
 fn best(calls: usize, mut step: impl FnMut(usize)) -> f64 {
@@ -90,8 +36,8 @@ fn main() {
         (false, 128, 1),
         (false, 128, 50_000),
     ] {
-        let (mut ours, mut theirs) = (host(US, 2), host(PEER, 7));
-        let mut port = Last(Vec::new(), true);
+        let (mut ours, mut theirs) = (Host::new(station(2)), Host::new(station(7)));
+        let mut port = Recorder::default();
         let payload = vec![0x5a; len];
         let (mut frames, mut ids) = (Vec::new(), Vec::new());
         for flow in 0..flows {
@@ -100,12 +46,12 @@ fn main() {
             };
             let (us, them): (SocketAddr, SocketAddr) =
                 (text(2, 5000).parse().unwrap(), text(7, 1 + flow as u16).parse().unwrap());
-            ids.push(ours.adopt(us, them, PEER, flow as u32).unwrap());
-            let id = theirs.adopt(them, us, US, 0).unwrap();
+            ids.push(ours.adopt(us, them, mac(7), flow as u32).unwrap());
+            let id = theirs.adopt(them, us, mac(2), 0).unwrap();
             theirs.send(id, &payload, now, &mut port);
-            frames.push(port.0.clone());
+            frames.append(&mut port.sent);
         }
-        port.1 = false;
+        port.keeps = false;
         let calls = 100_000;
         let fill = |call: usize| {
             let frame = &frames[call.wrapping_mul(7_919) % flows];

@@ -11,6 +11,7 @@ from tests.meta.tree import files, imports, modules, parse, read
 # The native module is imported by few; everything else uses their public classes. A name ending in a dot is a package.
 NATIVE = {
     "libvnf": "re-exports Packet and the framings, which have no Python half",
+    "libvnf.config": "a port's options have one parser, and it is native",
     "libvnf.connection": "Connection is the Python half of a native class",
     "libvnf.request": "Request is the Python half of a native class",
     "libvnf.client": "requests and replies are matched natively",

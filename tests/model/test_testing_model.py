@@ -21,12 +21,16 @@ runs = settings(max_examples=30, deadline=None)
     reorder=probability,
     corrupt=probability,
     count=st.integers(1, 60),
+    stack=st.booleans(),
 )
 @runs
 def test_no_datagram_is_invented_and_none_comes_more_often_than_it_was_doubled(
-    seed, loss, duplicate, reorder, corrupt, count
+    seed, loss, duplicate, reorder, corrupt, count, stack
 ):
-    """Oracle: each echo travels twice, so it comes at most 4 times, and exactly once on a wire without faults."""
+    """Oracle: each echo travels twice, so it comes at most 4 times, and exactly once on a wire without faults. The
+    stack drops what was corrupted, and has to ask for its neighbours first.
+    """
+    faults = {"loss": loss, "duplicate": duplicate, "reorder": reorder, "corrupt": corrupt, "stack": stack}
     vnf = VNF("b")
 
     @vnf.server("udp://:1")
@@ -34,7 +38,7 @@ def test_no_datagram_is_invented_and_none_comes_more_often_than_it_was_doubled(
         conn.send(packet)
 
     async def main():
-        async with vnf.test(seed=seed, loss=loss, duplicate=duplicate, reorder=reorder, corrupt=corrupt) as net:
+        async with vnf.test(seed=seed, **faults) as net:
             arrived = Counter()
             a = await net.connect("udp://b:1")
             a.on_data(lambda conn, request, packet: arrived.update([bytes(packet)]))
@@ -42,16 +46,16 @@ def test_no_datagram_is_invented_and_none_comes_more_often_than_it_was_doubled(
             for data in sent:
                 a.send(data)
                 await net.run_for(0.001)
-            await net.run_for(1)
+            await net.run_for(5)
             statistics = net.statistics()["network"]
             strangers = [data for data in arrived if data not in sent]
-            assert len(strangers) <= statistics.get("corrupted", 0)
+            assert len(strangers) <= (0 if stack else statistics.get("corrupted", 0))
             assert sum(arrived.values()) <= 4 * count
             if not corrupt:  # one flipped bit may turn a datagram into another that was sent
                 assert all(times <= 4 for times in arrived.values())
             if not corrupt and not duplicate:
                 assert all(times == 1 for times in arrived.values())
-            if not loss:
+            if not loss and not (stack and corrupt):
                 assert sum(arrived.values()) >= count
             if not (loss or duplicate or corrupt):
                 assert arrived == Counter(sent)
@@ -109,9 +113,15 @@ def test_a_streams_bytes_come_in_order_or_it_ends_with_a_reason(seed, messages, 
     asyncio.run(main())
 
 
-@given(seed=seeds, count=st.integers(1, 40), retries=st.integers(0, 6), loss=st.sampled_from([0.0, 0.3]))
+@given(
+    seed=seeds,
+    count=st.integers(1, 40),
+    retries=st.integers(0, 6),
+    loss=st.sampled_from([0.0, 0.3]),
+    stack=st.booleans(),
+)
 @runs
-def test_each_ask_over_a_lossy_wire_ends_once_with_its_own_answer_or_a_timeout(seed, count, retries, loss):
+def test_each_ask_over_a_lossy_wire_ends_once_with_its_own_answer_or_a_timeout(seed, count, retries, loss, stack):
     vnf = VNF("b")
     client = vnf.client("udp://c:1", request_id=Field(0, 4), timeout_s=0.5, retries=retries)
 
@@ -122,7 +132,7 @@ def test_each_ask_over_a_lossy_wire_ends_once_with_its_own_answer_or_a_timeout(s
         conn.send(bytes(packet[:4]) + b" answer to " + bytes(packet[4:]))
 
     async def main():
-        async with Network(seed=seed, loss=loss, duplicate=0.2, reorder=0.2, jitter_s=0.05) as net:
+        async with Network(seed=seed, loss=loss, duplicate=0.2, reorder=0.2, jitter_s=0.05, stack=stack) as net:
             await net.serve("udp://c:1", on_c)
             await net.start(vnf)
             await net.run_for(1)
@@ -135,7 +145,7 @@ def test_each_ask_over_a_lossy_wire_ends_once_with_its_own_answer_or_a_timeout(s
                 else:
                     assert result == question[:4] + b" answer to " + question[4:]
             assert client.outstanding == 0
-            if not loss:
+            if not loss and not (stack and count > 16 and not retries):  # so many wait for a neighbour's link address
                 assert not any(isinstance(result, BaseException) for result in results)
 
     asyncio.run(main())
@@ -146,9 +156,10 @@ def test_each_ask_over_a_lossy_wire_ends_once_with_its_own_answer_or_a_timeout(s
     loss=probability,
     jitter_s=st.sampled_from([0.0, 0.05]),
     sizes=st.lists(st.integers(1, 50), min_size=1, max_size=8),
+    stack=st.booleans(),
 )
 @runs
-def test_framed_requests_are_answered_in_order_however_they_are_torn(seed, loss, jitter_s, sizes):
+def test_framed_requests_are_answered_in_order_however_they_are_torn(seed, loss, jitter_s, sizes, stack):
     vnf = VNF("b")
 
     @vnf.server("tcp://:1", framing=Fixed(7))
@@ -157,7 +168,7 @@ def test_framed_requests_are_answered_in_order_however_they_are_torn(seed, loss,
         conn.send(packet)
 
     async def main():
-        async with vnf.test(seed=seed, loss=loss, jitter_s=jitter_s) as net:
+        async with vnf.test(seed=seed, loss=loss, jitter_s=jitter_s, stack=stack) as net:
             a = await net.connect("tcp://b:1")
             number = 0
             for size in sizes:

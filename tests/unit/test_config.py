@@ -291,7 +291,13 @@ def test_a_transport_can_be_a_port_by_name(tmp_path: Path) -> None:
         ("tap:vnf0", "--transport 'tap:vnf0': type: 'tap' is not supported yet: expected kernel or memif"),
         ("memif", "--transport 'memif': path: missing: the path of the memif control socket"),
         ("memif:/x,rol=server", "--transport 'memif:/x,rol=server': rol: unknown key: memif knows path, role, id, "
-         "secret, ring_slots, buffer_bytes, mtu, mac, address, virtual, gateway (did you mean role?)"),
+         "secret, ring_slots, buffer_bytes, mtu, mac, address, virtual, gateway, tcp_rto_ms, tcp_user_timeout_s, "
+         "tcp_handshake_timeout_s, tcp_keep_alive_s, tcp_time_wait_s, tcp_half_open, tcp_half_open_per_source, "
+         "tcp_buffer_bytes (did you mean role?)"),
+        ("memif:/x,role=client,role=server", "--transport 'memif:/x,role=client,role=server': role: "
+         "['client', 'server']: expected one value"),
+        ("memif:/x,tcp_buffer_bytes=5000", "--transport 'memif:/x,tcp_buffer_bytes=5000': tcp_buffer_bytes: '5000': "
+         "expected a power of two from 1024 to 1048576"),
         ("memif:/x,server", "--transport 'memif:/x,server': 'server' is not key=value"),
         ("memif:/x,mac=01:00:00:00:00:00", "--transport 'memif:/x,mac=01:00:00:00:00:00': mac: '01:00:00:00:00:00': "
          "a port's address cannot be a group address (its first byte is odd)"),

@@ -15,6 +15,12 @@ GUIDE = Path(__file__).parents[2] / "docs" / "guide" / "testing.md"
 pytest_plugins = ["pytester"]
 
 
+@pytest.fixture(params=[{}, {"stack": True}], ids=["model", "stack"])
+def level(request):
+    """What holds on both: streams in memory, and the user-space stack on virtual Ethernet."""
+    return request.param
+
+
 def echo(url="tcp://:5000", framing=None, name="b"):
     vnf = VNF(name)
 
@@ -43,9 +49,9 @@ def reverse(conn, request, packet):
     conn.send(bytes(packet)[::-1])
 
 
-def test_the_example_of_the_interface_works():
+def test_the_example_of_the_interface_works(level):
     async def main():
-        async with asks().test(seed=7, loss=0.01, reorder=0.02) as net:
+        async with asks().test(seed=7, loss=0.01, reorder=0.02, **level) as net:
             await net.serve("tcp://10.0.0.3:5000", reverse, framing=Fixed(4))
             a = await net.connect("tcp://b:5000")
             a.send(b"1234")
@@ -55,9 +61,9 @@ def test_the_example_of_the_interface_works():
 
 
 @pytest.mark.parametrize("url", ["tcp://:5000", "udp://:5000", "unix:///run/b.sock"])
-def test_every_kind_of_endpoint_echoes(url):
+def test_every_kind_of_endpoint_echoes(url, level):
     async def main():
-        async with echo(url, Fixed(5)).test() as net:
+        async with echo(url, Fixed(5)).test(**level) as net:
             a = await net.connect(url.replace("//:", "//b:"))
             for number in range(100):
                 assert await a.ask(b"%05d" % number) == b"%05d" % number
@@ -65,9 +71,9 @@ def test_every_kind_of_endpoint_echoes(url):
     asyncio.run(main())
 
 
-def test_an_unframed_answer_comes_to_the_test_as_it_was_sent():
+def test_an_unframed_answer_comes_to_the_test_as_it_was_sent(level):
     async def main():
-        async with echo().test() as net:
+        async with echo().test(**level) as net:
             a = await net.connect("tcp://b:5000")
             a.send(b"x")
             assert await a.receive() == b"x"
@@ -75,7 +81,7 @@ def test_an_unframed_answer_comes_to_the_test_as_it_was_sent():
     asyncio.run(main())
 
 
-def test_a_session_sees_the_test_end_and_half_close():
+def test_a_session_sees_the_test_end_and_half_close(level):
     vnf = VNF("b")
 
     @vnf.session("tcp://:5000")
@@ -86,7 +92,7 @@ def test_a_session_sees_the_test_end_and_half_close():
         conn.send(str(total).encode())
 
     async def main():
-        async with vnf.test(seed=5, jitter_s=0.01) as net:
+        async with vnf.test(seed=5, jitter_s=0.01, **level) as net:
             a = await net.connect("tcp://b:5000")
             a.send(bytes(300_000))
             a.end()
@@ -96,9 +102,9 @@ def test_a_session_sees_the_test_end_and_half_close():
     asyncio.run(main())
 
 
-def test_several_vnfs_meet_on_one_network_by_their_settings():
+def test_several_vnfs_meet_on_one_network_by_their_settings(level):
     async def main():
-        async with Network(seed=1) as net:
+        async with Network(seed=1, **level) as net:
             await net.start(lambda: echo(framing=Fixed(4), name="c"))
             b = await net.start(asks, settings={"c": "tcp://c:5000"})
             a = await net.connect("tcp://b:5000")
@@ -139,16 +145,17 @@ def test_settings_of_a_vnf_that_is_made_already_are_refused():
     asyncio.run(main())
 
 
-def test_connecting_where_nobody_listens_is_refused():
+def test_connecting_where_nobody_listens_is_refused(level):
     async def main():
-        async with echo().test() as net:
-            with pytest.raises(ConnectionRefusedError, match="nobody listens on tcp://b:6000"):
+        async with echo().test(**level) as net:
+            why = "refused" if level else "nobody listens on tcp://b:6000"
+            with pytest.raises(ConnectionRefusedError, match=why):
                 await net.connect("tcp://b:6000")
 
     asyncio.run(main())
 
 
-def test_a_vnf_hears_that_its_peer_refuses():
+def test_a_vnf_hears_that_its_peer_refuses(level):
     vnf = VNF("b")
     heard = []
 
@@ -160,7 +167,7 @@ def test_a_vnf_hears_that_its_peer_refuses():
             heard.append(str(error))
 
     async def main():
-        async with vnf.test() as net:
+        async with vnf.test(**level) as net:
             a = await net.connect("tcp://b:5000")
             assert await a.receive() == b""
             assert len(heard) == 1
@@ -191,9 +198,9 @@ def test_a_connection_into_a_partition_waits_for_the_authors_timeout_in_virtual_
     asyncio.run(main())
 
 
-def test_a_cut_ends_connections_with_a_reason():
+def test_a_cut_ends_connections_with_a_reason(level):
     async def main():
-        async with echo(framing=Fixed(1)).test() as net:
+        async with echo(framing=Fixed(1)).test(**level) as net:
             a = await net.connect("tcp://b:5000")
             assert await a.ask(b"x") == b"x"
             assert net.cut("test", "b") == 1
@@ -204,7 +211,7 @@ def test_a_cut_ends_connections_with_a_reason():
     asyncio.run(main())
 
 
-def test_back_pressure_reaches_a_sender_through_the_network():
+def test_back_pressure_reaches_a_sender_through_the_network(level):
     vnf = VNF("b")
     sent = []
 
@@ -216,7 +223,7 @@ def test_back_pressure_reaches_a_sender_through_the_network():
             sent.append(1)
 
     async def main():
-        async with vnf.test() as net:
+        async with vnf.test(**level) as net:
             a = await net.connect("tcp://b:5000")
             a.pause()
             await net.run_for(100)
@@ -230,13 +237,13 @@ def test_back_pressure_reaches_a_sender_through_the_network():
     asyncio.run(main())
 
 
-def test_an_hour_of_a_vnfs_timers_passes_at_once():
+def test_an_hour_of_a_vnfs_timers_passes_at_once(level):
     vnf = VNF("b")
     ticks = []
     vnf.every(60, ticks.append, 1)
 
     async def main():
-        async with vnf.test() as net:
+        async with vnf.test(**level) as net:
             await net.run_for(3600)
             assert len(ticks) == 60
             assert net.clock.now == 3600.0
@@ -267,7 +274,7 @@ def test_a_failing_test_shows_the_seed_and_the_last_events():
     assert "seed=42" in caught.value.__notes__[0]
 
 
-def test_a_request_that_stays_open_is_a_leak():
+def test_a_request_that_stays_open_is_a_leak(level):
     vnf = VNF("b")
 
     @vnf.server("udp://:1")
@@ -275,7 +282,7 @@ def test_a_request_that_stays_open_is_a_leak():
         request.after(10_000, lambda: None)
 
     async def main(**options):
-        async with vnf.test(**options) as net:
+        async with vnf.test(**options, **level) as net:
             a = await net.connect("udp://b:1")
             a.send(b"x")
             await net.run_for(1)
@@ -306,11 +313,11 @@ def test_a_packet_that_stays_kept_is_a_leak_unless_told_otherwise():
     asyncio.run(main(hoarder(), check_leaks=False))
 
 
-def test_what_the_test_keeps_is_no_leak():
+def test_what_the_test_keeps_is_no_leak(level):
     kept = []
 
     async def main():
-        async with echo(framing=Fixed(1)).test() as net:
+        async with echo(framing=Fixed(1)).test(**level) as net:
             a = await net.connect("tcp://b:5000")
             kept.append(await a.ask(b"x"))
 
@@ -318,12 +325,12 @@ def test_what_the_test_keeps_is_no_leak():
     assert kept == [b"x"]
 
 
-def test_what_a_played_server_raises_fails_the_test():
+def test_what_a_played_server_raises_fails_the_test(level):
     def on_c(conn, request, packet):
         assert packet == b"want"
 
     async def main():
-        async with asks().test() as net:
+        async with asks().test(**level) as net:
             await net.serve("tcp://10.0.0.3:5000", on_c, framing=Fixed(4))
             a = await net.connect("tcp://b:5000")
             a.send(b"have")
@@ -333,14 +340,14 @@ def test_what_a_played_server_raises_fails_the_test():
         asyncio.run(main())
 
 
-def test_a_client_retransmits_in_virtual_time():
+def test_a_client_retransmits_in_virtual_time(level):
     vnf = VNF("b")
     client = vnf.client("udp://c:1", request_id=Field(0, 4), timeout_s=1.0, retries=3)
 
     async def main():
         seen = []
 
-        async with vnf.test() as net:
+        async with vnf.test(**level) as net:
             await net.serve("udp://c:1", lambda conn, request, packet: seen.append(bytes(packet)))
             with pytest.raises(TimeoutError):
                 await client.ask(b"0000 hello")
@@ -390,9 +397,9 @@ def test_the_store_comes_with_the_state_layer():
     asyncio.run(main())
 
 
-def test_two_vnfs_on_one_host_are_refused():
+def test_two_vnfs_on_one_host_are_refused(level):
     async def main():
-        async with echo().test() as net:
+        async with echo().test(**level) as net:
             with pytest.raises(ConfigError, match="host 'b' already"):
                 await net.start(echo("tcp://:6000"))
             await net.start(echo("tcp://:6000"), host="b2")
@@ -415,9 +422,9 @@ def test_a_vnf_that_cannot_start_leaves_the_loop_as_it_was():
     asyncio.run(main())
 
 
-def test_a_prefix_that_is_stripped_is_not_guessed_back():
+def test_a_prefix_that_is_stripped_is_not_guessed_back(level):
     async def main():
-        async with echo(framing=LengthPrefixed(2, strip=True)).test() as net:
+        async with echo(framing=LengthPrefixed(2, strip=True)).test(**level) as net:
             a = await net.connect("tcp://b:5000", framing=None)
             assert await a.ask(b"\x00\x03abc") == b"abc"
 

@@ -5,13 +5,14 @@
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{Drive, Endpoint, IdField, LoadConfig, LoadError, PortTransport, Respond, Transport};
 use crate::packet::{Pool, PoolConfig};
-use crate::port::memif::{Memif, MemifConfig, Role};
-use crate::stack::{Cidr, Host, HostConfig};
+use crate::port;
+use crate::port::memif::{Memif, Role};
+use crate::port::options::{Defaults, PortOptions};
+use crate::stack::Host;
 
 /// One run as options: the keys of `run_load`'s dictionary.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,7 +21,7 @@ pub struct Options {
     pub endpoint: Option<String>,
     /// Endpoints to answer at. An empty host is loopback on kernel sockets and every address of a port.
     pub respond: Vec<String>,
-    /// `kernel`, or `memif:PATH,address=10.0.0.1/24,…` (see [`MemifOptions`]).
+    /// `kernel`, or `memif:PATH,address=10.0.0.1/24,…` (see [`port::options`]).
     pub transport: String,
     pub connections: usize,
     /// `None`: one per connection; with a rate at least 1,024, so that a slow server does not slow the schedule.
@@ -72,21 +73,8 @@ pub struct Plan {
 #[derive(Clone, Debug)]
 pub enum TransportOptions {
     Kernel,
-    Memif(MemifOptions),
-}
-
-/// `memif:PATH,id=0,role=client,secret=…,address=10.0.0.1/24,virtual=…,gateway=…,mtu=1500,mac=02:…,ring_slots=1024,buffer_bytes=2048`;
-/// `address` (at least one), `virtual` and `gateway` may repeat. The first address of a family is the client end's.
-#[derive(Clone, Debug)]
-pub struct MemifOptions {
-    pub path: PathBuf,
-    pub id: u32,
-    /// Listens at the path, rather than connecting to it.
-    pub server: bool,
-    pub secret: Option<String>,
-    pub ring_slots: usize,
-    pub buffer_bytes: usize,
-    pub host: HostConfig,
+    /// The first address of a family is the client end's.
+    Memif(Box<PortOptions>),
 }
 
 /// Opens the plan's transport: after this everything is there but the peer.
@@ -94,19 +82,10 @@ pub fn open(plan: Plan) -> Result<LoadConfig, LoadError> {
     let Plan { drive, respond, transport, cpu } = plan;
     let transport = match transport {
         TransportOptions::Kernel => Transport::Kernel,
-        TransportOptions::Memif(memif) => {
-            let role = if memif.server { Role::Server } else { Role::Client };
-            let config = MemifConfig {
-                id: memif.id,
-                secret: memif.secret.map(String::into_bytes),
-                ring_slots: memif.ring_slots as u32,
-                buffer_bytes: memif.buffer_bytes as u32,
-                mtu: memif.host.mtu,
-                ..MemifConfig::new("load", memif.path, role)
-            };
-            let port = Memif::new(config).map_err(LoadError::system("transport"))?;
+        TransportOptions::Memif(options) => {
+            let port = Memif::new(options.memif).map_err(LoadError::system("transport"))?;
             let pool = Pool::new(&PoolConfig::default()).map_err(LoadError::system("packet pool"))?;
-            let host = Host::new(memif.host);
+            let host = Host::new(options.host);
             Transport::Port(Box::new(PortTransport { port: Box::new(port), host, pool }))
         }
     };
@@ -115,10 +94,6 @@ pub fn open(plan: Plan) -> Result<LoadConfig, LoadError> {
 
 fn refuse<T>(message: String) -> Result<T, LoadError> {
     Err(LoadError::Config(message))
-}
-
-fn number<T: std::str::FromStr>(key: &str, text: &str) -> Result<T, LoadError> {
-    text.parse().or_else(|_| refuse(format!("{key}={text}: expected a number")))
 }
 
 fn seconds(name: &str, value: f64) -> Result<Duration, LoadError> {
@@ -244,100 +219,20 @@ fn parse_transport(text: &str) -> Result<TransportOptions, LoadError> {
     }
 }
 
-fn parse_memif(text: &str) -> Result<MemifOptions, LoadError> {
+fn parse_memif(text: &str) -> Result<Box<PortOptions>, LoadError> {
     let mut parts = text.split(',');
     let path = parts.next().unwrap_or_default();
-    if path.is_empty() {
-        return refuse("transport 'memif:': expected a path, as in memif:/run/vnf/a.sock,address=10.0.0.1/24".into());
-    }
-    let mut memif = MemifOptions {
-        path: path.into(),
-        id: 0,
-        server: false,
-        secret: None,
-        ring_slots: 1024,
-        buffer_bytes: 2048,
-        host: HostConfig {
-            mac: random_mac(),
-            addresses: Vec::new(),
-            virtual_addresses: Vec::new(),
-            gateways: Vec::new(),
-            mtu: 1500,
-            tcp: Default::default(),
-        },
-    };
+    let mut pairs = vec![("path", path)];
     for part in parts {
-        let Some((key, value)) = part.split_once('=') else {
-            return refuse(format!("memif option '{part}': expected key=value"));
-        };
-        match key {
-            "id" => memif.id = number(key, value)?,
-            "role" => {
-                memif.server = match value {
-                    "client" => false,
-                    "server" => true,
-                    _ => return refuse(format!("role={value}: expected client or server")),
-                }
-            }
-            "secret" if (1..=24).contains(&value.len()) => memif.secret = Some(value.into()),
-            "secret" => return refuse(format!("secret of {} bytes: expected 1 to 24", value.len())),
-            "address" => memif.host.addresses.push(parse_cidr(value)?),
-            "virtual" => memif.host.virtual_addresses.push(parse_ip(key, value)?),
-            "gateway" => memif.host.gateways.push(parse_ip(key, value)?),
-            "mtu" => {
-                memif.host.mtu = number(key, value)?;
-                // RFC 791: the least every host takes; and a jumbo frame.
-                if !(576..=9216).contains(&memif.host.mtu) {
-                    return refuse(format!("mtu={value}: expected 576 to 9216"));
-                }
-            }
-            "buffer_bytes" => {
-                memif.buffer_bytes = number(key, value)?;
-                if !(256..=65_536).contains(&memif.buffer_bytes) {
-                    return refuse(format!("buffer_bytes={value}: expected 256 to 65536"));
-                }
-            }
-            "mac" => memif.host.mac = parse_mac(value)?,
-            "ring_slots" => {
-                memif.ring_slots = number(key, value)?;
-                if !(2..=16_384).contains(&memif.ring_slots) || !memif.ring_slots.is_power_of_two() {
-                    return refuse(format!("ring_slots={value}: expected a power of two from 2 to 16384"));
-                }
-            }
-            _ => {
-                return refuse(format!(
-                    "memif option '{key}': expected id, role, secret, address, virtual, gateway, mtu, mac, ring_slots or buffer_bytes"
-                ));
-            }
+        match part.split_once('=') {
+            Some(pair) => pairs.push(pair),
+            None => return refuse(format!("transport 'memif:{path}': '{part}' is not key=value")),
         }
     }
-    if memif.host.addresses.is_empty() {
-        return refuse(format!(
-            "transport 'memif:{path}': expected an address, as in memif:{path},address=10.0.0.1/24"
-        ));
-    }
-    Ok(memif)
-}
-
-fn parse_ip(key: &str, text: &str) -> Result<IpAddr, LoadError> {
-    text.parse().or_else(|_| refuse(format!("{key}={text}: expected an IPv4 or IPv6 address")))
-}
-
-fn parse_cidr(text: &str) -> Result<Cidr, LoadError> {
-    let cidr = text.split_once('/').and_then(|(address, prefix)| {
-        let (address, prefix) = (address.parse::<IpAddr>().ok()?, prefix.parse::<u8>().ok()?);
-        (prefix <= if address.is_ipv4() { 32 } else { 128 }).then_some(Cidr { address, prefix })
-    });
-    cidr.map_or_else(|| refuse(format!("address={text}: expected an address and a prefix, such as 10.0.0.1/24")), Ok)
-}
-
-fn parse_mac(text: &str) -> Result<[u8; 6], LoadError> {
-    let bytes: Option<Vec<u8>> =
-        text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok().filter(|_| byte.len() == 2)).collect();
-    match bytes.and_then(|bytes| <[u8; 6]>::try_from(bytes).ok()) {
-        // The lowest bit of the first byte marks a group address (IEEE 802).
-        Some(mac) if mac[0] & 1 == 0 => Ok(mac),
-        _ => refuse(format!("mac={text}: expected six bytes of one station, such as 02:00:00:00:00:01")),
+    let defaults = Defaults { name: "load", role: Role::Client, mac: Some(random_mac()) };
+    match port::options::parse(pairs, defaults) {
+        Ok(options) => Ok(Box::new(options)),
+        Err(error) => refuse(format!("transport 'memif:{path}': {error}")),
     }
 }
 
@@ -350,6 +245,7 @@ fn random_mac() -> [u8; 6] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stack::Cidr;
 
     fn endpoint(text: &str) -> Result<String, String> {
         let options = Options { endpoint: Some(text.into()), ..Options::default() };
@@ -359,7 +255,7 @@ mod tests {
         }
     }
 
-    fn memif(text: &str) -> Result<MemifOptions, String> {
+    fn memif(text: &str) -> Result<Box<PortOptions>, String> {
         match parse_transport(text).map_err(|error| error.to_string())? {
             TransportOptions::Memif(memif) => Ok(memif),
             TransportOptions::Kernel => Err("kernel".into()),
@@ -430,11 +326,13 @@ mod tests {
         let text = "memif:/run/a.sock,id=3,role=server,secret=pst,address=10.0.0.1/24,address=10.0.0.3/24,\
                     address=fd00::1/64,virtual=10.0.0.100,gateway=10.0.0.254,mtu=9000,mac=02:00:00:00:00:0a,\
                     ring_slots=256";
-        let memif = memif(text).unwrap();
-        assert_eq!((memif.path.to_str(), memif.id, memif.server), (Some("/run/a.sock"), 3, true));
-        assert_eq!((memif.secret.as_deref(), memif.ring_slots, memif.host.mtu), (Some("pst"), 256, 9000));
-        assert_eq!((memif.host.addresses.len(), memif.host.mac), (3, [2, 0, 0, 0, 0, 10]));
-        assert_eq!(memif.host.addresses[1], Cidr { address: "10.0.0.3".parse().unwrap(), prefix: 24 });
+        let PortOptions { memif, host } = *memif(text).unwrap();
+        assert_eq!((memif.path.to_str(), memif.id, memif.role), (Some("/run/a.sock"), 3, Role::Server));
+        assert_eq!((memif.secret.as_deref(), memif.ring_slots), (Some(&b"pst"[..]), 256));
+        assert_eq!((host.addresses.len(), host.mac, host.mtu), (3, [2, 0, 0, 0, 0, 10], 9000));
+        assert_eq!(host.addresses[1], Cidr { address: "10.0.0.3".parse().unwrap(), prefix: 24 });
+        let least = super::parse_memif("/run/a.sock,address=10.0.0.1/24").unwrap();
+        assert_eq!((least.memif.role, least.host.mac[0] & 3), (Role::Client, 2));
     }
 
     #[test]

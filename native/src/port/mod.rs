@@ -4,6 +4,7 @@
 //! [`Port::arm`] said that nothing is waiting.
 
 pub mod memif;
+pub mod options;
 pub mod pair;
 pub mod queue;
 

@@ -19,7 +19,7 @@ use super::endpoint::Endpoint;
 use super::opened::Open;
 use super::packet::Body;
 use super::polling::Polling;
-use super::ports::PortOptions;
+use super::ports;
 use crate::packet::{Pool, Slot};
 use crate::port::Link;
 use crate::port::queue::{Queue, QueuePort};
@@ -364,8 +364,8 @@ impl Engine {
 
     #[pyo3(signature = (name, options, /))]
     fn add_port(&self, py: Python<'_>, name: String, options: &Bound<'_, PyDict>) -> PyResult<()> {
-        let options = PortOptions::parse(&name, options)?;
-        let open = Open::new(name, "memif", options.open()?, None, options.host);
+        let options = ports::parse(&name, options)?;
+        let open = Open::new(name, "memif", ports::open(&options)?, None, options.host, None);
         self.state.with(py, |state| state.ports.push(open));
         Ok(())
     }
@@ -375,11 +375,32 @@ impl Engine {
         let options = options.copy()?;
         options.set_item("type", "memif")?;
         options.set_item("path", &name)?;
-        let config = PortOptions::parse(&name, &options)?.host;
+        let seed: Option<u64> = options.get_item("seed")?.map(|seed| seed.extract()).transpose()?;
+        if seed.is_some() {
+            options.del_item("seed")?;
+        }
+        let config = ports::parse(&name, &options)?.host;
         let queue = Queue::default();
-        let open = Open::new(name, "queue", Box::new(QueuePort::new(config.mtu, queue.clone())), Some(queue), config);
+        let port = Box::new(QueuePort::new(config.mtu, queue.clone()));
+        let open = Open::new(name, "queue", port, Some(queue), config, seed);
         self.state.with(py, |state| state.ports.push(open));
         Ok(())
+    }
+
+    #[pyo3(signature = (name, address, /))]
+    fn add_address(&self, py: Python<'_>, name: &str, address: &str) -> PyResult<()> {
+        let address =
+            crate::port::options::cidr("address", address).map_err(|error| PyValueError::new_err(error.to_string()))?;
+        self.state
+            .with(py, |state| {
+                let open = state.ports.iter_mut().find(|open| open.name == name)?;
+                open.config.addresses.push(address);
+                open.host.add_address(address);
+                // The link's next service announces it.
+                open.announced = 0;
+                Some(())
+            })
+            .ok_or_else(|| PyValueError::new_err(format!("there is no port {name:?}")))
     }
 
     #[pyo3(signature = (name, frame, /))]

@@ -59,6 +59,8 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<sockets::SocketTarget>()?;
     module.add_class::<splicer::Splice>()?;
     module.add_class::<stream::Stream>()?;
+    module.add_function(wrap_pyfunction!(ports::port_keys, module)?)?;
+    module.add_function(wrap_pyfunction!(ports::port_option, module)?)?;
     module.add_function(wrap_pyfunction!(loader::run_load, module)?)?;
     module.add_function(wrap_pyfunction!(loader::core_distance_ns, module)?)?;
     module.add_function(wrap_pyfunction!(splice_relay::pass_inbox, module)?)?;

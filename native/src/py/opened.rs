@@ -24,7 +24,7 @@ pub struct Open {
     /// The far end, where that is the program itself.
     pub queue: Option<Queue>,
     pub host: Host,
-    config: HostConfig,
+    pub config: HostConfig,
     /// The link's generation that was announced.
     pub announced: u64,
     pub listeners: Vec<Py<Endpoint>>,
@@ -105,13 +105,18 @@ impl Open {
         port: Box<dyn Port>,
         queue: Option<Queue>,
         config: HostConfig,
+        seed: Option<u64>,
     ) -> Self {
+        let host = match seed {
+            Some(seed) => Host::seeded(config.clone(), seed),
+            None => Host::new(config.clone()),
+        };
         Self {
             name,
             kind,
             port,
             queue,
-            host: Host::new(config.clone()),
+            host,
             config,
             announced: 0,
             listeners: Vec::new(),

@@ -49,6 +49,10 @@ impl Addresses {
         }
     }
 
+    pub fn add(&mut self, own: Cidr) {
+        self.own.push(own);
+    }
+
     pub fn own(&self) -> impl Iterator<Item = IpAddr> {
         self.own.iter().map(|cidr| cidr.address)
     }

@@ -11,7 +11,7 @@ use foldhash::fast::SeedableRandomState;
 use hashbrown::{HashMap, HashTable};
 
 use super::path::Path;
-use super::random::{self, Random};
+use super::random::Random;
 use super::{FlowId, OpenError};
 use crate::packet::checksum::{Sum, pseudo_v4, pseudo_v6};
 use crate::packet::ethernet::{self, Mac};
@@ -211,13 +211,13 @@ pub(super) struct Flows {
 }
 
 impl Flows {
-    pub fn new() -> Self {
+    pub fn new(random: &mut Random) -> Self {
         Self {
             slab: Vec::new(),
             free: Vec::new(),
             table: HashTable::new(),
-            hasher: random::hasher(),
-            crowded: HashMap::with_hasher(random::hasher()),
+            hasher: random.hasher(),
+            crowded: HashMap::with_hasher(random.hasher()),
             serial: 0,
         }
     }

@@ -2,121 +2,65 @@
 //! the pool; the fuzz targets of `native/fuzz` and a test call them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::RawFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::{Cidr, Host, HostConfig, Input};
+use super::Input;
+use super::bench::{Bench, mac, station};
 use crate::packet::checksum::Sum;
 use crate::packet::ethernet::{self, Mac};
-use crate::packet::{Pool, PoolConfig, Slot, icmp, ipv4, ipv6, protocol};
-use crate::port::{Link, Port, Sent};
+use crate::packet::{icmp, ipv4, ipv6, protocol};
 
-const US: Mac = [2, 0, 0, 0, 0, 2];
-const PEER: Mac = [2, 0, 0, 0, 0, 1];
+const US: Mac = mac(2);
+const PEER: Mac = mac(1);
 const OWN_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 const PEER_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 7);
 const OWN_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2);
 const PEER_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 7);
 
-/// Takes frames within the MTU and forgets them.
-struct Sink;
-
-impl Port for Sink {
-    fn link(&self) -> Link {
-        Link::Up
-    }
-
-    fn generation(&self) -> u64 {
-        1
-    }
-
-    fn wake_fd(&self) -> RawFd {
-        -1
-    }
-
-    fn service(&mut self, _: Instant) {}
-
-    fn deadline(&self) -> Option<Instant> {
-        None
-    }
-
-    fn receive(&mut self, _: &Pool, _: &mut Vec<Slot>, _: usize) -> usize {
-        0
-    }
-
-    fn send(&mut self, parts: &[&[u8]]) -> Sent {
-        let len: usize = parts.iter().map(|part| part.len()).sum();
-        assert!(len <= ethernet::HEADER + 1_500, "a frame of {len} bytes");
-        Sent::Queued
-    }
-
-    fn flush(&mut self) {}
-
-    fn arm(&mut self) -> bool {
-        true
-    }
-
-    fn disarm(&mut self) {}
-
-    fn counters(&self) -> Vec<(&'static str, u64)> {
-        Vec::new()
-    }
-}
-
 /// A host with a listener and a flow of each kind, and a pool too small to be comfortable.
-struct Stage {
-    host: Host,
-    pool: Pool,
-    now: Instant,
-}
+struct Stage(Bench);
 
 impl Stage {
     fn new() -> Self {
-        let mut host = Host::new(HostConfig {
-            mac: US,
-            addresses: vec![Cidr { address: OWN_V4.into(), prefix: 24 }, Cidr { address: OWN_V6.into(), prefix: 64 }],
-            virtual_addresses: vec![Ipv4Addr::new(10, 0, 0, 100).into()],
-            gateways: vec![Ipv4Addr::new(10, 0, 0, 1).into()],
-            mtu: 1_500,
-            tcp: Default::default(),
-        });
-        let now = Instant::now();
+        let mut bench = Bench::of(station(2), vec![(2_048, 8), (65_536, 16)]);
+        bench.port.keeps = false;
+        let Bench { host, port, now, .. } = &mut bench;
         host.listen(None, 5000, 1).expect("the first listener");
         for (own, peer) in [(IpAddr::from(OWN_V4), IpAddr::from(PEER_V4)), (OWN_V6.into(), PEER_V6.into())] {
             let peer = SocketAddr::new(peer, 9);
             host.adopt(SocketAddr::new(own, 4000), peer, PEER, 2).expect("a new 5-tuple");
             let client = host.open(peer, 3).expect("a free port");
-            host.send(client, b"waits for its neighbour", now, &mut Sink);
+            host.send(client, b"waits for its neighbour", *now, port);
         }
-        let pool = Pool::new(&PoolConfig { classes: vec![(2_048, 8), (65_536, 16)] }).expect("two megabytes");
-        Self { host, pool, now }
+        Self(bench)
     }
 
     fn receive(&mut self, frame: &[u8]) {
-        let Some(mut slot) = self.pool.take(frame.len()) else { return };
+        let Some(mut slot) = self.0.pool.take(frame.len()) else { return };
         slot.copy_from_slice(frame);
-        match self.host.receive(slot, self.now, &self.pool, &mut Sink) {
+        let Bench { host, port, pool, now } = &mut self.0;
+        match host.receive(slot, *now, pool, port) {
             Input::Consumed | Input::Unreachable { .. } => {}
             Input::Datagram(datagram) => {
                 assert!(datagram.payload.len() <= usize::from(u16::MAX));
-                let adopted = self.host.adopt(datagram.destination, datagram.source, datagram.source_mac, 4);
+                let adopted = host.adopt(datagram.destination, datagram.source, datagram.source_mac, 4);
                 if let Ok(flow) = adopted {
-                    self.host.send(flow, &datagram.payload, self.now, &mut Sink);
-                    self.host.close(flow);
+                    host.send(flow, &datagram.payload, *now, port);
+                    host.close(flow);
                 }
             }
         }
     }
 
     fn pass(&mut self, seconds: u8) {
-        self.now += Duration::from_secs(seconds.into());
-        self.host.on_timer(self.now, &mut Sink, &mut Vec::new());
+        self.0.pass(Duration::from_secs(seconds.into()));
     }
 
-    /// Everything under way expires, and every buffer is free again.
+    /// Everything under way expires, and every buffer is free again. No frame was longer than the link allows.
     fn end(mut self) {
         self.pass(31);
-        assert!(self.pool.statistics().iter().all(|class| class.free == class.slots), "a buffer was kept");
+        assert!(self.0.has_all_buffers(), "a buffer was kept");
+        assert!(self.0.port.longest <= ethernet::HEADER + 1_500, "a frame of {} bytes", self.0.port.longest);
     }
 }
 

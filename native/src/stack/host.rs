@@ -15,10 +15,10 @@ use super::counters::Counters;
 use super::flows::Flows;
 use super::icmp::ErrorBudget;
 use super::neighbours::Neighbours;
-use super::random::{self, Random};
+use super::random::Random;
 use super::reassembly::{Fragment, Key, Reassembly};
 use super::tcp::Tcp;
-use super::{HostConfig, Input, Unreachable};
+use super::{Cidr, HostConfig, Input, Unreachable};
 use crate::packet::ethernet::{self, Mac};
 use crate::packet::ipv6::Upper;
 use crate::packet::{Malformed, Pool, Slot, ipv4, ipv6, protocol};
@@ -64,20 +64,34 @@ pub(super) struct Envelope {
 
 impl Host {
     pub fn new(config: HostConfig) -> Self {
+        Self::with_random(config, Random::new())
+    }
+
+    /// For tests: equal seeds, frames and times make equal hosts, byte for byte.
+    pub fn seeded(config: HostConfig, seed: u64) -> Self {
+        Self::with_random(config, Random::seeded(seed))
+    }
+
+    fn with_random(config: HostConfig, mut random: Random) -> Self {
         Self {
             mac: config.mac,
             mtu: config.mtu.clamp(576, usize::from(u16::MAX)) as u16,
             addresses: Addresses::new(&config),
-            neighbours: Neighbours::new(),
-            flows: Flows::new(),
-            listeners: HashMap::with_hasher(random::hasher()),
+            neighbours: Neighbours::new(&mut random),
+            flows: Flows::new(&mut random),
+            listeners: HashMap::with_hasher(random.hasher()),
             listens_on_ephemeral: false,
             counters: Counters::default(),
-            random: Random::new(),
             errors: ErrorBudget::default(),
-            tcp: Tcp::new(config.tcp),
+            tcp: Tcp::new(config.tcp, &mut random),
             reassembly: Reassembly::new(),
+            random,
         }
+    }
+
+    /// One more own address; `announce` tells the others.
+    pub fn add_address(&mut self, own: Cidr) {
+        self.addresses.add(own);
     }
 
     /// One frame in; at most one datagram out. Answers leave through `port`.

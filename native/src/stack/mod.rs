@@ -10,6 +10,8 @@
 //! "reassembly time exceeded", and a lowered path MTU lasts as long as its flow.
 
 mod addresses;
+#[doc(hidden)]
+pub mod bench;
 mod counters;
 mod flows;
 pub mod fuzzing;

@@ -13,7 +13,7 @@ use foldhash::fast::SeedableRandomState;
 use hashbrown::HashMap;
 
 use super::counters::Counters;
-use super::random;
+use super::random::Random;
 use crate::packet::ethernet::Mac;
 
 pub(super) const RETRY: Duration = Duration::from_secs(1);
@@ -99,8 +99,8 @@ pub(super) struct Neighbours {
 }
 
 impl Neighbours {
-    pub fn new() -> Self {
-        let table = HashMap::with_hasher(random::hasher());
+    pub fn new(random: &mut Random) -> Self {
+        let table = HashMap::with_hasher(random.hasher());
         Self { table, pending: 0, pending_bytes: 0, deadline: None, epoch: 0 }
     }
 

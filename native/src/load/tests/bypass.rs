@@ -1,4 +1,4 @@
-//! Runs over ports: an in-memory pair, and memif.
+//! Runs over ports: an in-memory pair, and memif. Datagrams; streams are in `streams`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::port::memif::{Memif, MemifConfig, Role};
 use crate::port::pair::pair;
 use crate::stack::{Cidr, HostConfig, Input, To};
 
-fn host(last: u8, addresses: &[&str]) -> Host {
+pub(super) fn host(last: u8, addresses: &[&str]) -> Host {
     let addresses = addresses.iter().map(|address| Cidr { address: address.parse().unwrap(), prefix: 24 }).collect();
     Host::new(HostConfig {
         mac: [2, 0, 0, 0, 0, last],
@@ -25,11 +25,11 @@ fn host(last: u8, addresses: &[&str]) -> Host {
     })
 }
 
-fn pool() -> Pool {
+pub(super) fn pool() -> Pool {
     Pool::new(&PoolConfig { classes: vec![(2_048, 8_192)] }).unwrap()
 }
 
-fn on(port: impl Port + 'static, host: Host) -> Transport {
+pub(super) fn on(port: impl Port + 'static, host: Host) -> Transport {
     Transport::Port(Box::new(PortTransport { port: Box::new(port), host, pool: pool() }))
 }
 
@@ -42,19 +42,19 @@ fn measure(transport: Transport, drive: Drive, respond: Vec<Respond>) -> Result<
 }
 
 /// Something that runs on a thread until this is dropped.
-struct Running<T> {
+pub(super) struct Running<T> {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<T>>,
 }
 
 impl<T: Send + 'static> Running<T> {
-    fn new(work: impl FnOnce(&AtomicBool) -> T + Send + 'static) -> Self {
+    pub(super) fn new(work: impl FnOnce(&AtomicBool) -> T + Send + 'static) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopping = stop.clone();
         Self { stop, thread: Some(std::thread::spawn(move || work(&stopping))) }
     }
 
-    fn end(mut self) -> T {
+    pub(super) fn end(mut self) -> T {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.take().unwrap().join().unwrap()
     }
@@ -178,14 +178,13 @@ fn a_closed_port_is_refused_and_a_strange_network_is_unreachable_at_once() {
 }
 
 #[test]
-fn a_port_carries_datagrams_only_and_answers_at_its_own_addresses_only() {
+fn a_port_has_no_unix_sockets_and_answers_at_its_own_addresses_only() {
     let refused = |drive: Endpoint, respond: &str| {
         let (left, _right) = pair(1500, 16);
         let respond = vec![Respond { endpoint: udp(respond), size: 64 }];
         measure(on(left, host(1, &["10.0.0.1"])), super::drive(drive), respond).unwrap_err().to_string()
     };
-    let tcp = Endpoint::Tcp("10.0.0.3:5000".parse().unwrap());
-    assert!(refused(tcp, "10.0.0.1:5000").starts_with("tcp://10.0.0.3:5000: expected udp://"));
+    assert!(refused(Endpoint::Unix("/x".into()), "10.0.0.1:5000").starts_with("unix:///x: expected tcp:// or udp://"));
     assert!(refused(udp("10.0.0.3:5000"), "10.0.0.4:5000").contains("not an address of the port"));
 }
 

@@ -2,6 +2,7 @@
 
 mod bypass;
 mod kernel;
+mod streams;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;

@@ -84,6 +84,10 @@ impl Host {
         let mtu = flow.engine_mtu();
         let mut idle = false;
         let next = loop {
+            // The engine's TIME-WAIT would end without regard to what is unread; ours begins when the owner has closed.
+            if Smoltcp::state(&flow.engine) == State::TimeWait {
+                break None;
+            }
             let next = tcp.protocol.deadline(&flow.engine, mtu, now);
             if next.is_none_or(|at| at > now) {
                 break next;
@@ -98,9 +102,17 @@ impl Host {
                 None => idle = true,
             }
         };
-        flow.dirty = false;
-        let over = matches!(Smoltcp::state(&flow.engine), State::Closed | State::TimeWait);
-        if over && flow.stage == Stage::Orphan {
+        let state = Smoltcp::state(&flow.engine);
+        let is_orphan = flow.stage == Stage::Orphan;
+        // The engine puts off the acknowledgement of a last segment with data.
+        if state == State::TimeWait && flow.ack_sent != flow.receive_next() {
+            if port.room() == 0 {
+                return false;
+            }
+            self.acknowledge(index, port);
+        }
+        self.tcp.flows.at(index).dirty = false;
+        if is_orphan && matches!(state, State::Closed | State::TimeWait) {
             self.retire(index, now);
             return true;
         }

@@ -13,7 +13,7 @@ use super::smoltcp::Smoltcp;
 use super::{Gone, TcpId};
 use crate::stack::flows::Key;
 use crate::stack::path::Path;
-use crate::stack::random;
+use crate::stack::random::Random;
 
 /// No tick at all.
 pub(super) const NEVER: u64 = u64::MAX;
@@ -134,16 +134,16 @@ pub(super) struct Flows {
 }
 
 impl Flows {
-    pub fn new(buffers: &[(usize, usize)], limit: usize, keep_alive: Option<Duration>) -> Self {
+    pub fn new(buffers: &[(usize, usize)], limit: usize, keep_alive: Option<Duration>, random: &mut Random) -> Self {
         Self {
             slab: Vec::new(),
             arena: Arena::new(buffers),
             free: Vec::new(),
             table: HashTable::new(),
-            hasher: random::hasher(),
+            hasher: random.hasher(),
             limit,
             keep_alive,
-            outgoing: HashMap::with_hasher(random::hasher()),
+            outgoing: HashMap::with_hasher(random.hasher()),
             touched: Vec::new(),
             dirty: Vec::new(),
         }

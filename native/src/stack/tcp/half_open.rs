@@ -7,7 +7,7 @@ use foldhash::fast::SeedableRandomState;
 use hashbrown::HashMap;
 
 use super::TcpId;
-use crate::stack::random;
+use crate::stack::random::Random;
 
 #[derive(Default)]
 struct Queue {
@@ -30,8 +30,8 @@ fn source(address: IpAddr) -> u128 {
 }
 
 impl HalfOpen {
-    pub fn new() -> Self {
-        Self { listeners: HashMap::with_hasher(random::hasher()), sources: HashMap::with_hasher(random::hasher()) }
+    pub fn new(random: &mut Random) -> Self {
+        Self { listeners: HashMap::with_hasher(random.hasher()), sources: HashMap::with_hasher(random.hasher()) }
     }
 
     pub fn len(&self) -> usize {

@@ -289,6 +289,11 @@ impl Host {
     fn reset(&mut self, index: u32, state: State, head: Head, now: Instant, port: &mut dyn Port) {
         let tick = tick(self.tcp.origin, now);
         let flow = self.tcp.flows.at(index);
+        // Both sides have ended: what the owner has not read yet is its own (RFC 1337).
+        if matches!(state, State::TimeWait | State::Closed) {
+            self.counters.drop_tcp_time_wait += 1;
+            return;
+        }
         let is_exact = match state {
             State::SynSent => head.has(flags::ACK) && flow.synced && head.acknowledgement == flow.sent_end,
             _ => head.sequence == flow.receive_next() || head.sequence == flow.ack_sent,
@@ -318,6 +323,13 @@ impl Host {
             return;
         }
         flow.challenge_at = tick + CHALLENGE_EVERY;
+        self.counters.tx_tcp_challenge += 1;
+        self.acknowledge(index, port);
+    }
+
+    /// Says what has come, without the engine.
+    pub(super) fn acknowledge(&mut self, index: u32, port: &mut dyn Port) {
+        let flow = self.tcp.flows.at(index);
         let next = flow.receive_next();
         let window = (flow.edge.wrapping_sub(next) >> flow.shift).min(0xffff) as u16;
         let bare = Bare {
@@ -328,8 +340,8 @@ impl Host {
             flags: flags::ACK,
             window: if before(flow.edge, next) { 0 } else { window },
         };
+        flow.ack_sent = next;
         let (key, mac) = (flow.key, flow.path.mac);
-        self.counters.tx_tcp_challenge += 1;
         self.put_bare(&key, &bare, mac, port);
     }
 

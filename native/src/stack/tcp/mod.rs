@@ -13,6 +13,8 @@ mod host;
 mod ingress;
 mod protocol;
 mod smoltcp;
+#[cfg(test)]
+mod tests;
 mod time_wait;
 mod wheel;
 
@@ -29,7 +31,7 @@ use self::time_wait::TimeWait;
 use self::wheel::Wheel;
 use super::Unreachable;
 use super::flows::Key;
-use super::random::{self, Random};
+use super::random::Random;
 
 /// A TCP connection's place in the host, and its turn in that place: of a connection that is gone nothing else answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -157,19 +159,19 @@ pub(super) struct Tcp {
 }
 
 impl Tcp {
-    pub fn new(config: TcpConfig) -> Self {
+    pub fn new(config: TcpConfig, random: &mut Random) -> Self {
         let origin = Instant::now();
         Self {
-            flows: Flows::new(&config.buffers, config.max_connections, config.keep_alive),
+            flows: Flows::new(&config.buffers, config.max_connections, config.keep_alive, random),
             protocol: Smoltcp::new(config.rto, origin),
             wheel: Wheel::new(origin),
-            time_wait: TimeWait::new(config.time_wait, config.max_time_wait),
-            half_open: HalfOpen::new(),
-            listeners: HashMap::with_hasher(random::hasher()),
+            time_wait: TimeWait::new(config.time_wait, config.max_time_wait, random),
+            half_open: HalfOpen::new(random),
+            listeners: HashMap::with_hasher(random.hasher()),
             hook: None,
-            secret: Random::new(),
+            secret: random.split(),
             unresolved: Vec::new(),
-            paths: HashMap::with_hasher(random::hasher()),
+            paths: HashMap::with_hasher(random.hasher()),
             again_at: None,
             due: Vec::new(),
             origin,
@@ -187,6 +189,11 @@ impl Tcp {
             self.protocol = Smoltcp::new(self.config.rto, now);
             self.wheel = Wheel::new(now);
         }
+    }
+
+    /// For tests: initial sequence numbers that are known.
+    pub const fn foresee(&mut self, isn: u32) {
+        self.secret = Random::fixed(isn as u64);
     }
 
     /// RFC 6528: a keyed hash of the addresses and ports, and a clock that ticks every 4 µs.

@@ -10,7 +10,7 @@ use hashbrown::HashMap;
 
 use crate::packet::ethernet::Mac;
 use crate::stack::flows::Key;
-use crate::stack::random;
+use crate::stack::random::Random;
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Waiting {
@@ -32,8 +32,14 @@ pub(super) struct TimeWait {
 }
 
 impl TimeWait {
-    pub fn new(length: Duration, limit: usize) -> Self {
-        Self { table: HashMap::with_hasher(random::hasher()), queue: VecDeque::new(), serial: 0, length, limit: limit.max(1) }
+    pub fn new(length: Duration, limit: usize, random: &mut Random) -> Self {
+        Self {
+            table: HashMap::with_hasher(random.hasher()),
+            queue: VecDeque::new(),
+            serial: 0,
+            length,
+            limit: limit.max(1),
+        }
     }
 
     pub fn len(&self) -> usize {
@@ -100,7 +106,7 @@ mod tests {
     #[test]
     fn an_entry_ends_in_time_and_one_begun_again_later() {
         let now = Instant::now();
-        let mut waiting = TimeWait::new(Duration::from_secs(10), 100);
+        let mut waiting = TimeWait::new(Duration::from_secs(10), 100, &mut Random::new());
         waiting.begin(key(1), 1, 2, [0; 6], now);
         waiting.begin(key(2), 1, 2, [0; 6], now);
         waiting.begin(key(1), 1, 2, [0; 6], now + Duration::from_secs(5));
@@ -113,7 +119,7 @@ mod tests {
     #[test]
     fn the_oldest_gives_way_and_the_queue_stays_short() {
         let now = Instant::now();
-        let mut waiting = TimeWait::new(Duration::from_secs(10), 2);
+        let mut waiting = TimeWait::new(Duration::from_secs(10), 2, &mut Random::new());
         assert!(!waiting.begin(key(1), 1, 2, [0; 6], now) && !waiting.begin(key(2), 1, 2, [0; 6], now));
         assert!(waiting.begin(key(3), 1, 2, [0; 6], now));
         assert!(waiting.get(&key(1)).is_none() && waiting.len() == 2);

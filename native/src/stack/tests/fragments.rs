@@ -6,7 +6,8 @@ use std::time::Duration;
 use super::wire::*;
 use crate::packet::{ethernet, ipv4, ipv6, protocol};
 use crate::port::Sent;
-use crate::stack::{Input, To};
+use crate::stack::bench::{mac, station};
+use crate::stack::{Host, Input, To};
 
 /// A fragment from `PEER`: `offset` in bytes.
 pub fn fragment(
@@ -325,7 +326,7 @@ fn what_does_not_fit_the_mtu_leaves_in_fragments_and_arrives() {
                 let mut receiver = mirror(remote);
                 let mut arrived = None;
                 for mut frame in frames {
-                    frame[..6].copy_from_slice(&OTHER);
+                    frame[..6].copy_from_slice(&mac(7));
                     if let Input::Datagram(datagram) = receiver.receive(&frame) {
                         assert_eq!((datagram.source, datagram.destination), (address(local), address(remote)));
                         arrived = Some(datagram.payload.to_vec());
@@ -341,15 +342,7 @@ fn what_does_not_fit_the_mtu_leaves_in_fragments_and_arrives() {
 fn mirror(address: &str) -> Bench {
     let mut bench = Bench::new();
     let address: std::net::SocketAddr = address.parse().unwrap();
-    let own = |ip: &str| crate::stack::Cidr { address: ip.parse().unwrap(), prefix: 64 };
-    bench.host = crate::stack::Host::new(crate::stack::HostConfig {
-        mac: OTHER,
-        addresses: vec![crate::stack::Cidr { address: "10.0.0.7".parse().unwrap(), prefix: 24 }, own("fd00::7")],
-        virtual_addresses: Vec::new(),
-        gateways: Vec::new(),
-        mtu: 1_500,
-        tcp: Default::default(),
-    });
+    bench.host = Host::new(station(7));
     bench.host.listen(None, address.port(), 1).unwrap();
     bench
 }

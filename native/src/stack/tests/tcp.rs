@@ -2,11 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::wire::Recorder;
 use crate::packet::{Pool, PoolConfig};
-use crate::port::Sent;
-use crate::stack::tcp::{Gone, TcpConfig, TcpEvent, TcpId};
-use crate::stack::{Cidr, Host, HostConfig};
+use crate::stack::Host;
+use crate::stack::bench::{Recorder, station};
+use crate::stack::tcp::{Gone, TcpEvent, TcpId};
 
 struct End {
     host: Host,
@@ -17,17 +16,8 @@ struct End {
 
 impl End {
     fn new(number: u8) -> Self {
-        let cidr = |text: &str, prefix| Cidr { address: text.parse().unwrap(), prefix };
-        let host = Host::new(HostConfig {
-            mac: [2, 0, 0, 0, 0, number],
-            addresses: vec![cidr(&format!("10.0.0.{number}"), 24), cidr(&format!("fd00::{number}"), 64)],
-            virtual_addresses: Vec::new(),
-            gateways: Vec::new(),
-            mtu: 1_500,
-            tcp: TcpConfig::default(),
-        });
         let pool = Pool::new(&PoolConfig { classes: vec![(2_048, 4_096)] }).unwrap();
-        Self { host, port: Recorder { sent: Vec::new(), answer: Sent::Queued }, pool, events: Vec::new() }
+        Self { host: Host::new(station(number)), port: Recorder::default(), pool, events: Vec::new() }
     }
 
     fn turn(&mut self, frames: Vec<Vec<u8>>, now: Instant) {

@@ -1,19 +1,18 @@
-//! The other side of the wire: a port that records, a host under test, frames made by hand.
+//! The other side of the wire: what a host under test is given and has sent, frames made by hand.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::RawFd;
-use std::time::{Duration, Instant};
 
 use crate::packet::arp::{self, Operation};
 use crate::packet::checksum::{Sum, pseudo_v4, pseudo_v6};
 use crate::packet::ethernet::{self, Mac};
-use crate::packet::{Pool, PoolConfig, Slot, icmp, ipv4, ipv6, ndp, protocol, udp};
-use crate::port::{Link, Port, Sent};
-use crate::stack::{Cidr, Datagram, Host, HostConfig, Input, Unreachable};
+use crate::packet::{icmp, ipv4, ipv6, ndp, protocol, udp};
+pub use crate::stack::bench::Bench;
+use crate::stack::bench::{mac, station};
+use crate::stack::{Datagram, HostConfig, Input};
 
-pub const US: Mac = [2, 0, 0, 0, 0, 2];
-pub const PEER: Mac = [2, 0, 0, 0, 0, 1];
-pub const OTHER: Mac = [2, 0, 0, 0, 0, 9];
+pub const US: Mac = mac(2);
+pub const PEER: Mac = mac(1);
+pub const OTHER: Mac = mac(9);
 
 pub fn v4(text: &str) -> Ipv4Addr {
     text.parse().unwrap()
@@ -27,77 +26,14 @@ pub fn address(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 
-pub struct Recorder {
-    pub sent: Vec<Vec<u8>>,
-    pub answer: Sent,
-}
-
-impl Port for Recorder {
-    fn link(&self) -> Link {
-        Link::Up
-    }
-    fn generation(&self) -> u64 {
-        1
-    }
-    fn wake_fd(&self) -> RawFd {
-        -1
-    }
-    fn service(&mut self, _: Instant) {}
-    fn deadline(&self) -> Option<Instant> {
-        None
-    }
-    fn receive(&mut self, _: &Pool, _: &mut Vec<Slot>, _: usize) -> usize {
-        0
-    }
-    fn send(&mut self, parts: &[&[u8]]) -> Sent {
-        if self.answer == Sent::Queued {
-            self.sent.push(parts.concat());
-        }
-        self.answer
-    }
-    fn flush(&mut self) {}
-    fn arm(&mut self) -> bool {
-        true
-    }
-    fn disarm(&mut self) {}
-    fn counters(&self) -> Vec<(&'static str, u64)> {
-        Vec::new()
-    }
-}
-
-/// A host with its port, its pool and a clock that stands still until told otherwise.
-pub struct Bench {
-    pub host: Host,
-    pub port: Recorder,
-    pub pool: Pool,
-    pub now: Instant,
-}
-
 impl Bench {
-    /// 10.0.0.2/24 and fd00::2/64, virtual 10.0.0.100 and fd00::100, gateways 10.0.0.1 and fd00::1, MTU 1,500.
-    pub fn new() -> Self {
+    /// Station 2 of the link.
+    pub(crate) fn new() -> Self {
         Self::with_mtu(1_500)
     }
 
     pub fn with_mtu(mtu: usize) -> Self {
-        let cidr = |address: &str, prefix| Cidr { address: address.parse().unwrap(), prefix };
-        let host = Host::new(HostConfig {
-            mac: US,
-            addresses: vec![cidr("10.0.0.2", 24), cidr("fd00::2", 64)],
-            virtual_addresses: vec!["10.0.0.100".parse().unwrap(), "fd00::100".parse().unwrap()],
-            gateways: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
-            mtu,
-            tcp: Default::default(),
-        });
-        let pool = Pool::new(&PoolConfig { classes: vec![(2_048, 256), (65_536, 80)] }).unwrap();
-        let port = Recorder { sent: Vec::new(), answer: Sent::Queued };
-        Self { host, port, pool, now: Instant::now() }
-    }
-
-    pub fn receive(&mut self, frame: &[u8]) -> Input {
-        let mut slot = self.pool.take(frame.len()).unwrap();
-        slot.copy_from_slice(frame);
-        self.host.receive(slot, self.now, &self.pool, &mut self.port)
+        Self::of(HostConfig { mtu, ..station(2) }, vec![(2_048, 256), (65_536, 80)])
     }
 
     pub fn datagram(&mut self, frame: &[u8]) -> Datagram {
@@ -140,13 +76,6 @@ impl Bench {
         let mut sent = self.sent();
         assert_eq!(sent.len(), 1, "{:?}", self.counted());
         sent.remove(0)
-    }
-
-    pub fn pass(&mut self, time: Duration) -> Vec<(u32, Unreachable)> {
-        self.now += time;
-        let mut unreachable = Vec::new();
-        self.host.on_timer(self.now, &mut self.port, &mut unreachable);
-        unreachable
     }
 }
 

@@ -1,0 +1,8 @@
+//! TCP as its peers and its owner see it: two hosts on a bad network and in virtual time (`world`), and one host against
+//! frames made by hand (`puppet`).
+
+mod model;
+mod network;
+mod random;
+mod scenarios;
+mod world;
