@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::flows::{Birth, Stage};
 use super::protocol::{Protocol, State};
 use super::smoltcp::Smoltcp;
-use super::wheel::tick;
+use super::time_wait::Waiting;
 use super::{AcceptHook, Gone, MAX_PATHS, PATH_MTU_FOR, TcpEvent, TcpId};
 use crate::packet::tcp::before;
 use crate::stack::flows::Key;
@@ -17,9 +17,6 @@ use crate::stack::{BindError, OpenError, Unreachable};
 /// Ports of connections we open: as many as there can be below the well-known ones (RFC 6056 §3.2).
 const EPHEMERAL: std::ops::RangeInclusive<u16> = 16_384..=65_535;
 const EPHEMERAL_PORTS: u32 = 49_152;
-/// Ports tried at random that no connection at all has; then those in TIME-WAIT will do; then all are tried in turn.
-const FRESH_TRIES: usize = 4;
-const RANDOM_TRIES: usize = 12;
 /// `Writable` waits for so much of the ring.
 const WRITABLE_PART: usize = 4;
 
@@ -34,6 +31,7 @@ impl Host {
             return Err(BindError::InUse);
         }
         self.tcp.listeners.insert((address, port), listener);
+        self.tcp.listens_on_ephemeral |= EPHEMERAL.contains(&port);
         Ok(())
     }
 
@@ -55,7 +53,7 @@ impl Host {
         timeout: Duration,
         now: Instant,
     ) -> Result<TcpId, OpenError> {
-        self.tcp.start(now);
+        self.tcp.see(now);
         if remote.port() == 0 || self.addresses.is_martian(remote.ip()) {
             return Err(OpenError::NoRoute);
         }
@@ -65,53 +63,42 @@ impl Host {
         let mut failed = OpenError::NoRoute;
         for route in self.addresses.routes(remote.ip()) {
             let key = Key::new(SocketAddr::new(route.source, 0), remote);
-            let Some((key, isn)) = self.ephemeral(key, now) else {
+            let Some((key, isn)) = self.ephemeral(key) else {
                 failed = OpenError::PortsExhausted;
                 continue;
             };
-            let give_up_at = tick(self.tcp.origin, now + timeout);
-            let (path, mtu) = (Path::client(route), self.path_mtu(remote.ip(), now));
+            let give_up_at = self.tcp.after(timeout);
+            let (path, mtu) = (Path::client(route), self.path_mtu(remote.ip()));
             let birth = Birth { key, path, stage: Stage::Connecting, owner, listener: 0, mtu, isn, give_up_at };
             let index = self.tcp.flows.insert(birth, &mut self.tcp.protocol).ok_or(OpenError::TooMany)?;
-            self.tcp.time_wait.remove(&key);
             self.tcp.flows.soil(index);
             return Ok(self.tcp.flows.id(index));
         }
         Err(failed)
     }
 
-    /// A local port for `key`, at random (RFC 6056 §3.3.1), and the first sequence number. A port in TIME-WAIT is used
-    /// again beyond its old sequence numbers: the peer, which ended first or has our last acknowledgement, knows by them
-    /// that it is a new connection.
-    fn ephemeral(&mut self, key: Key, now: Instant) -> Option<(Key, u32)> {
-        let taken = self.tcp.flows.outgoing.get(&key.pair()).copied().unwrap_or(0);
+    /// A local port for `key`, and the first sequence number. Ports are taken in turn from a start that only we know of
+    /// each remote address and port (RFC 6056 §3.3.3), so the next one is the one that was used longest ago. If it is
+    /// still in TIME-WAIT it is used again beyond its old sequence numbers: the peer, which ended first or has our last
+    /// acknowledgement, knows by them that it is a new connection.
+    fn ephemeral(&mut self, key: Key) -> Option<(Key, u32)> {
+        let Self { tcp, counters, .. } = self;
+        let taken = tcp.flows.outgoing.get(&key.pair()).copied().unwrap_or(0);
         if taken >= EPHEMERAL_PORTS as usize {
             return None;
         }
+        let start = tcp.secret.keyed(key.pair()) as u32;
         let source = key.local().ip();
-        let start = self.random.next() as u32;
-        let at = |step: u32| key.with_local_port(EPHEMERAL.start() + (step % EPHEMERAL_PORTS) as u16);
-        let mut found = None;
-        for tried in 0..RANDOM_TRIES + EPHEMERAL_PORTS as usize {
-            let key = match tried {
-                0..RANDOM_TRIES => at(self.random.next() as u32),
-                _ => at(start.wrapping_add(tried as u32)),
-            };
-            let port = key.local().port();
-            let listens = self.tcp.listeners.contains_key(&(None, port))
-                || self.tcp.listeners.contains_key(&(Some(source), port));
-            if listens || self.tcp.flows.find(&key).is_some() {
-                continue;
-            }
-            if tried >= FRESH_TRIES || self.tcp.time_wait.get(&key).is_none() {
-                found = Some(key);
-                break;
-            }
-        }
-        let key = found?;
-        let mut isn = self.tcp.isn(&key, now);
-        if let Some(old) = self.tcp.time_wait.get(&key) {
-            self.counters.tcp_time_wait_reused += 1;
+        let key = (0..EPHEMERAL_PORTS).find_map(|_| {
+            tcp.next_port = tcp.next_port.wrapping_add(1);
+            let port = EPHEMERAL.start() + (start.wrapping_add(tcp.next_port) % EPHEMERAL_PORTS) as u16;
+            let listens = tcp.listens_on_ephemeral
+                && (tcp.listeners.contains_key(&(None, port)) || tcp.listeners.contains_key(&(Some(source), port)));
+            Some(key.with_local_port(port)).filter(|key| !listens && tcp.flows.find(key).is_none())
+        })?;
+        let mut isn = tcp.isn(&key);
+        if let Some(old) = tcp.time_wait.remove(&key) {
+            counters.tcp_time_wait_reused += 1;
             if before(isn, old.send_next) {
                 isn = old.send_next.wrapping_add(1 << 16);
             }
@@ -133,7 +120,7 @@ impl Host {
     #[inline]
     pub fn tcp_send(&mut self, id: TcpId, bytes: &[u8]) -> usize {
         let Some(flow) = self.tcp.flows.owned(id) else { return 0 };
-        let taken = Smoltcp::queue(&mut flow.engine, bytes);
+        let taken = if flow.ends { 0 } else { Smoltcp::queue(&mut flow.engine, bytes) };
         flow.blocked = taken < bytes.len();
         if taken > 0 {
             self.tcp.flows.soil(id.index);
@@ -143,7 +130,11 @@ impl Host {
 
     /// How much `tcp_send` would take now.
     pub fn tcp_room(&self, id: TcpId) -> usize {
-        self.tcp.flows.get(id).filter(|flow| flow.has_owner()).map_or(0, |flow| Smoltcp::room(&flow.engine))
+        self.tcp
+            .flows
+            .get(id)
+            .filter(|flow| flow.has_owner() && !flow.ends)
+            .map_or(0, |flow| Smoltcp::room(&flow.engine))
     }
 
     /// `Writable` is told when there is room.
@@ -191,7 +182,7 @@ impl Host {
     /// Half-close: a FIN after what is queued.
     pub fn tcp_end(&mut self, id: TcpId) {
         if let Some(flow) = self.tcp.flows.owned(id) {
-            Smoltcp::close(&mut flow.engine);
+            flow.end();
             self.tcp.flows.soil(id.index);
         }
     }
@@ -208,7 +199,7 @@ impl Host {
         } else {
             flow.stage = Stage::Orphan;
             flow.give_up_at = super::flows::NEVER;
-            Smoltcp::close(&mut flow.engine);
+            flow.end();
         }
         self.tcp.flows.soil(id.index);
     }
@@ -235,7 +226,7 @@ impl Host {
     }
 
     /// Appends what has become of the touched connections.
-    pub fn tcp_events(&mut self, events: &mut Vec<TcpEvent>, now: Instant) {
+    pub fn tcp_events(&mut self, events: &mut Vec<TcpEvent>) {
         if self.tcp.flows.touched.is_empty() {
             return;
         }
@@ -303,7 +294,6 @@ impl Host {
                 Stage::HalfOpen | Stage::Accepted | Stage::Connecting | Stage::Dead => {}
             }
         }
-        let _ = now;
         if self.tcp.flows.touched.is_empty() {
             self.tcp.flows.touched = touched;
         }
@@ -330,12 +320,13 @@ impl Host {
     }
 
     /// The connection has ended well; TIME-WAIT may follow.
-    pub(super) fn retire(&mut self, index: u32, now: Instant) {
+    pub(super) fn retire(&mut self, index: u32) {
         let Self { tcp, counters, .. } = self;
         let flow = tcp.flows.at(index);
         if Smoltcp::state(&flow.engine) == State::TimeWait {
             let next = flow.receive_next();
-            let evicted = tcp.time_wait.begin(flow.key, flow.sent_end, next, flow.path.mac, now);
+            let waiting = Waiting { send_next: flow.sent_end, receive_next: next };
+            let evicted = tcp.time_wait.begin(flow.key, waiting, tcp.now);
             counters.tcp_time_wait_evicted += u64::from(evicted);
         }
         self.forget(index);
@@ -370,7 +361,7 @@ impl Host {
 
     /// A router said "too big" of a segment that was on its way (RFC 5927 §7.2): the connection sends shorter ones, and
     /// so do new ones to that address.
-    pub(in crate::stack) fn tcp_too_big(&mut self, key: &Key, sequence: u32, mtu: usize, now: Instant) -> bool {
+    pub(in crate::stack) fn tcp_too_big(&mut self, key: &Key, sequence: u32, mtu: usize) -> bool {
         let Some(index) = self.tcp.flows.find(key) else { return false };
         let flow = self.tcp.flows.at(index);
         let in_flight = !before(sequence, flow.ack_in) && before(sequence, flow.sent_end);
@@ -386,10 +377,11 @@ impl Host {
             self.counters.flow_path_mtu_lowered += 1;
             self.tcp.flows.soil(index);
             if self.tcp.paths.len() >= MAX_PATHS {
+                let now = self.tcp.now;
                 self.tcp.paths.retain(|_, &mut (_, until)| until > now);
             }
             if self.tcp.paths.len() < MAX_PATHS {
-                self.tcp.paths.insert(key.remote().ip(), (mtu as u16, now + PATH_MTU_FOR));
+                self.tcp.paths.insert(key.remote().ip(), (mtu as u16, self.tcp.after(PATH_MTU_FOR)));
             }
         }
         true
@@ -406,11 +398,11 @@ impl Host {
         true
     }
 
-    pub(super) fn path_mtu(&self, remote: IpAddr, now: Instant) -> u16 {
+    pub(super) fn path_mtu(&self, remote: IpAddr) -> u16 {
         if self.tcp.paths.is_empty() {
             return self.mtu;
         }
-        let known = self.tcp.paths.get(&remote).filter(|&&(_, until)| until > now);
+        let known = self.tcp.paths.get(&remote).filter(|&&(_, until)| until > self.tcp.now);
         known.map_or(self.mtu, |&(mtu, _)| mtu.min(self.mtu))
     }
 }

@@ -3,12 +3,11 @@
 //! A new SYN beyond the old sequence numbers ends it early (RFC 1122 §4.2.2.13), resets do not (RFC 1337).
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use foldhash::fast::SeedableRandomState;
-use hashbrown::HashMap;
+use hashbrown::HashTable;
 
-use crate::packet::ethernet::Mac;
 use crate::stack::flows::Key;
 use crate::stack::random::Random;
 
@@ -17,28 +16,37 @@ pub(super) struct Waiting {
     /// The next sequence numbers: ours, and the peer's.
     pub send_next: u32,
     pub receive_next: u32,
-    pub mac: Mac,
-    /// Tells this entry from an earlier one of the same key.
-    serial: u64,
 }
 
+struct Entry {
+    key: Key,
+    waiting: Waiting,
+    until: u64,
+    /// Not ended early.
+    lives: bool,
+}
+
+/// A queue in the order of the ends, written and read from one side to the other, and a table of places in it: with a
+/// hundred thousand entries, whatever is touched at random costs a walk to memory.
 pub(super) struct TimeWait {
-    table: HashMap<Key, Waiting, SeedableRandomState>,
-    /// Ends in their order; one whose serial number is not that of the table is out of date.
-    queue: VecDeque<(Instant, u64, Key)>,
-    serial: u64,
-    length: Duration,
+    queue: VecDeque<Entry>,
+    /// The place of the queue's first entry; places count on for ever, round 2^32.
+    first: u32,
+    table: HashTable<u32>,
+    hasher: SeedableRandomState,
+    length: u64,
     limit: usize,
 }
 
 impl TimeWait {
     pub fn new(length: Duration, limit: usize, random: &mut Random) -> Self {
         Self {
-            table: HashMap::with_hasher(random.hasher()),
             queue: VecDeque::new(),
-            serial: 0,
-            length,
-            limit: limit.max(1),
+            first: 0,
+            table: HashTable::new(),
+            hasher: random.hasher(),
+            length: length.as_micros() as u64,
+            limit: limit.clamp(1, 1 << 24),
         }
     }
 
@@ -48,50 +56,63 @@ impl TimeWait {
 
     #[inline]
     pub fn get(&self, key: &Key) -> Option<Waiting> {
-        if self.table.is_empty() { None } else { self.table.get(key).copied() }
+        if self.table.is_empty() {
+            return None;
+        }
+        let at = |place: u32| &self.queue[place.wrapping_sub(self.first) as usize];
+        self.table.find(key.hash_with(&self.hasher), |&place| at(place).key == *key).map(|&place| at(place).waiting)
     }
 
-    /// Begins, or begins again. `true`: the oldest had to give way.
-    pub fn begin(&mut self, key: Key, send_next: u32, receive_next: u32, mac: Mac, now: Instant) -> bool {
-        let evicts = self.table.len() >= self.limit && !self.table.contains_key(&key);
-        if evicts {
-            while let Some((_, serial, oldest)) = self.queue.pop_front() {
-                if self.table.get(&oldest).is_some_and(|waiting| waiting.serial == serial) {
-                    self.table.remove(&oldest);
-                    break;
-                }
-            }
+    /// Begins, or begins again. `true`: an older one had to give way.
+    pub fn begin(&mut self, key: Key, waiting: Waiting, now: u64) -> bool {
+        self.remove(&key);
+        let mut evicted = false;
+        // Those that ended early stay in the queue until their turn comes, or until they are as many as the others.
+        while self.table.len() >= self.limit || self.queue.len() >= 2 * self.limit {
+            evicted |= self.pop();
         }
-        self.serial += 1;
-        let serial = self.serial;
-        self.table.insert(key, Waiting { send_next, receive_next, mac, serial });
-        self.queue.push_back((now + self.length, serial, key));
-        // Those that ended early leave the queue before they outnumber the others.
-        if self.queue.len() > 1_024 + 2 * self.table.len() {
-            let table = &self.table;
-            self.queue.retain(|(_, serial, key)| table.get(key).is_some_and(|waiting| waiting.serial == *serial));
-        }
-        evicts
+        let place = self.first.wrapping_add(self.queue.len() as u32);
+        self.queue.push_back(Entry { key, waiting, until: now + self.length, lives: true });
+        let Self { queue, first, table, hasher, .. } = self;
+        let hash_of = |&place: &u32| queue[place.wrapping_sub(*first) as usize].key.hash_with(hasher);
+        table.insert_unique(key.hash_with(hasher), place, hash_of);
+        evicted
     }
 
+    /// Ends early.
     pub fn remove(&mut self, key: &Key) -> Option<Waiting> {
-        if self.table.is_empty() { None } else { self.table.remove(key) }
+        if self.table.is_empty() {
+            return None;
+        }
+        let Self { queue, first, table, hasher, .. } = self;
+        let is_it = |&place: &u32| queue[place.wrapping_sub(*first) as usize].key == *key;
+        let (place, _) = table.find_entry(key.hash_with(hasher), is_it).ok()?.remove();
+        let entry = &mut queue[place.wrapping_sub(*first) as usize];
+        entry.lives = false;
+        Some(entry.waiting)
     }
 
-    pub fn expire(&mut self, now: Instant) {
-        while let Some(&(end, serial, key)) = self.queue.front() {
-            if end > now {
-                break;
-            }
-            self.queue.pop_front();
-            if self.table.get(&key).is_some_and(|waiting| waiting.serial == serial) {
-                self.table.remove(&key);
-            }
+    /// The first of the queue ends. `true`: it had not ended yet.
+    fn pop(&mut self) -> bool {
+        let Some(entry) = self.queue.pop_front() else { return false };
+        let place = self.first;
+        self.first = place.wrapping_add(1);
+        if entry.lives
+            && let Ok(found) = self.table.find_entry(entry.key.hash_with(&self.hasher), |&found| found == place)
+        {
+            found.remove();
+        }
+        entry.lives
+    }
+
+    pub fn expire(&mut self, now: u64) {
+        while self.queue.front().is_some_and(|entry| entry.until <= now) {
+            self.pop();
         }
     }
 
-    pub fn deadline(&self) -> Option<Instant> {
-        self.queue.front().map(|&(end, ..)| end)
+    pub fn deadline(&self) -> Option<u64> {
+        self.queue.front().map(|entry| entry.until)
     }
 }
 
@@ -103,30 +124,32 @@ mod tests {
         Key::new(format!("10.0.0.1:{port}").parse().unwrap(), "10.0.0.2:80".parse().unwrap())
     }
 
+    fn waiting() -> Waiting {
+        Waiting { send_next: 1, receive_next: 2 }
+    }
+
     #[test]
     fn an_entry_ends_in_time_and_one_begun_again_later() {
-        let now = Instant::now();
-        let mut waiting = TimeWait::new(Duration::from_secs(10), 100, &mut Random::new());
-        waiting.begin(key(1), 1, 2, [0; 6], now);
-        waiting.begin(key(2), 1, 2, [0; 6], now);
-        waiting.begin(key(1), 1, 2, [0; 6], now + Duration::from_secs(5));
-        waiting.expire(now + Duration::from_secs(10));
-        assert!(waiting.get(&key(1)).is_some() && waiting.get(&key(2)).is_none());
-        waiting.expire(now + Duration::from_secs(15));
-        assert_eq!((waiting.len(), waiting.deadline()), (0, None));
+        let mut all = TimeWait::new(Duration::from_secs(10), 100, &mut Random::new());
+        all.begin(key(1), waiting(), 0);
+        all.begin(key(2), waiting(), 0);
+        all.begin(key(1), waiting(), 5_000_000);
+        all.expire(10_000_000);
+        assert!(all.get(&key(1)).is_some() && all.get(&key(2)).is_none());
+        all.expire(15_000_000);
+        assert_eq!((all.len(), all.deadline()), (0, None));
     }
 
     #[test]
     fn the_oldest_gives_way_and_the_queue_stays_short() {
-        let now = Instant::now();
-        let mut waiting = TimeWait::new(Duration::from_secs(10), 2, &mut Random::new());
-        assert!(!waiting.begin(key(1), 1, 2, [0; 6], now) && !waiting.begin(key(2), 1, 2, [0; 6], now));
-        assert!(waiting.begin(key(3), 1, 2, [0; 6], now));
-        assert!(waiting.get(&key(1)).is_none() && waiting.len() == 2);
+        let mut all = TimeWait::new(Duration::from_secs(10), 2, &mut Random::new());
+        assert!(!all.begin(key(1), waiting(), 0) && !all.begin(key(2), waiting(), 0));
+        assert!(all.begin(key(3), waiting(), 0));
+        assert!(all.get(&key(1)).is_none() && all.len() == 2);
         for _ in 0..10_000 {
-            waiting.begin(key(9), 1, 2, [0; 6], now);
-            waiting.remove(&key(9));
+            all.begin(key(9), waiting(), 0);
+            all.remove(&key(9));
         }
-        assert!(waiting.queue.len() < 2_000);
+        assert!(all.queue.len() < 2_000);
     }
 }
