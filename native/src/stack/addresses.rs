@@ -103,7 +103,9 @@ impl Addresses {
     pub fn route(&self, destination: IpAddr) -> Option<Route> {
         let towards = |next_hop| {
             let on_link = self.own.iter().filter(|cidr| cidr.contains(next_hop));
-            on_link.min_by_key(|cidr| std::cmp::Reverse(cidr.prefix)).map(|cidr| Route { next_hop, source: cidr.address })
+            on_link
+                .min_by_key(|cidr| std::cmp::Reverse(cidr.prefix))
+                .map(|cidr| Route { next_hop, source: cidr.address })
         };
         towards(destination).or_else(|| {
             let gateway = self.gateways.iter().copied().find(|gateway| gateway.is_ipv4() == destination.is_ipv4())?;
