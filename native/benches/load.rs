@@ -250,7 +250,7 @@ impl Port for Far {
         let mut events = std::mem::take(&mut self.events);
         // Once more: what has just been adopted may be readable.
         for _ in 0..2 {
-            self.host.tcp_events(&mut events, begun);
+            self.host.tcp_events(&mut events);
             events.drain(..).for_each(|event| self.react(event));
         }
         self.events = events;

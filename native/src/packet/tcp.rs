@@ -157,6 +157,10 @@ pub fn set_acknowledgement(segment: &mut [u8], acknowledgement: u32) {
     segment[8..12].copy_from_slice(&acknowledgement.to_be_bytes());
 }
 
+pub fn clear_syn(segment: &mut [u8]) {
+    segment[13] &= !flags::SYN;
+}
+
 #[inline]
 pub fn set_window(segment: &mut [u8], window: u16) {
     segment[14..16].copy_from_slice(&window.to_be_bytes());

@@ -235,7 +235,7 @@ fn a_peer_that_does_not_take_its_replies_is_not_read_from_and_loses_nothing() {
         if host.deadline().is_some_and(|deadline| deadline <= now) {
             host.on_timer(now, &mut port, &mut Vec::new());
         }
-        host.tcp_events(&mut events, now);
+        host.tcp_events(&mut events);
         events.clear();
         host.tcp_flush(now, &mut port);
         port.flush();

@@ -100,6 +100,7 @@ impl Host {
                 Some(at) if at <= tcp.now && has_sent => {}
                 // What is due turned out to be nothing: it can wait.
                 Some(at) if at <= tcp.now => break Some(tcp.now + 1_000),
+                _ if flow.ends_now() => {}
                 next => break next,
             }
         };
@@ -222,7 +223,13 @@ pub(super) fn put(flow: &mut Flow, segment: &mut [u8], mac: Mac, counters: &mut 
             flow.shift = flow.offered_shift;
         }
     }
-    let sequence = head.sequence().wrapping_add(flow.delta);
+    let sequence = match span {
+        // RFC 9293 §3.10.7.4: SND.NXT, also while the engine sends again what was lost. Two ends that both do would else
+        // refuse each other's acknowledgements, as old, for ever. What probed a closed window does not count.
+        0 if has_ack && !is_reset && flow.window_in == 0 => flow.ack_in,
+        0 if has_ack && !is_reset => flow.sent_end,
+        _ => head.sequence().wrapping_add(flow.delta),
+    };
     let end = sequence.wrapping_add(span);
     if span > 0 && before(sequence, flow.sent_end) {
         counters.tx_tcp_retransmission += 1;

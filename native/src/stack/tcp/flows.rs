@@ -8,7 +8,7 @@ use foldhash::fast::SeedableRandomState;
 use hashbrown::{HashMap, HashTable};
 
 use super::arena::{Arena, Pair};
-use super::protocol::{Begin, Protocol};
+use super::protocol::{Begin, Protocol, State};
 use super::smoltcp::Smoltcp;
 use super::{Gone, TcpId};
 use crate::stack::flows::Key;
@@ -42,6 +42,8 @@ pub(super) struct Flow {
     pub dirty: bool,
     /// Wants to hear of room.
     pub blocked: bool,
+    /// The engine is to send a FIN when everything before it has left (see `end`).
+    pub ends: bool,
     /// Opened here: its port is one of ours.
     pub is_client: bool,
     /// A SYN of ours has left: `delta` holds.
@@ -80,13 +82,7 @@ impl Flow {
     /// The next sequence number we expect.
     pub fn receive_next(&self) -> u32 {
         let state = Smoltcp::state(&self.engine);
-        let ended = matches!(
-            state,
-            super::protocol::State::CloseWait
-                | super::protocol::State::Closing
-                | super::protocol::State::LastAck
-                | super::protocol::State::TimeWait
-        );
+        let ended = matches!(state, State::CloseWait | State::Closing | State::LastAck | State::TimeWait);
         let unread = Smoltcp::unread(&self.engine) as u32;
         self.irs.wrapping_add(1).wrapping_add(self.taken).wrapping_add(unread).wrapping_add(u32::from(ended))
     }
@@ -98,6 +94,32 @@ impl Flow {
     /// The MTU as the engine counts it, whose packets are all IPv4.
     pub fn engine_mtu(&self) -> u16 {
         self.mtu - self.ip_overhead() + 20
+    }
+
+    /// A FIN after what is queued. In LAST-ACK the engine takes no window update, so it shall not be there while bytes
+    /// wait for the window.
+    pub fn end(&mut self) {
+        self.ends = Smoltcp::state(&self.engine) == State::CloseWait && !self.has_sent_all();
+        if !self.ends {
+            Smoltcp::close(&mut self.engine);
+        }
+    }
+
+    fn has_sent_all(&self) -> bool {
+        let unacknowledged = Smoltcp::unacknowledged(&self.engine);
+        let in_flight = self.sent_end.wrapping_sub(self.ack_in) as usize;
+        // What went into a closed window was a probe.
+        unacknowledged == 0 || self.window_in != 0 && unacknowledged <= in_flight
+    }
+
+    /// Has everything left that a FIN waited for? Then the engine has one to send.
+    pub fn ends_now(&mut self) -> bool {
+        let is_due = self.ends && self.has_sent_all();
+        if is_due {
+            self.ends = false;
+            Smoltcp::close(&mut self.engine);
+        }
+        is_due
     }
 
     pub fn has_owner(&self) -> bool {
@@ -245,6 +267,7 @@ impl Flows {
             touched: false,
             dirty: false,
             blocked: false,
+            ends: false,
             is_client,
             synced: false,
             shift: 0,

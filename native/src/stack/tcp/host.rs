@@ -120,7 +120,7 @@ impl Host {
     #[inline]
     pub fn tcp_send(&mut self, id: TcpId, bytes: &[u8]) -> usize {
         let Some(flow) = self.tcp.flows.owned(id) else { return 0 };
-        let taken = Smoltcp::queue(&mut flow.engine, bytes);
+        let taken = if flow.ends { 0 } else { Smoltcp::queue(&mut flow.engine, bytes) };
         flow.blocked = taken < bytes.len();
         if taken > 0 {
             self.tcp.flows.soil(id.index);
@@ -130,7 +130,11 @@ impl Host {
 
     /// How much `tcp_send` would take now.
     pub fn tcp_room(&self, id: TcpId) -> usize {
-        self.tcp.flows.get(id).filter(|flow| flow.has_owner()).map_or(0, |flow| Smoltcp::room(&flow.engine))
+        self.tcp
+            .flows
+            .get(id)
+            .filter(|flow| flow.has_owner() && !flow.ends)
+            .map_or(0, |flow| Smoltcp::room(&flow.engine))
     }
 
     /// `Writable` is told when there is room.
@@ -178,7 +182,7 @@ impl Host {
     /// Half-close: a FIN after what is queued.
     pub fn tcp_end(&mut self, id: TcpId) {
         if let Some(flow) = self.tcp.flows.owned(id) {
-            Smoltcp::close(&mut flow.engine);
+            flow.end();
             self.tcp.flows.soil(id.index);
         }
     }
@@ -195,7 +199,7 @@ impl Host {
         } else {
             flow.stage = Stage::Orphan;
             flow.give_up_at = super::flows::NEVER;
-            Smoltcp::close(&mut flow.engine);
+            flow.end();
         }
         self.tcp.flows.soil(id.index);
     }

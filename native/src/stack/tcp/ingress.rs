@@ -144,8 +144,12 @@ impl Host {
             if head.span > 0 && !before(next, last) {
                 self.counters.rx_tcp_duplicate += 1;
             }
-            // RFC 5961 §5.2: what acknowledges what was never sent is challenged.
-            if before(flow.sent_end, head.acknowledgement) {
+            // RFC 5961 §5.2: what acknowledges what was never sent is challenged, and what is behind by more than can have
+            // been on its way.
+            let behind = flow.ack_in.wrapping_sub(head.acknowledgement);
+            let is_ancient =
+                before(head.acknowledgement, flow.ack_in) && behind as usize > Smoltcp::capacity(&flow.engine);
+            if before(flow.sent_end, head.acknowledgement) || is_ancient {
                 self.counters.drop_tcp_ack += 1;
                 return self.challenge(index, port);
             }
@@ -161,14 +165,27 @@ impl Host {
             }
         } else if head.has(flags::SYN) {
             if head.has(flags::ACK) && state != State::SynSent {
-                return;
+                let answers_ours = head.sequence == flow.irs && head.acknowledgement == flow.sent_end && head.span == 1;
+                if flow.stage != Stage::Connecting || !answers_ours {
+                    return;
+                }
+                // Both opened at once (RFC 9293 §3.5, figure 8): the SYN is known, the acknowledgement is what counts.
+                flow.window_in = head.window >> scale.unwrap_or(0).min(14);
+                let segment = &mut bytes[HEADROOM..];
+                tcp::set_sequence(segment, flow.irs.wrapping_add(1));
+                tcp::set_window(segment, flow.window_in);
+                tcp::clear_syn(segment);
             }
             if state == State::SynSent && (!head.has(flags::ACK) || head.acknowledgement == flow.sent_end) {
                 flow.irs = head.sequence;
                 // Until now it was the window of our SYN.
                 flow.edge = flow.irs.wrapping_add(flow.edge);
                 flow.shift = if scale.is_some() { flow.offered_shift } else { 0 };
+                // That of a SYN is not scaled (RFC 7323 §2.2).
+                flow.window_in = head.window >> scale.unwrap_or(0).min(14);
             }
+        } else if head.has(flags::ACK) && head.acknowledgement == flow.sent_end {
+            flow.window_in = head.window;
         }
         flow.path.heard(link.source, &mut self.neighbours, now);
         flow.heard_at = self.tcp.now;

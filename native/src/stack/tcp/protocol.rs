@@ -70,6 +70,8 @@ pub(super) trait Protocol {
     fn unread(connection: &Self::Connection) -> usize;
     fn unacknowledged(connection: &Self::Connection) -> usize;
     fn room(connection: &Self::Connection) -> usize;
+    /// The most that can be unacknowledged.
+    fn capacity(connection: &Self::Connection) -> usize;
 
     fn queue(connection: &mut Self::Connection, bytes: &[u8]) -> usize;
     fn take<R>(connection: &mut Self::Connection, take: impl FnOnce(&[u8]) -> (usize, R)) -> R;

@@ -206,6 +206,10 @@ impl Protocol for Smoltcp {
         if socket.may_send() { socket.send_capacity() - socket.send_queue() } else { 0 }
     }
 
+    fn capacity(connection: &Self::Connection) -> usize {
+        only(connection).send_capacity()
+    }
+
     fn queue(connection: &mut Self::Connection, bytes: &[u8]) -> usize {
         only_mut(connection).send_slice(bytes).unwrap_or(0)
     }

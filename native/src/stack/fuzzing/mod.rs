@@ -1,6 +1,8 @@
 //! What a fuzzer feeds a host with. Each entry takes any bytes, must not panic, and proves that every buffer went back to
 //! the pool; the fuzz targets of `native/fuzz` and a test call them.
 
+mod tcp;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -9,6 +11,8 @@ use super::bench::{Bench, mac, station};
 use crate::packet::checksum::Sum;
 use crate::packet::ethernet::{self, Mac};
 use crate::packet::{icmp, ipv4, ipv6, protocol};
+
+pub use tcp::{tcp_segment, tcp_talk};
 
 const US: Mac = mac(2);
 const PEER: Mac = mac(1);
@@ -186,6 +190,10 @@ mod tests {
                 .collect();
             headers(&bytes);
             fragments(&bytes);
+            if round % 16 == 0 {
+                tcp_segment(&bytes);
+                tcp_talk(&bytes);
+            }
         }
     }
 }
