@@ -197,6 +197,13 @@ impl Host {
         if state.is_synchronized() && (progress || flow.stage != Stage::Orphan) {
             flow.give_up_at = NEVER;
         }
+        // While only the FIN is unacknowledged: the engine would take the third repetition for a loss, find no bytes to send
+        // again, and forget its retransmission timer over it.
+        let only_fin = matches!(state, State::FinWait1 | State::Closing | State::LastAck)
+            && Smoltcp::unacknowledged(&flow.engine) == 0;
+        if only_fin && !progress && head.span == 0 && head.sequence == flow.receive_next() {
+            return;
+        }
         let (mtu, delta) = (flow.engine_mtu(), flow.delta);
         tcp::set_acknowledgement(&mut bytes[HEADROOM..], head.acknowledgement.wrapping_sub(delta));
         let answer = self.tcp.protocol.receive(&mut flow.engine, mtu, bytes, now);
