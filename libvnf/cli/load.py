@@ -110,7 +110,8 @@ def write_json(target: str, report: dict[str, Any]) -> None:
     default="kernel",
     show_default=True,
     metavar="TRANSPORT",
-    help="kernel, or memif:PATH,address=10.0.0.1/24,… (UDP only; address may be repeated, the first one drives).",
+    help="kernel, or memif:PATH,address=10.0.0.1/24,… (TCP and UDP; address may be repeated: the first one that leads "
+    "there drives, for TCP the next ones when its ports are used up).",
 )
 @click.option("--connections", default=1, show_default=True, metavar="N", help="Sockets, or source ports.")
 @click.option(
@@ -154,6 +155,8 @@ def load(json_target: str | None, **options: Any) -> None:
       vnf load tcp://10.0.0.2:5000 --connections 20 --requests-per-connection 1 --respond tcp://10.0.0.3:5000
       vnf load udp://10.0.0.2:5000 --transport memif:/run/b.sock,address=10.0.0.1/24,address=10.0.0.3/24 \\
                --respond udp://10.0.0.3:5000 --outstanding 256
+      vnf load tcp://10.0.0.2:5000 --transport memif:/run/b.sock,address=10.0.0.1/24,address=10.0.0.3/24 \\
+               --connections 90000 --rate 50000
       vnf load --respond udp://:5000
 
     Ctrl-C ends the run and prints what was measured. The exit code is 1 when no request was answered.

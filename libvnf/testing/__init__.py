@@ -4,9 +4,10 @@
 pytest fixture: ``pytest_plugins = ["libvnf.testing.fixtures"]``. The guide is ``docs/guide/testing.md``.
 """
 
+from .capture import Capture
 from .clock import Clock, DeadlockError
 from .fabric import Event
 from .faults import Faults
 from .harness import LeakError, Network, Served, network
 
-__all__ = ["Clock", "DeadlockError", "Event", "Faults", "LeakError", "Network", "Served", "network"]
+__all__ = ["Capture", "Clock", "DeadlockError", "Event", "Faults", "LeakError", "Network", "Served", "network"]

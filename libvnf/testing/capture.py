@@ -18,16 +18,19 @@ class Capture:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.frames = 0
+        """How many have been written."""
         self._file = open(path, "wb")
         self._file.write(struct.pack("!IHHiIII", MAGIC_NS, *VERSION, 0, 0, SNAP_BYTES, LINKTYPE_ETHERNET))
 
     def write(self, at_s: float, frame: bytes) -> None:
+        """One frame, at that virtual time."""
         seconds, nanoseconds = divmod(round(at_s * 1e9), 1_000_000_000)
         self._file.write(struct.pack("!IIII", seconds, nanoseconds, len(frame), len(frame)) + frame)
         self.frames += 1
 
     @property
     def closed(self) -> bool:
+        """Whether nothing more is written."""
         return self._file.closed
 
     def close(self) -> None:

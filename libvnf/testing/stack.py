@@ -7,6 +7,7 @@ clock is the virtual loop's, the port is a queue whose frames the segment carrie
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import random
 from typing import Any
 
@@ -88,7 +89,7 @@ class StackTransport:
         self._driver = VirtualDriver(core, segment, self.station, connect_s)
         self._chosen = FIRST_CHOSEN_PORT
         # Every address is on the link: a literal in a URL may come from any network.
-        addresses = [f"{self.station.ipv4}/0", f"{self.station.ipv6}/0", *self.station.further]
+        addresses = [f"{self.station.ipv4}/0", f"{self.station.ipv6}/0", *map(alone, self.station.further)]
         options = {
             "address": addresses,
             "mac": self.station.mac.hex(":"),
@@ -106,7 +107,7 @@ class StackTransport:
         try:
             if is_ip(host):
                 if (address := self.segment.claim(self.station, host)) is not None:
-                    self._driver.engine.add_address(PORT, address)
+                    self._driver.engine.add_address(PORT, alone(address))
             elif host:
                 self.segment.fabric.alias(host, self.station.host)
         except OSError as error:
@@ -150,3 +151,8 @@ class StackTransport:
     def close(self) -> None:
         self._memory.close()
         self._port.close()
+
+
+def alone(address: str) -> str:
+    """With the prefix that holds no other address: what leads to others is the host's own network."""
+    return str(ipaddress.ip_interface(address))

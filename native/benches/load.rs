@@ -1,13 +1,13 @@
 //! How fast the load generator is itself, so that no measurement with it measures it: `cargo bench --bench load`.
 //!
-//! The mirror's rows are one thread: what a request costs the generator. The others are two threads, one per cpu,
-//! generator and responder, and need two cpus to themselves.
-//! The cores' distance stands beside each row: on virtual machines it changes, and the figures with it.
+//! The mirror's rows are one thread: what a request costs the generator; of TCP, without what the far host costs, which
+//! runs in the same thread. The others are two threads, one per cpu, generator and responder, and need two cpus to
+//! themselves. The cores' distance stands beside each row: on virtual machines it changes, and the figures with it.
 
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use libvnf_native::load::{Drive, Endpoint, LoadConfig, PortTransport, Report, Respond, Transport, core_distance, run};
@@ -17,6 +17,7 @@ use libvnf_native::port::pair::pair;
 use libvnf_native::port::{Link, Port, Sent};
 use libvnf_native::stack::Host;
 use libvnf_native::stack::bench::station;
+use libvnf_native::stack::tcp::TcpEvent;
 
 fn drive(endpoint: Endpoint, connections: usize, outstanding: usize) -> Drive {
     Drive {
@@ -64,8 +65,10 @@ fn against(here: Transport, there: Transport, drive: Drive) -> Report {
     report
 }
 
-/// Sends every datagram back at once, in the same thread: what is left is the generator's own cost.
+/// Sends every datagram back at once, in the same thread: what is left is the generator's own cost. Without `answers`
+/// frames come out as they went in.
 struct Mirror {
+    answers: bool,
     /// A ring of frames; `next` is the oldest of `waiting`.
     frames: Vec<Vec<u8>>,
     next: usize,
@@ -73,8 +76,8 @@ struct Mirror {
 }
 
 impl Mirror {
-    fn new() -> Self {
-        Self { frames: vec![Vec::new(); 4096], next: 0, waiting: 0 }
+    fn new(answers: bool) -> Self {
+        Self { answers, frames: vec![Vec::new(); 4096], next: 0, waiting: 0 }
     }
 }
 
@@ -140,7 +143,9 @@ impl Port for Mirror {
         let frame = &mut self.frames[place];
         frame.clear();
         parts.iter().for_each(|part| frame.extend_from_slice(part));
-        answer(frame);
+        if self.answers {
+            answer(frame);
+        }
         self.waiting += 1;
         Sent::Queued
     }
@@ -156,6 +161,131 @@ impl Port for Mirror {
     fn counters(&self) -> Vec<(&'static str, u64)> {
         Vec::new()
     }
+}
+
+/// A host that echoes TCP behind the port, in the same thread. How long it takes for that is told in `spent_ns`.
+struct Far {
+    host: Host,
+    pool: Pool,
+    there: Mirror,
+    back: Mirror,
+    frames: Vec<Slot>,
+    events: Vec<TcpEvent>,
+    bytes: Vec<u8>,
+    spent_ns: Arc<AtomicU64>,
+}
+
+impl Far {
+    fn new(spent_ns: &Arc<AtomicU64>) -> Self {
+        let mut host = Host::new(station(3));
+        host.tcp_listen(None, 5000, 0).expect("a free port");
+        let pool = Pool::new(&PoolConfig::default()).expect("memory for the pool");
+        let (there, back) = (Mirror::new(false), Mirror::new(false));
+        Self { host, pool, there, back, frames: vec![], events: vec![], bytes: vec![], spent_ns: spent_ns.clone() }
+    }
+
+    fn react(&mut self, event: TcpEvent) {
+        match event {
+            TcpEvent::Accepted { id, .. } => {
+                self.host.tcp_adopt(id, 0);
+            }
+            TcpEvent::Readable { id, .. } => {
+                let bytes = &mut self.bytes;
+                bytes.clear();
+                let mut take = |shown: &[u8]| {
+                    bytes.extend_from_slice(shown);
+                    (shown.len(), shown.len())
+                };
+                while self.host.tcp_receive(id, &mut take).is_some_and(|shown| shown > 0) {}
+                self.host.tcp_send(id, &self.bytes);
+                if self.host.tcp_ended(id) {
+                    self.host.tcp_close(id);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Port for Far {
+    fn link(&self) -> Link {
+        Link::Up
+    }
+
+    fn generation(&self) -> u64 {
+        1
+    }
+
+    fn wake_fd(&self) -> RawFd {
+        -1
+    }
+
+    fn service(&mut self, now: Instant) {
+        if self.host.deadline().is_some_and(|deadline| deadline <= now) {
+            self.host.on_timer(now, &mut self.back, &mut Vec::new());
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        None
+    }
+
+    fn receive(&mut self, pool: &Pool, frames: &mut Vec<Slot>, max: usize) -> usize {
+        self.back.receive(pool, frames, max)
+    }
+
+    fn send(&mut self, parts: &[&[u8]]) -> Sent {
+        self.there.send(parts)
+    }
+
+    fn flush(&mut self) {
+        if self.there.waiting == 0 {
+            return;
+        }
+        let begun = Instant::now();
+        self.there.receive(&self.pool, &mut self.frames, usize::MAX);
+        for frame in std::mem::take(&mut self.frames) {
+            self.host.receive(frame, begun, &self.pool, &mut self.back);
+        }
+        let mut events = std::mem::take(&mut self.events);
+        // Once more: what has just been adopted may be readable.
+        for _ in 0..2 {
+            self.host.tcp_events(&mut events);
+            events.drain(..).for_each(|event| self.react(event));
+        }
+        self.events = events;
+        self.host.tcp_flush(begun, &mut self.back);
+        self.spent_ns.fetch_add(begun.elapsed().as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    fn arm(&mut self) -> bool {
+        self.back.waiting == 0
+    }
+
+    fn disarm(&mut self) {}
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+}
+
+/// What one request of `drive` costs the generator itself.
+fn by_itself(name: &str, drive: Drive) {
+    let spent_ns = Arc::new(AtomicU64::new(0));
+    let per_connection = drive.requests_per_connection.is_some();
+    let config = LoadConfig { drive: Some(drive), transport: on(Far::new(&spent_ns), 1), ..LoadConfig::default() };
+    let begun = Instant::now();
+    let report = run(config, &AtomicBool::new(false), &mut |_| ()).expect("a report");
+    // By the share of the time: whoever else runs on this cpu takes it from both.
+    let spent = spent_ns.load(Ordering::Relaxed) as f64 / begun.elapsed().as_nanos() as f64;
+    let own_s = report.cpu_seconds * (1.0 - spent);
+    let all = if per_connection {
+        report.connections_opened as f64
+    } else {
+        report.requests as f64 * (report.seconds + 0.3) / report.seconds
+    };
+    let (cost, errors) = (own_s * 1e9 / all, report.errors.total());
+    println!("{name:52} {cost:>5.0} ns/request of the generator: {:>9.0} /s by itself  errors {errors}", 1e9 / cost);
 }
 
 fn row(name: &str, report: &Report) {
@@ -176,11 +306,22 @@ fn main() {
     for outstanding in [1, 64, 512] {
         let config = LoadConfig {
             drive: Some(drive(far.clone(), 4, outstanding)),
-            transport: on(Mirror::new(), 1),
+            transport: on(Mirror::new(true), 1),
             ..LoadConfig::default()
         };
         let report = run(config, &AtomicBool::new(false), &mut |_| ()).expect("a report");
         row(&format!("UDP, mirror, {outstanding} in flight"), &report);
+    }
+    let stream = |connections, outstanding| {
+        drive(Endpoint::Tcp("10.0.0.3:5000".parse().expect("an address")), connections, outstanding)
+    };
+    for (connections, outstanding) in [(64, 64), (16, 256), (1024, 1024), (40_000, 1024)] {
+        let name = format!("TCP, {connections} connections, {outstanding} in flight");
+        by_itself(&name, stream(connections, outstanding));
+    }
+    for reset in [false, true] {
+        let name = format!("TCP, connection per request, 64 at once, {}", if reset { "reset" } else { "closed" });
+        by_itself(&name, Drive { requests_per_connection: Some(1), reset, ..stream(64, 64) });
     }
     for outstanding in [64, 256, 1024] {
         let (left, right) = pair(1500, 4096);

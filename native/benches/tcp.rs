@@ -93,7 +93,7 @@ impl End {
                 self.host.receive(slot, now, &self.pool, &mut self.port);
             }
             loop {
-                self.host.tcp_events(&mut self.events, now);
+                self.host.tcp_events(&mut self.events);
                 if self.events.is_empty() {
                     break;
                 }

@@ -202,9 +202,10 @@ async def test_a_pooled_connection_that_the_peer_ends_is_not_used_again(net: Net
 # --- clients
 
 
-async def test_a_client_matches_replies_by_id(net: Net) -> None:
+@pytest.mark.parametrize("scheme", ["tcp", "udp"])
+async def test_a_client_matches_replies_by_id(net: Net, scheme: str) -> None:
     far, near = VNF("far"), VNF("near")
-    server = far.server(net.url(), framing=Fixed(8))
+    server = far.server(net.url(scheme=scheme), framing=Fixed(8))
     held: list[tuple[Connection, Any]] = []
 
     @server

@@ -162,59 +162,6 @@ async def test_tcp_sockets_do_not_wait_to_send() -> None:
     assert all(options) and len(options) == 3
 
 
-# --- the papers' chain: B asks C and answers A
-
-
-@pytest.mark.parametrize("scheme", ["tcp", "udp"])
-@pytest.mark.parametrize("pool", [0, 4])
-async def test_b_asks_c_and_answers_a(scheme: str, pool: int) -> None:
-    c, b = VNF("c"), VNF("b")
-    c_server = c.server(f"{scheme}://127.0.0.1:0", framing=Fixed(4))
-
-    @c_server
-    def answer(conn: Connection, request: Request, packet: Any) -> None:
-        conn.send(bytes(packet)[::-1])
-
-    b_server = b.server(f"{scheme}://127.0.0.1:0", framing=Fixed(4))
-
-    @b_server
-    async def on_request(a: Connection, request: Request, packet: Any) -> None:
-        async with a.connect(c_server.listening[0], framing=Fixed(4), pool=pool) as peer:
-            reply = await peer.ask(packet)
-        a.send(reply)
-
-    async with started(c), started(b):
-        for message in (b"abcd", b"1234", b"wxyz"):
-            peer = await b.connect(b_server.listening[0], framing=Fixed(4))
-            assert await peer.ask(message) == message[::-1]
-            peer.close()
-
-
-async def test_the_callback_shape_carries_the_request_along() -> None:
-    c, b = VNF("c"), VNF("b")
-    c_server = echo_server(c, "tcp://127.0.0.1:0", "def")
-    b_server = b.server("tcp://127.0.0.1:0", framing=Fixed(4))
-    seen: list[Any] = []
-
-    @b_server
-    def on_request(a: Connection, request: Request, packet: Any) -> None:
-        request.a, request.data = a, packet
-        peer = a.connect(c_server.listening[0], framing=Fixed(4))
-        peer.on_data(on_reply)
-        peer.send(packet)
-
-    def on_reply(peer: Connection, request: Request, packet: Any) -> None:
-        seen.append(request)
-        request.a.send(packet)
-        peer.close()
-
-    async with started(c), started(b):
-        assert await echoes(b_server.listening[0])
-        assert seen[0].data == b"ping"
-        await until(lambda: b.core.open_requests == 0)
-        assert seen[0].ended
-
-
 async def until(condition: Any) -> None:
     """Lets the loop run until ``condition()``; the test's own time limit ends it otherwise."""
     while not condition():  # noqa: ASYNC110 - conditions of the native core have no event
@@ -222,53 +169,6 @@ async def until(condition: Any) -> None:
 
 
 # --- events and limits
-
-
-async def test_events_are_told_in_order() -> None:
-    vnf = VNF("b")
-    server = vnf.server("tcp://127.0.0.1:0", framing=Fixed(4))
-    told: list[str] = []
-    closed = asyncio.Event()
-    server.on_accept(lambda conn, request: told.append("accept"))
-    server.on_sent(lambda conn, request: told.append("sent"))
-    server.on_end(lambda conn, request: (told.append("end"), conn.close()))
-
-    @server.on_data
-    def data(conn: Connection, request: Request, packet: Any) -> None:
-        told.append("data")
-        conn.send(packet)
-
-    @server.on_close
-    def close_(conn: Connection, request: Request, reason: str) -> None:
-        told.append("close")
-        closed.set()
-
-    async with started(vnf):
-        reader, writer = await stream(server.listening[0])
-        writer.write(b"ping")
-        await reader.readexactly(4)
-        writer.write_eof()
-        assert await reader.read() == b""
-        await closed.wait()
-        await close(writer)
-    assert told == ["accept", "data", "sent", "end", "close"]
-
-
-async def test_a_connection_that_is_refused_raises_where_it_is_awaited() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound and not listening
-        url = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
-        async with started(VNF("b")) as vnf:
-            with pytest.raises(ConnectionError):
-                await vnf.connect(url)
-            with pytest.raises(ConnectionError):
-                async with vnf.connect(url, framing=Fixed(4)) as peer:
-                    await peer.ask(b"ping")
-            errors: list[BaseException] = []
-            failed = vnf.connect(url)
-            failed.on_error(lambda conn, request, error: errors.append(error))
-            await failed.wait("closed")
-            assert isinstance(errors[0], ConnectionError)
 
 
 async def test_udp_to_a_closed_port_is_an_error_not_a_hang() -> None:
@@ -433,27 +333,6 @@ async def test_a_message_over_its_framing_limit_closes_the_connection() -> None:
 # --- clients
 
 
-@pytest.mark.parametrize("scheme", ["tcp", "udp"])
-async def test_a_client_matches_replies_by_id(scheme: str) -> None:
-    vnf = VNF("b")
-    server = vnf.server(f"{scheme}://127.0.0.1:0", framing=Fixed(8))
-    held: list[tuple[Connection, Any]] = []
-
-    @server
-    def backwards(conn: Connection, request: Request, packet: Any) -> None:
-        held.append((conn, packet))
-        if len(held) == 10:
-            for one, message in reversed(held):
-                one.send(message)
-
-    async with started(vnf):
-        client = vnf.client(server.listening[0], framing=Fixed(8), request_id=Field(0, 4), pool=2, timeout_s=30)
-        asked = [client.ask(b"\0\0\0\7" + number.to_bytes(4, "big")) for number in range(10)]
-        replies = await asyncio.gather(*asked)
-        assert [bytes(reply) for reply in replies] == [b"\0\0\0\7" + n.to_bytes(4, "big") for n in range(10)]
-        assert client.outstanding == 0
-
-
 async def test_a_client_retransmits_datagrams_and_gives_up() -> None:
     vnf = VNF("b")
     server = vnf.server("udp://127.0.0.1:0", framing=Fixed(4))
@@ -473,28 +352,6 @@ async def test_a_client_retransmits_datagrams_and_gives_up() -> None:
         with pytest.raises(TimeoutError):
             await client.ask(b"pong")
         assert seen == 7
-
-
-async def test_a_client_shakes_hands_before_it_takes_requests() -> None:
-    vnf = VNF("b")
-    server = vnf.session("tcp://127.0.0.1:0", framing=Fixed(4))
-    heard: list[bytes] = []
-
-    @server
-    async def session(conn: Connection) -> None:
-        async for message in conn:
-            heard.append(bytes(message))
-            conn.send(message)
-
-    async with started(vnf):
-        client = vnf.client(server.listening[0], framing=Fixed(4), request_id=Field(0, 4))
-
-        @client.on_connect
-        async def hello(conn: Connection) -> None:
-            assert await conn.ask(b"helo") == b"helo"
-
-        assert await client.ask(b"ping") == b"ping"
-        assert heard[0] == b"helo"
 
 
 async def test_a_client_comes_back_after_its_server() -> None:

@@ -106,10 +106,10 @@ def test_a_wrong_file_is_one_line_that_says_where(tmp_path: Path, source: str | 
     assert [word for word in words if word not in line] == [], line
 
 
-def test_tcp_over_memif_is_refused_and_its_socket_is_taken_away(tmp_path: Path) -> None:
-    (tmp_path / "b.py").write_text(ECHO.replace("udp://", "tcp://").format(port=5000))
+def test_a_name_on_memif_is_refused_and_its_socket_is_taken_away(tmp_path: Path) -> None:
+    (tmp_path / "b.py").write_text(ECHO.replace("udp://", "tcp://b.example").format(port=5000))
     line = refused(tmp_path, "b.py", "--transport", MEMIF.format(here=tmp_path))
-    assert "TCP over memif" in line and line.count("\n") == 1
+    assert "names are not resolved on memif" in line and line.count("\n") == 1
 
 
 def test_an_address_in_use_is_refused_and_what_was_open_is_closed(tmp_path: Path) -> None:

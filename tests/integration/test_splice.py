@@ -99,9 +99,10 @@ async def proxy(path: Path, **limits: int) -> AsyncIterator[tuple[VNF, Open]]:
     def keep(conn: Connection, request: Any) -> None:
         accepted.put_nowait(conn)
 
-    async def side(kind: str, idle_s: float | None = None, framing: Any = None) -> Side:
+    async def side(kind: str, idle_s: float | None = None, framing: Any = None, handler: Any = None) -> Side:
         endpoint = _native.Endpoint(vnf.core, kind, framing=framing)
-        endpoint.session, endpoint.idle_s = stay, idle_s
+        endpoint.handler, endpoint.session = handler, None if handler else stay
+        endpoint.idle_s = idle_s
         endpoint.on("accept", keep)
         number = len(writers) + 1
         wanted = {
@@ -306,6 +307,28 @@ async def test_what_is_unread_goes_first_and_as_it_came(
         a.writer.write_eof()
         assert await b.reader.read() == b"\0\3two\0\5three"
         assert await task == (12, 1)
+
+
+async def test_a_handler_of_messages_can_splice_what_follows_its_message(tmp_path: Path) -> None:
+    async with proxy(tmp_path) as (vnf, side):
+        b = await side("tcp")
+        moved: list[tuple[int, int]] = []
+
+        async def handler(conn: Connection, request: Any, packet: Any) -> None:
+            assert packet == b"\0\2go"
+            moved.append(await conn.splice(b.near))
+
+        a = await side("memory", framing=LengthPrefixed(2), handler=handler)
+        a.writer.write(b"\0\2gofirst, ")
+        assert await b.reader.readexactly(7) == b"first, "
+        a.writer.write(b"then")
+        a.writer.write_eof()
+        assert await b.reader.read() == b"then"
+        b.writer.write(b"back")
+        b.writer.write_eof()
+        assert await a.reader.read() == b"back"
+        await until(lambda: bool(moved))
+        assert (moved, vnf.core.open_requests) == ([(11, 4)], 0)
 
 
 @relays

@@ -1,6 +1,6 @@
 """A VNF reached through DPDK's testpmd, which joins a kernel's TAP device to memif: what comes out of the namespace is
-Linux's, what carries it is DPDK's, and what answers is ours. TCP over memif is not there yet, so iperf3's control
-connection, which is TCP, is turned aside inside the namespace; its datagrams go through the VNF and back.
+Linux's, what carries it is DPDK's, and what answers is ours. iperf3's control connection, which is
+TCP, is turned aside inside the namespace; its datagrams go through the VNF and back.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ pub struct Drive {
     /// A request without a reply for so long is counted as lost. Where replies are matched by order its connection is
     /// closed with it, since a late reply would be taken for the next.
     pub timeout: Duration,
-    /// Close connections with a reset (SO_LINGER 0), which leaves no TIME_WAIT behind: for connections by the ten
+    /// Close connections with a reset (on kernel sockets SO_LINGER 0), which leaves no TIME_WAIT behind: for connections by the ten
     /// thousands per second, more than there are ports to wait. The server sees ECONNRESET.
     pub reset: bool,
 }
@@ -117,12 +117,12 @@ pub struct Respond {
 pub enum Transport {
     #[default]
     Kernel,
-    /// UDP only.
+    /// UDP and TCP.
     Port(Box<PortTransport>),
 }
 
 /// A host of our own on a port. Its addresses are those of both ends; the client end has the first that reaches the
-/// endpoint.
+/// endpoint, and for TCP the others too, once all source ports of one are taken.
 pub struct PortTransport {
     pub port: Box<dyn Port>,
     pub host: Host,

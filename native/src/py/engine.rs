@@ -91,7 +91,7 @@ impl State {
         }
         let deadlines = self.ports.iter().flat_map(|open| [open.port.deadline(), open.host.deadline()]);
         let deadline = deadlines.flatten().min();
-        self.armed = self.ports.iter_mut().fold(true, |quiet, open| open.port.arm() && quiet);
+        self.armed = self.ports.iter_mut().all(|open| open.port.arm());
         if !self.armed {
             self.ports.iter_mut().for_each(|open| open.port.disarm());
             return Sleep::No;
@@ -176,7 +176,7 @@ impl Engine {
                 }
                 open.unflushed = false;
                 open.port.flush();
-                open.host.tcp_events(&mut open.events, now);
+                open.host.tcp_events(&mut open.events);
                 if !open.events.is_empty() || open.queue.as_ref().is_some_and(Queue::has_sent) {
                     wanted = Some(now);
                 }
@@ -286,7 +286,7 @@ impl Engine {
         if let Some(gate) = refused {
             self.core.get().counters.connections_refused.add(gate.take_refused());
         }
-        self.tcp_events(slf, py, index, now)
+        self.tcp_events(slf, py, index)
     }
 
     /// The far end of a port that `add_queue` made.

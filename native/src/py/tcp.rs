@@ -7,7 +7,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pyo3::exceptions::PyConnectionError;
 use pyo3::prelude::*;
@@ -154,10 +154,10 @@ impl Engine {
     }
 
     /// Hears what the host of a port has to tell; how much that was.
-    pub fn tcp_events(&self, slf: &Py<Self>, py: Python<'_>, index: usize, now: Instant) -> usize {
+    pub fn tcp_events(&self, slf: &Py<Self>, py: Python<'_>, index: usize) -> usize {
         let events = self.state.with(py, |state| {
             let open = state.ports.get_mut(index)?;
-            open.host.tcp_events(&mut open.events, now);
+            open.host.tcp_events(&mut open.events);
             if open.events.is_empty() {
                 return None;
             }
@@ -227,7 +227,13 @@ impl Engine {
     }
 
     /// The owner's connection, if `id` is the handshake that it waits for; the wait is over.
-    fn tcp_handshake(&self, py: Python<'_>, index: usize, id: TcpId, owner: u32) -> Option<(Py<Connection>, SocketAddr)> {
+    fn tcp_handshake(
+        &self,
+        py: Python<'_>,
+        index: usize,
+        id: TcpId,
+        owner: u32,
+    ) -> Option<(Py<Connection>, SocketAddr)> {
         self.state.with(py, |state| {
             let open = state.ports.get_mut(index)?;
             let (of, remote) = *open.connecting.get(&owner)?;

@@ -204,7 +204,7 @@ impl Host {
                 if !self.is_for_us(&envelope, link) {
                     return Input::Consumed;
                 }
-                self.icmp_v4(&packet, envelope, link, now, port)
+                self.icmp_v4(&packet, envelope, link, port)
             }
             protocol::ICMPV6 if envelope.source.is_ipv6() => self.icmp_v6(&packet, envelope, link, now, port),
             _ => {

@@ -47,14 +47,7 @@ enum Verdict {
 
 impl Host {
     /// The caller has proved that the packet is for us.
-    pub(super) fn icmp_v4(
-        &mut self,
-        packet: &[u8],
-        envelope: Envelope,
-        link: Link,
-        now: Instant,
-        port: &mut dyn Port,
-    ) -> Input {
+    pub(super) fn icmp_v4(&mut self, packet: &[u8], envelope: Envelope, link: Link, port: &mut dyn Port) -> Input {
         let message = match icmp::Message::new_checked(&packet[envelope.at..envelope.end], Sum::ZERO) {
             Ok(message) => message,
             Err(malformed) => return self.drop_icmp(malformed),
@@ -80,7 +73,7 @@ impl Host {
                 return Input::Consumed;
             }
         };
-        self.judge(quoted_v4(message.body()), verdict, now)
+        self.judge(quoted_v4(message.body()), verdict)
     }
 
     pub(super) fn icmp_v6(
@@ -154,7 +147,7 @@ impl Host {
                 return Input::Consumed;
             }
         };
-        self.judge(quoted_v6(message.body()), verdict, now)
+        self.judge(quoted_v6(message.body()), verdict)
     }
 
     fn drop_icmp(&mut self, malformed: Malformed) -> Input {
@@ -215,13 +208,13 @@ impl Host {
     }
 
     /// An error about a flow of ours, if it quotes one.
-    fn judge(&mut self, quoted: Option<Quoted>, verdict: Verdict, now: Instant) -> Input {
+    fn judge(&mut self, quoted: Option<Quoted>, verdict: Verdict) -> Input {
         let index = match quoted {
             Some(Quoted { protocol: protocol::UDP, key, .. }) => self.flows.find(&key),
             Some(Quoted { key, sequence, .. }) => {
                 let is_ours = match verdict {
                     Verdict::Unreachable(reason) => self.tcp_unreachable(&key, sequence, reason),
-                    Verdict::TooBig(mtu) => self.tcp_too_big(&key, sequence, mtu, now),
+                    Verdict::TooBig(mtu) => self.tcp_too_big(&key, sequence, mtu),
                 };
                 self.counters.rx_icmp_error += u64::from(is_ours);
                 self.counters.drop_icmp_ignored += u64::from(!is_ours);

@@ -97,6 +97,14 @@ def test_every_option_reaches_the_native_function_under_its_documented_name(nati
     }
 
 
+def test_streams_over_a_port_have_as_many_addresses_as_they_need(native: Native) -> None:
+    transport = "memif:/run/b.sock,address=10.0.0.1/24,address=10.0.0.4/24,address=10.0.0.5/24"
+    result = invoke("tcp://10.0.0.2:5000", "--transport", transport, "--connections", "100000")
+    assert result.exit_code == 0, result.output
+    assert (native.options["transport"], native.options["connections"]) == (transport, 100_000)
+    assert "TCP and UDP" in " ".join(invoke("--help").output.split())
+
+
 def test_what_is_not_given_is_none_or_the_shown_default(native: Native) -> None:
     assert invoke("tcp://:5000").exit_code == 0
     optional = ("outstanding", "requests_per_connection", "rate", "id", "cpu")

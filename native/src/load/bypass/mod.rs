@@ -237,7 +237,7 @@ impl<'a> Bypass<'a> {
     #[inline]
     fn turn(&mut self, moment: Moment) -> Result<(), LoadError> {
         self.take(moment)?;
-        self.host.tcp_events(&mut self.events, moment.instant);
+        self.host.tcp_events(&mut self.events);
         let mut events = std::mem::take(&mut self.events);
         for event in events.drain(..) {
             match event {
@@ -371,7 +371,7 @@ impl<'a> Bypass<'a> {
             for frame in self.frames.drain(..) {
                 self.host.receive(frame, instant, &self.pool, &mut *self.port);
             }
-            self.host.tcp_events(&mut self.events, instant);
+            self.host.tcp_events(&mut self.events);
             // Of the client's nothing is told any more.
             for event in self.events.drain(..) {
                 self.streams.on_event(event, &mut self.host);

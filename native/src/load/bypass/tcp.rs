@@ -1,8 +1,8 @@
 //! The client end of TCP over a host of our own, with the semantics of the one on kernel sockets (`kernel::client`).
 //!
 //! A connection is opened when the first request needs it, unless it is to be kept: those are opened before the clock
-//! starts, a few hundred at a time, because a server's room for handshakes is limited. Where they are not kept, one
-//! request at a time is tried before the clock starts, until one is answered. What failed rests for a millisecond.
+//! starts, a few hundred at a time, because a server's room for handshakes is limited. Where they are not kept, one is
+//! tried at a time until the first is established: then the clock starts. What failed rests for a millisecond.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -102,11 +102,6 @@ impl<'a> Client<'a> {
         }
     }
 
-    fn start(&mut self, now: u64) {
-        self.started = true;
-        self.ledger.pace.begin(now);
-    }
-
     pub fn next_rest_over(&self) -> Option<u64> {
         self.resting.front().map(|&(time, _)| time)
     }
@@ -144,7 +139,7 @@ impl<'a> Client<'a> {
                 Link::Up if self.keeps() => {
                     format!("{} of {} connections opened, no other in time", self.open, self.lines.len())
                 }
-                Link::Up => "no reply".into(),
+                Link::Up => "no answer".into(),
             };
             return Err(unreached(self.drive, Failure::Timeout, detail));
         }
@@ -179,8 +174,9 @@ impl<'a> Client<'a> {
             self.ledger.renew(number);
         }
         self.flush(number, host);
-        if !self.started && self.keeps() && self.open == self.lines.len() {
-            self.start(now);
+        if !self.started && (!self.keeps() || self.open == self.lines.len()) {
+            self.started = true;
+            self.ledger.pace.begin(now);
         }
     }
 
@@ -327,9 +323,6 @@ impl<'a> Client<'a> {
             (bytes.len(), bytes.len())
         };
         while host.tcp_receive(id, &mut take).is_some_and(|taken| taken > 0) {}
-        if !self.started && !self.keeps() && self.ledger.answered > 0 {
-            self.start(now);
-        }
         if self.ledger.spent(number) {
             self.end_if_spent(number, host);
         } else if host.tcp_ended(id) {

@@ -47,7 +47,7 @@ fn server(port: PairPort, mut react: impl FnMut(&mut Host, TcpEvent) + Send + 's
             if host.deadline().is_some_and(|deadline| deadline <= now) {
                 host.on_timer(now, &mut port, &mut Vec::new());
             }
-            host.tcp_events(&mut events, now);
+            host.tcp_events(&mut events);
             events.drain(..).for_each(|event| react(&mut host, event));
             host.tcp_flush(now, &mut port);
             port.flush();
@@ -191,11 +191,12 @@ fn failing(port: PairPort, count: u64, mut then: impl FnMut(&mut Host, TcpId) + 
 
 #[test]
 fn a_server_that_resets_or_closes_costs_what_was_in_flight_and_the_run_goes_on() {
-    let endings: [(Failure, fn(&mut Host, TcpId)); 2] =
-        [(Failure::Reset, Host::tcp_abort), (Failure::Closed, Host::tcp_close)];
-    for (failure, ending) in endings {
+    for failure in [Failure::Reset, Failure::Closed] {
         let (left, right) = pair(1500, 4096);
-        let server = failing(right, 10, ending);
+        let server = failing(right, 10, move |host, id| match failure {
+            Failure::Reset => host.tcp_abort(id),
+            _ => host.tcp_close(id),
+        });
         let one = Drive { outstanding: 4, ..drive(tcp(SERVER)) };
         let enough = |told: &Progress| told.errors > 5 && told.requests > 50;
         let report = until(on(left, host(1, &["10.0.0.1"])), one, vec![], enough).unwrap();
@@ -215,4 +216,51 @@ fn a_reply_that_never_comes_is_a_timeout_and_its_connection_is_opened_anew() {
     server.end();
     assert!(report.errors.of(Failure::Timeout) > 3 && report.errors.of(Failure::Mismatch) == 0, "{report:?}");
     assert!(report.connections_opened > 4, "{report:?}");
+}
+
+#[test]
+fn a_peer_that_does_not_take_its_replies_is_not_read_from_and_loses_nothing() {
+    const MUCH: usize = 64 << 20;
+    let (mut port, right) = pair(1500, 4096);
+    let responder = responder(right, 64);
+    let (mut host, pool) = (host(1, &["10.0.0.1"]), pool());
+    let id = host.tcp_open(SERVER.parse().unwrap(), 0, HOUR, Instant::now()).unwrap();
+    let (mut frames, mut events) = (Vec::new(), Vec::new());
+    let mut turn = |host: &mut Host| {
+        let now = Instant::now();
+        port.receive(&pool, &mut frames, 64);
+        for frame in frames.drain(..) {
+            host.receive(frame, now, &pool, &mut port);
+        }
+        if host.deadline().is_some_and(|deadline| deadline <= now) {
+            host.on_timer(now, &mut port, &mut Vec::new());
+        }
+        host.tcp_events(&mut events);
+        events.clear();
+        host.tcp_flush(now, &mut port);
+        port.flush();
+        std::thread::yield_now();
+    };
+    let byte = |at: usize| (at / 64 % 251) as u8;
+    let (mut sent, mut in_vain) = (0, 0);
+    while sent < MUCH && in_vain < 5_000 {
+        let bytes: Vec<u8> = (sent..sent + 16_384).map(byte).collect();
+        let taken = host.tcp_send(id, &bytes);
+        in_vain = if taken > 0 || sent == 0 { 0 } else { in_vain + 1 };
+        sent += taken;
+        turn(&mut host);
+    }
+    // Four windows and what a message may have been cut at, not all that there was.
+    assert!(sent < MUCH, "{sent} bytes");
+    let mut back = 0;
+    while back < sent / 64 * 64 {
+        for found in read(&mut host, id) {
+            assert_eq!(found, byte(back));
+            back += 1;
+        }
+        turn(&mut host);
+    }
+    host.tcp_close(id);
+    turn(&mut host);
+    assert_eq!(responder.end().echoed as usize, sent / 64);
 }

@@ -77,9 +77,8 @@ impl Stage {
 
     /// The owner's turn: takes what it is offered, and gives back what is gone.
     fn turn(&mut self) {
-        let now = self.bench.now;
         let mut events = Vec::new();
-        self.bench.host.tcp_events(&mut events, now);
+        self.bench.host.tcp_events(&mut events);
         for event in events {
             match event {
                 TcpEvent::Accepted { id, .. } => {

@@ -1,12 +1,11 @@
 //! Segments on their way out: real sequence numbers, checksum, headers; and when to look at a connection again.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::flows::{Flow, NEVER, Stage};
 use super::protocol::{Protocol, State};
 use super::smoltcp::Smoltcp;
-use super::wheel::tick;
 use super::{Gone, TcpId};
 use crate::packet::checksum::{Sum, pseudo_v4, pseudo_v6};
 use crate::packet::ethernet::{self, Mac};
@@ -18,23 +17,24 @@ use crate::stack::flows::Key;
 use crate::stack::host::Host;
 use crate::stack::path::Resolved;
 
-/// A port that was full is tried again after that.
-const FULL_AGAIN: Duration = Duration::from_micros(200);
+/// A port that was full is tried again after so many microseconds.
+const FULL_AGAIN: u64 = 200;
 /// Probes without an answer before a silent peer is given up.
 const PROBES: u32 = 4;
 
 impl Host {
     /// Every touched connection sends what it has to.
     pub fn tcp_flush(&mut self, now: Instant, port: &mut dyn Port) {
+        self.tcp.see(now);
         self.tcp.again_at = None;
         if self.tcp.flows.dirty.is_empty() {
             return;
         }
         let mut dirty = std::mem::take(&mut self.tcp.flows.dirty);
-        let mut done = 0;
+        let (mut done, mut room) = (0, port.room());
         for &id in &dirty {
-            if self.tcp.flows.get(id).is_some() && !self.send_from(id, now, port) {
-                self.tcp.again_at = Some(now + FULL_AGAIN);
+            if self.tcp.flows.get(id).is_some() && !self.send_from(id, &mut room, now, port) {
+                self.tcp.again_at = Some(self.tcp.now + FULL_AGAIN);
                 break;
             }
             done += 1;
@@ -46,7 +46,7 @@ impl Host {
     }
 
     /// `false`: the port is full, the connection stays dirty.
-    fn send_from(&mut self, id: TcpId, now: Instant, port: &mut dyn Port) -> bool {
+    fn send_from(&mut self, id: TcpId, room: &mut usize, now: Instant, port: &mut dyn Port) -> bool {
         let index = id.index;
         let Self { tcp, neighbours, .. } = self;
         let flow = tcp.flows.at(index);
@@ -75,58 +75,57 @@ impl Host {
                         self.solicit(solicit, port);
                     }
                 }
-                self.schedule(index, None, now);
+                self.schedule(index, None);
                 return true;
             }
         }
         let Self { tcp, .. } = self;
         let flow = tcp.flows.at(index);
         let mtu = flow.engine_mtu();
-        let mut idle = false;
         let next = loop {
             // The engine's TIME-WAIT would end without regard to what is unread; ours begins when the owner has closed.
             if Smoltcp::state(&flow.engine) == State::TimeWait {
                 break None;
             }
-            let next = tcp.protocol.deadline(&flow.engine, mtu, now);
-            if next.is_none_or(|at| at > now) {
-                if flow.ends_now() {
-                    continue;
-                }
-                break next;
-            }
-            if port.room() == 0 {
+            if !has_room(room, port) {
                 return false;
             }
-            match tcp.protocol.transmit(&mut flow.engine, mtu, now) {
-                Some(segment) => put(flow, segment, self.mac, &mut self.counters, port),
-                // What was due turned out to be nothing: once, then it can wait.
-                None if idle => break Some(now + Duration::from_millis(1)),
-                None => idle = true,
+            let sent = tcp.protocol.transmit(&mut flow.engine, mtu, tcp.now);
+            let has_sent = sent.is_some();
+            if let Some(segment) = sent {
+                *room -= 1;
+                put(flow, segment, self.mac, &mut self.counters, port);
+            }
+            match tcp.protocol.deadline(&flow.engine, mtu, tcp.now) {
+                Some(at) if at <= tcp.now && has_sent => {}
+                // What is due turned out to be nothing: it can wait.
+                Some(at) if at <= tcp.now => break Some(tcp.now + 1_000),
+                _ if flow.ends_now() => {}
+                next => break next,
             }
         };
         let state = Smoltcp::state(&flow.engine);
         let is_orphan = flow.stage == Stage::Orphan;
         // The engine puts off the acknowledgement of a last segment with data.
         if state == State::TimeWait && flow.ack_sent != flow.receive_next() {
-            if port.room() == 0 {
+            if !has_room(room, port) {
                 return false;
             }
+            *room -= 1;
             self.acknowledge(index, port);
         }
         self.tcp.flows.at(index).dirty = false;
         if is_orphan && matches!(state, State::Closed | State::TimeWait) {
-            self.retire(index, now);
+            self.retire(index);
             return true;
         }
-        self.schedule(index, next, now);
+        self.schedule(index, next);
         true
     }
 
     /// When the connection must be looked at again: `next` says the engine, or earlier when the peer is given up.
-    fn schedule(&mut self, index: u32, next: Option<Instant>, now: Instant) {
+    fn schedule(&mut self, index: u32, next: Option<u64>) {
         let Self { tcp, .. } = self;
-        let (origin, timeout) = (tcp.origin, tcp.config.user_timeout);
         let flow = tcp.flows.at(index);
         let waits = match Smoltcp::state(&flow.engine) {
             State::SynSent | State::SynReceived | State::FinWait1 | State::Closing | State::LastAck => true,
@@ -137,11 +136,11 @@ impl Host {
         if !waits {
             flow.give_up_at = NEVER;
         } else if flow.give_up_at == NEVER {
-            flow.give_up_at = tick(origin, now + timeout);
+            flow.give_up_at = tcp.now + tcp.config.user_timeout.as_micros() as u64;
         }
         // A TIME-WAIT of the engine is not waited for: it ends with its owner.
         let is_over = matches!(Smoltcp::state(&flow.engine), State::TimeWait | State::Closed);
-        let next = next.filter(|_| !is_over).map_or(NEVER, |at| tick(origin, at)).min(flow.give_up_at);
+        let next = next.filter(|_| !is_over).unwrap_or(NEVER).min(flow.give_up_at);
         if next < flow.wheel_at {
             let id = TcpId { index, serial: flow.serial };
             flow.wheel_at = tcp.wheel.insert(id, next);
@@ -151,26 +150,27 @@ impl Host {
     /// Retransmissions, acknowledgements that were put off, probes; peers and neighbours that are given up.
     pub(in crate::stack) fn tcp_on_timer(&mut self, now: Instant, port: &mut dyn Port) {
         let mut due = std::mem::take(&mut self.tcp.due);
-        self.tcp.wheel.fire(now, &mut due);
-        let tick = tick(self.tcp.origin, now);
-        let silence = self.tcp.config.keep_alive.map(|every| (every * PROBES).as_millis() as u64);
+        self.tcp.see(now);
+        let micros = self.tcp.now;
+        self.tcp.wheel.fire(micros, &mut due);
+        let silence = self.tcp.config.keep_alive.map(|every| (every * PROBES).as_micros() as u64);
         for id in due.drain(..) {
             let Some(flow) = self.tcp.flows.get_mut(id) else { continue };
-            if flow.wheel_at > tick {
+            if flow.wheel_at > micros {
                 continue;
             }
             flow.wheel_at = NEVER;
             let is_silent = silence.is_some_and(|silence| {
-                Smoltcp::state(&flow.engine).is_synchronized() && tick >= flow.heard_at + silence
+                Smoltcp::state(&flow.engine).is_synchronized() && micros >= flow.heard_at + silence
             });
-            if tick >= flow.give_up_at || is_silent {
+            if micros >= flow.give_up_at || is_silent {
                 self.counters.tcp_timeout += 1;
                 self.give_up(id.index, Gone::TimedOut);
             }
             self.tcp.flows.soil(id.index);
         }
         self.tcp.due = due;
-        self.tcp.time_wait.expire(now);
+        self.tcp.time_wait.expire(micros);
         self.tcp_flush(now, port);
     }
 
@@ -194,6 +194,15 @@ impl Host {
         let segment = bare.emit(pseudo(key));
         count(send(key, true, to, self.mac, &segment, port), &mut self.counters);
     }
+}
+
+/// Whether the port takes a segment: `room` is what it was known to take, and less what it took since.
+#[inline]
+fn has_room(room: &mut usize, port: &mut dyn Port) -> bool {
+    if *room == 0 {
+        *room = port.room();
+    }
+    *room > 0
 }
 
 /// Sends one segment of a connection's engine.

@@ -15,7 +15,7 @@ use crate::stack::flows::Key;
 use crate::stack::path::Path;
 use crate::stack::random::Random;
 
-/// No tick at all.
+/// No time at all.
 pub(super) const NEVER: u64 = u64::MAX;
 
 /// Who a connection belongs to. Entered: HalfOpen by a SYN; Accepted when its handshake is done; Connecting by
@@ -67,7 +67,7 @@ pub(super) struct Flow {
     pub sent_end: u32,
     pub ack_sent: u32,
     pub edge: u32,
-    /// Ticks: when the wheel fires, when the peer was last heard, when we give up, when it may be challenged again.
+    /// Microseconds on TCP's clock: when the wheel fires, when the peer was last heard, when we give up, when it may be challenged again.
     pub wheel_at: u64,
     pub heard_at: u64,
     pub give_up_at: u64,

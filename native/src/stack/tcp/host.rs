@@ -7,7 +7,6 @@ use super::flows::{Birth, Stage};
 use super::protocol::{Protocol, State};
 use super::smoltcp::Smoltcp;
 use super::time_wait::Waiting;
-use super::wheel::tick;
 use super::{AcceptHook, Gone, MAX_PATHS, PATH_MTU_FOR, TcpEvent, TcpId};
 use crate::packet::tcp::before;
 use crate::stack::flows::Key;
@@ -54,7 +53,7 @@ impl Host {
         timeout: Duration,
         now: Instant,
     ) -> Result<TcpId, OpenError> {
-        self.tcp.start(now);
+        self.tcp.see(now);
         if remote.port() == 0 || self.addresses.is_martian(remote.ip()) {
             return Err(OpenError::NoRoute);
         }
@@ -64,12 +63,12 @@ impl Host {
         let mut failed = OpenError::NoRoute;
         for route in self.addresses.routes(remote.ip()) {
             let key = Key::new(SocketAddr::new(route.source, 0), remote);
-            let Some((key, isn)) = self.ephemeral(key, now) else {
+            let Some((key, isn)) = self.ephemeral(key) else {
                 failed = OpenError::PortsExhausted;
                 continue;
             };
-            let give_up_at = tick(self.tcp.origin, now + timeout);
-            let (path, mtu) = (Path::client(route), self.path_mtu(remote.ip(), now));
+            let give_up_at = self.tcp.after(timeout);
+            let (path, mtu) = (Path::client(route), self.path_mtu(remote.ip()));
             let birth = Birth { key, path, stage: Stage::Connecting, owner, listener: 0, mtu, isn, give_up_at };
             let index = self.tcp.flows.insert(birth, &mut self.tcp.protocol).ok_or(OpenError::TooMany)?;
             self.tcp.flows.soil(index);
@@ -82,7 +81,7 @@ impl Host {
     /// each remote address and port (RFC 6056 §3.3.3), so the next one is the one that was used longest ago. If it is
     /// still in TIME-WAIT it is used again beyond its old sequence numbers: the peer, which ended first or has our last
     /// acknowledgement, knows by them that it is a new connection.
-    fn ephemeral(&mut self, key: Key, now: Instant) -> Option<(Key, u32)> {
+    fn ephemeral(&mut self, key: Key) -> Option<(Key, u32)> {
         let Self { tcp, counters, .. } = self;
         let taken = tcp.flows.outgoing.get(&key.pair()).copied().unwrap_or(0);
         if taken >= EPHEMERAL_PORTS as usize {
@@ -97,10 +96,9 @@ impl Host {
                 && (tcp.listeners.contains_key(&(None, port)) || tcp.listeners.contains_key(&(Some(source), port)));
             Some(key.with_local_port(port)).filter(|key| !listens && tcp.flows.find(key).is_none())
         })?;
-        let mut isn = tcp.isn(&key, now);
-        if let Some(old) = tcp.time_wait.get(&key) {
+        let mut isn = tcp.isn(&key);
+        if let Some(old) = tcp.time_wait.remove(&key) {
             counters.tcp_time_wait_reused += 1;
-            tcp.time_wait.remove(&key);
             if before(isn, old.send_next) {
                 isn = old.send_next.wrapping_add(1 << 16);
             }
@@ -228,7 +226,7 @@ impl Host {
     }
 
     /// Appends what has become of the touched connections.
-    pub fn tcp_events(&mut self, events: &mut Vec<TcpEvent>, now: Instant) {
+    pub fn tcp_events(&mut self, events: &mut Vec<TcpEvent>) {
         if self.tcp.flows.touched.is_empty() {
             return;
         }
@@ -296,7 +294,6 @@ impl Host {
                 Stage::HalfOpen | Stage::Accepted | Stage::Connecting | Stage::Dead => {}
             }
         }
-        let _ = now;
         if self.tcp.flows.touched.is_empty() {
             self.tcp.flows.touched = touched;
         }
@@ -323,13 +320,13 @@ impl Host {
     }
 
     /// The connection has ended well; TIME-WAIT may follow.
-    pub(super) fn retire(&mut self, index: u32, now: Instant) {
+    pub(super) fn retire(&mut self, index: u32) {
         let Self { tcp, counters, .. } = self;
         let flow = tcp.flows.at(index);
         if Smoltcp::state(&flow.engine) == State::TimeWait {
             let next = flow.receive_next();
-            let waiting = Waiting { send_next: flow.sent_end, receive_next: next, mac: flow.path.mac };
-            let evicted = tcp.time_wait.begin(flow.key, waiting, now);
+            let waiting = Waiting { send_next: flow.sent_end, receive_next: next };
+            let evicted = tcp.time_wait.begin(flow.key, waiting, tcp.now);
             counters.tcp_time_wait_evicted += u64::from(evicted);
         }
         self.forget(index);
@@ -364,7 +361,7 @@ impl Host {
 
     /// A router said "too big" of a segment that was on its way (RFC 5927 §7.2): the connection sends shorter ones, and
     /// so do new ones to that address.
-    pub(in crate::stack) fn tcp_too_big(&mut self, key: &Key, sequence: u32, mtu: usize, now: Instant) -> bool {
+    pub(in crate::stack) fn tcp_too_big(&mut self, key: &Key, sequence: u32, mtu: usize) -> bool {
         let Some(index) = self.tcp.flows.find(key) else { return false };
         let flow = self.tcp.flows.at(index);
         let in_flight = !before(sequence, flow.ack_in) && before(sequence, flow.sent_end);
@@ -380,10 +377,11 @@ impl Host {
             self.counters.flow_path_mtu_lowered += 1;
             self.tcp.flows.soil(index);
             if self.tcp.paths.len() >= MAX_PATHS {
+                let now = self.tcp.now;
                 self.tcp.paths.retain(|_, &mut (_, until)| until > now);
             }
             if self.tcp.paths.len() < MAX_PATHS {
-                self.tcp.paths.insert(key.remote().ip(), (mtu as u16, now + PATH_MTU_FOR));
+                self.tcp.paths.insert(key.remote().ip(), (mtu as u16, self.tcp.after(PATH_MTU_FOR)));
             }
         }
         true
@@ -400,11 +398,11 @@ impl Host {
         true
     }
 
-    pub(super) fn path_mtu(&self, remote: IpAddr, now: Instant) -> u16 {
+    pub(super) fn path_mtu(&self, remote: IpAddr) -> u16 {
         if self.tcp.paths.is_empty() {
             return self.mtu;
         }
-        let known = self.tcp.paths.get(&remote).filter(|&&(_, until)| until > now);
+        let known = self.tcp.paths.get(&remote).filter(|&&(_, until)| until > self.tcp.now);
         known.map_or(self.mtu, |&(mtu, _)| mtu.min(self.mtu))
     }
 }

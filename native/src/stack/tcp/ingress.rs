@@ -10,7 +10,6 @@ use super::egress::put;
 use super::flows::{Birth, NEVER, Stage};
 use super::protocol::{HEADROOM, Protocol, State};
 use super::smoltcp::Smoltcp;
-use super::wheel::tick;
 use super::{Gone, Knock, Welcome};
 use crate::packet::checksum::{pseudo_v4, pseudo_v6};
 use crate::packet::tcp::{self, Bare, Segment, before, flags};
@@ -21,9 +20,9 @@ use crate::stack::flows::{Key, bits};
 use crate::stack::host::{Envelope, Host, Link};
 use crate::stack::path::Path;
 
-/// A connection is challenged at most once in so many milliseconds (RFC 5961 §7), or two ends out of step would
+/// A connection is challenged at most once in so many microseconds (RFC 5961 §7), or two ends out of step would
 /// acknowledge each other for ever.
-const CHALLENGE_EVERY: u64 = 20;
+const CHALLENGE_EVERY: u64 = 20_000;
 
 /// What the demultiplexer needs of a segment.
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +73,7 @@ impl Host {
             span: segment.span(),
             payload: segment.payload_len(),
         };
+        self.tcp.see(now);
         let scale = if head.has(flags::SYN) { segment.window_scale() } else { None };
         match self.tcp.flows.find(&key) {
             // The connection's addresses were checked when it was made. Where a frame was sent was not.
@@ -115,11 +115,10 @@ impl Host {
         now: Instant,
         port: &mut dyn Port,
     ) {
-        let tick = tick(self.tcp.origin, now);
         let flow = self.tcp.flows.at(index);
         let state = Smoltcp::state(&flow.engine);
         if head.has(flags::RST) {
-            return self.reset(index, state, head, now, port);
+            return self.reset(index, state, head, port);
         }
         if matches!(flow.stage, Stage::Lost(_) | Stage::Dead) {
             return;
@@ -127,7 +126,7 @@ impl Host {
         if state.is_synchronized() {
             if head.has(flags::SYN) {
                 self.counters.drop_tcp_syn += 1;
-                return self.challenge(index, tick, port);
+                return self.challenge(index, port);
             }
             if !head.has(flags::ACK) {
                 self.counters.drop_tcp_flags += 1;
@@ -140,7 +139,7 @@ impl Host {
                 || (head.span > 0 && !before(head.sequence, flow.edge) && flow.edge != next)
             {
                 self.counters.drop_tcp_window += 1;
-                return self.challenge(index, tick, port);
+                return self.challenge(index, port);
             }
             if head.span > 0 && !before(next, last) {
                 self.counters.rx_tcp_duplicate += 1;
@@ -152,7 +151,7 @@ impl Host {
                 before(head.acknowledgement, flow.ack_in) && behind as usize > Smoltcp::capacity(&flow.engine);
             if before(flow.sent_end, head.acknowledgement) || is_ancient {
                 self.counters.drop_tcp_ack += 1;
-                return self.challenge(index, tick, port);
+                return self.challenge(index, port);
             }
             if before(head.acknowledgement, flow.ack_in) {
                 if head.payload == 0 && !head.has(flags::FIN) {
@@ -189,7 +188,7 @@ impl Host {
             flow.window_in = head.window;
         }
         flow.path.heard(link.source, &mut self.neighbours, now);
-        flow.heard_at = tick;
+        flow.heard_at = self.tcp.now;
         let progress = before(flow.ack_in, head.acknowledgement);
         if head.has(flags::ACK) && progress && !before(flow.sent_end, head.acknowledgement) {
             flow.ack_in = head.acknowledgement;
@@ -206,7 +205,7 @@ impl Host {
         }
         let (mtu, delta) = (flow.engine_mtu(), flow.delta);
         tcp::set_acknowledgement(&mut bytes[HEADROOM..], head.acknowledgement.wrapping_sub(delta));
-        let answer = self.tcp.protocol.receive(&mut flow.engine, mtu, bytes, now);
+        let answer = self.tcp.protocol.receive(&mut flow.engine, mtu, bytes, self.tcp.now);
         if let Some(answer) = answer {
             put(flow, answer, self.mac, &mut self.counters, port);
         }
@@ -216,9 +215,8 @@ impl Host {
 
     /// A segment that belongs to no connection.
     fn stranger(&mut self, key: Key, head: Head, bytes: &mut [u8], link: Link, now: Instant, port: &mut dyn Port) {
-        self.tcp.start(now);
         let is_syn = head.flags & (flags::SYN | flags::ACK | flags::RST | flags::FIN) == flags::SYN;
-        let mut isn = self.tcp.isn(&key, now);
+        let mut isn = self.tcp.isn(&key);
         if let Some(waiting) = self.tcp.time_wait.get(&key) {
             if head.has(flags::RST) {
                 self.counters.drop_tcp_time_wait += 1;
@@ -237,7 +235,7 @@ impl Host {
                     self.put_bare(&key, &answer, link.source, port);
                     if head.has(flags::FIN) {
                         let Self { tcp, counters, .. } = self;
-                        let evicted = tcp.time_wait.begin(key, waiting, now);
+                        let evicted = tcp.time_wait.begin(key, waiting, tcp.now);
                         counters.tcp_time_wait_evicted += u64::from(evicted);
                     }
                 }
@@ -284,8 +282,8 @@ impl Host {
             }
         }
         let path = Path::server(link.source, self.addresses.route(remote.ip()));
-        let give_up_at = tick(self.tcp.origin, now + self.tcp.config.handshake_timeout);
-        let mtu = self.path_mtu(remote.ip(), now);
+        let give_up_at = self.tcp.after(self.tcp.config.handshake_timeout);
+        let mtu = self.path_mtu(remote.ip());
         let birth = Birth { key, path, stage: Stage::HalfOpen, owner: 0, listener, mtu, isn, give_up_at };
         let Some(index) = self.tcp.flows.insert(birth, &mut self.tcp.protocol) else {
             self.counters.drop_tcp_full += 1;
@@ -297,9 +295,9 @@ impl Host {
         let flow = self.tcp.flows.at(index);
         flow.path.heard(link.source, &mut self.neighbours, now);
         flow.irs = head.sequence;
-        flow.heard_at = tick(self.tcp.origin, now);
+        flow.heard_at = self.tcp.now;
         let mtu = flow.engine_mtu();
-        self.tcp.protocol.receive(&mut flow.engine, mtu, bytes, now);
+        self.tcp.protocol.receive(&mut flow.engine, mtu, bytes, self.tcp.now);
         if Smoltcp::state(&flow.engine) == State::SynReceived {
             self.tcp.flows.soil(index);
         } else {
@@ -309,8 +307,7 @@ impl Host {
     }
 
     /// RFC 9293 §3.10.7, RFC 5961 §3.2.
-    fn reset(&mut self, index: u32, state: State, head: Head, now: Instant, port: &mut dyn Port) {
-        let tick = tick(self.tcp.origin, now);
+    fn reset(&mut self, index: u32, state: State, head: Head, port: &mut dyn Port) {
         let flow = self.tcp.flows.at(index);
         // Both sides have ended: what the owner has not read yet is its own (RFC 1337).
         if matches!(state, State::TimeWait | State::Closed) {
@@ -326,7 +323,7 @@ impl Host {
             let next = flow.receive_next();
             let is_in_window = !before(head.sequence, next) && before(head.sequence, flow.edge);
             if state.is_synchronized() && is_in_window {
-                self.challenge(index, tick, port);
+                self.challenge(index, port);
             }
             return;
         }
@@ -340,12 +337,13 @@ impl Host {
     }
 
     /// Tells the peer where we are: an honest one that has lost count will reset at the right place.
-    fn challenge(&mut self, index: u32, tick: u64, port: &mut dyn Port) {
+    fn challenge(&mut self, index: u32, port: &mut dyn Port) {
+        let now = self.tcp.now;
         let flow = self.tcp.flows.at(index);
-        if tick < flow.challenge_at {
+        if now < flow.challenge_at {
             return;
         }
-        flow.challenge_at = tick + CHALLENGE_EVERY;
+        flow.challenge_at = now + CHALLENGE_EVERY;
         self.counters.tx_tcp_challenge += 1;
         self.acknowledge(index, port);
     }

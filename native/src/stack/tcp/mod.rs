@@ -138,9 +138,10 @@ const PATH_MTU_FOR: Duration = Duration::from_secs(600);
 /// All TCP state of a host. Its parts are in order of dependence: flows hold memory of their arena.
 pub(super) struct Tcp {
     config: TcpConfig,
-    /// The first time this was told; ticks count from there.
-    origin: Instant,
-    started: bool,
+    /// The first time that was told, the last one, and the microseconds in between.
+    origin: Option<Instant>,
+    seen: Option<Instant>,
+    now: u64,
     flows: Flows,
     protocol: Smoltcp,
     wheel: Wheel,
@@ -154,19 +155,18 @@ pub(super) struct Tcp {
     secret: Random,
     /// Connections that wait for their neighbour's link address.
     unresolved: Vec<TcpId>,
-    paths: HashMap<IpAddr, (u16, Instant), SeedableRandomState>,
+    paths: HashMap<IpAddr, (u16, u64), SeedableRandomState>,
     /// When to flush again after the port was full.
-    again_at: Option<Instant>,
+    again_at: Option<u64>,
     due: Vec<TcpId>,
 }
 
 impl Tcp {
     pub fn new(config: TcpConfig, random: &mut Random) -> Self {
-        let origin = Instant::now();
         Self {
             flows: Flows::new(&config.buffers, config.max_connections, config.keep_alive, random),
-            protocol: Smoltcp::new(config.rto, origin),
-            wheel: Wheel::new(origin),
+            protocol: Smoltcp::new(config.rto),
+            wheel: Wheel::new(),
             time_wait: TimeWait::new(config.time_wait, config.max_time_wait, random),
             half_open: HalfOpen::new(random),
             listeners: HashMap::with_hasher(random.hasher()),
@@ -178,42 +178,44 @@ impl Tcp {
             paths: HashMap::with_hasher(random.hasher()),
             again_at: None,
             due: Vec::new(),
-            origin,
-            started: false,
+            origin: None,
+            seen: None,
+            now: 0,
             config,
         }
     }
 
-    /// Time begins with the first segment or connection: the caller's clock need not be this machine's.
+    /// The time is now. It begins with the first segment or connection: the caller's clock need not be this machine's.
     #[inline]
-    fn start(&mut self, now: Instant) {
-        if !self.started {
-            self.started = true;
-            self.origin = now;
-            self.protocol = Smoltcp::new(self.config.rto, now);
-            self.wheel = Wheel::new(now);
+    fn see(&mut self, now: Instant) {
+        if self.seen != Some(now) {
+            self.seen = Some(now);
+            let origin = *self.origin.get_or_insert(now);
+            self.now = now.saturating_duration_since(origin).as_micros() as u64;
         }
     }
 
-    /// For tests: initial sequence numbers that are known.
+    fn after(&self, time: Duration) -> u64 {
+        self.now.saturating_add(u64::try_from(time.as_micros()).unwrap_or(u64::MAX))
+    }
+
     pub const fn foresee(&mut self, isn: u32) {
         self.secret = Random::fixed(isn as u64);
     }
 
     /// RFC 6528: a keyed hash of the addresses and ports, and a clock that ticks every 4 µs.
-    fn isn(&self, key: &Key, now: Instant) -> u32 {
-        let clock = now.saturating_duration_since(self.origin).as_micros() / 4;
-        (self.secret.keyed(key) as u32).wrapping_add(clock as u32)
+    fn isn(&self, key: &Key) -> u32 {
+        (self.secret.keyed(key) as u32).wrapping_add((self.now / 4) as u32)
     }
 
     pub fn deadline(&self) -> Option<Instant> {
-        if !self.started {
-            return None;
-        }
+        let origin = self.origin?;
         // What waits to be told or sent is due at once.
-        let pending = !self.flows.touched.is_empty() || !self.flows.dirty.is_empty() && self.again_at.is_none();
-        let soon = if pending { Some(self.origin) } else { self.again_at };
-        [soon, self.wheel.deadline(), self.time_wait.deadline()].into_iter().flatten().min()
+        if !self.flows.touched.is_empty() || !self.flows.dirty.is_empty() && self.again_at.is_none() {
+            return Some(origin);
+        }
+        let next = [self.again_at, self.wheel.deadline(), self.time_wait.deadline()].into_iter().flatten().min()?;
+        Some(origin + Duration::from_micros(next))
     }
 
     pub fn gauges(&self) -> [(&'static str, u64); 4] {

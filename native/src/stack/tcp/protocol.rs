@@ -3,7 +3,7 @@
 //! Behind this trait a connection has no addresses, no checksums and no neighbours: its ports, its bytes and the time are
 //! all it knows. So another engine could take the place of the one in `smoltcp.rs`.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::arena::{Arena, Pair};
 
@@ -43,6 +43,7 @@ pub(super) struct Begin {
     pub keep_alive: Option<Duration>,
 }
 
+/// Times are microseconds since any one moment.
 pub(super) trait Protocol {
     type Connection: Send;
 
@@ -54,19 +55,14 @@ pub(super) trait Protocol {
 
     /// Takes a segment that is for this connection (never a reset). `bytes` is the segment with `HEADROOM` bytes before
     /// it. Returns what is to be sent at once: challenges, acknowledgements of what is out of order.
-    fn receive(
-        &mut self,
-        connection: &mut Self::Connection,
-        mtu: u16,
-        bytes: &mut [u8],
-        now: Instant,
-    ) -> Option<&mut [u8]>;
+    fn receive(&mut self, connection: &mut Self::Connection, mtu: u16, bytes: &mut [u8], now: u64)
+    -> Option<&mut [u8]>;
 
     /// The next segment to be sent, if any is due.
-    fn transmit(&mut self, connection: &mut Self::Connection, mtu: u16, now: Instant) -> Option<&mut [u8]>;
+    fn transmit(&mut self, connection: &mut Self::Connection, mtu: u16, now: u64) -> Option<&mut [u8]>;
 
-    /// When `transmit` will have something.
-    fn deadline(&mut self, connection: &Self::Connection, mtu: u16, now: Instant) -> Option<Instant>;
+    /// When `transmit` will have something; not before `now`.
+    fn deadline(&mut self, connection: &Self::Connection, mtu: u16, now: u64) -> Option<u64>;
 
     fn state(connection: &Self::Connection) -> State;
 

@@ -6,7 +6,7 @@
 //! ours: the least retransmission timeout, a second in smoltcp, becomes what the port is configured for.
 #![allow(unsafe_code)]
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
 use smoltcp::phy::{self, ChecksumCapabilities, Device, DeviceCapabilities, Medium};
@@ -28,31 +28,20 @@ pub(super) struct Smoltcp {
     interfaces: Vec<(u16, Interface)>,
     device: Tap,
     handle: SocketHandle,
-    origin: Instant,
-    /// The time asked for last, on both clocks: a burst has one.
-    seen: (Instant, time::Instant),
     /// smoltcp's microseconds per microsecond of ours.
-    scale: u32,
+    scale: u64,
     ack_delay: Duration,
 }
 
 impl Smoltcp {
     /// `rto`: the first and the least retransmission timeout.
-    pub fn new(rto: Duration, origin: Instant) -> Self {
-        let scale = (1000 / (rto.as_millis() as u32).max(1)).clamp(1, 200);
+    pub fn new(rto: Duration) -> Self {
+        let scale = (1000 / (rto.as_millis() as u64).max(1)).clamp(1, 200);
         // A handle is only to be had by adding a socket; it is the same for the first one of every set.
         let mut set = SocketSet::new(Vec::new());
         let handle = set.add(tcp::Socket::new(tcp::SocketBuffer::new(vec![0; 1]), tcp::SocketBuffer::new(vec![0; 1])));
         let device = Tap { buffer: vec![0; LARGEST].into(), output: None, mtu: 1500 };
-        Self {
-            interfaces: Vec::new(),
-            device,
-            handle,
-            origin,
-            seen: (origin, time::Instant::ZERO),
-            scale,
-            ack_delay: ACK_DELAY.min(rto / 2),
-        }
+        Self { interfaces: Vec::new(), device, handle, scale, ack_delay: ACK_DELAY.min(rto / 2) }
     }
 
     /// For a place whose connection is being replaced.
@@ -60,17 +49,12 @@ impl Smoltcp {
         SocketSet::new(Vec::new())
     }
 
-    #[inline]
-    fn time(&mut self, now: Instant) -> time::Instant {
-        if self.seen.0 != now {
-            let micros = now.saturating_duration_since(self.origin).as_micros() as i64;
-            self.seen = (now, time::Instant::from_micros(micros * i64::from(self.scale)));
-        }
-        self.seen.1
+    fn time(&self, now: u64) -> time::Instant {
+        time::Instant::from_micros((now * self.scale) as i64)
     }
 
     fn scaled(&self, duration: Duration) -> time::Duration {
-        time::Duration::from_micros(duration.as_micros() as u64 * u64::from(self.scale))
+        time::Duration::from_micros(duration.as_micros() as u64 * self.scale)
     }
 
     fn interface(interfaces: &mut Vec<(u16, Interface)>, device: &mut Tap, mtu: u16) -> usize {
@@ -158,7 +142,7 @@ impl Protocol for Smoltcp {
         connection: &mut Self::Connection,
         mtu: u16,
         bytes: &mut [u8],
-        now: Instant,
+        now: u64,
     ) -> Option<&mut [u8]> {
         let total = bytes.len().min(LARGEST) as u16;
         bytes[..HEADROOM].copy_from_slice(&[
@@ -177,7 +161,7 @@ impl Protocol for Smoltcp {
         self.device.take()
     }
 
-    fn transmit(&mut self, connection: &mut Self::Connection, mtu: u16, now: Instant) -> Option<&mut [u8]> {
+    fn transmit(&mut self, connection: &mut Self::Connection, mtu: u16, now: u64) -> Option<&mut [u8]> {
         let time = self.time(now);
         let index = Self::interface(&mut self.interfaces, &mut self.device, mtu);
         match self.interfaces[index].1.poll_egress(time, &mut self.device, connection) {
@@ -186,15 +170,11 @@ impl Protocol for Smoltcp {
         }
     }
 
-    fn deadline(&mut self, connection: &Self::Connection, mtu: u16, now: Instant) -> Option<Instant> {
+    fn deadline(&mut self, connection: &Self::Connection, mtu: u16, now: u64) -> Option<u64> {
         let time = self.time(now);
         let index = Self::interface(&mut self.interfaces, &mut self.device, mtu);
         let at = self.interfaces[index].1.poll_at(time, connection)?;
-        if at <= time {
-            return Some(now);
-        }
-        let micros = u64::try_from(at.total_micros()).unwrap_or(0).div_ceil(u64::from(self.scale));
-        Some(self.origin + Duration::from_micros(micros))
+        Some(if at <= time { now } else { (at.total_micros() as u64).div_ceil(self.scale) })
     }
 
     fn state(connection: &Self::Connection) -> State {

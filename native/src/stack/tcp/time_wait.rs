@@ -3,12 +3,11 @@
 //! A new SYN beyond the old sequence numbers ends it early (RFC 1122 §4.2.2.13), resets do not (RFC 1337).
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use foldhash::fast::SeedableRandomState;
 use hashbrown::HashTable;
 
-use crate::packet::ethernet::Mac;
 use crate::stack::flows::Key;
 use crate::stack::random::Random;
 
@@ -17,13 +16,12 @@ pub(super) struct Waiting {
     /// The next sequence numbers: ours, and the peer's.
     pub send_next: u32,
     pub receive_next: u32,
-    pub mac: Mac,
 }
 
 struct Entry {
     key: Key,
     waiting: Waiting,
-    until: Instant,
+    until: u64,
     /// Not ended early.
     lives: bool,
 }
@@ -36,7 +34,7 @@ pub(super) struct TimeWait {
     first: u32,
     table: HashTable<u32>,
     hasher: SeedableRandomState,
-    length: Duration,
+    length: u64,
     limit: usize,
 }
 
@@ -47,7 +45,7 @@ impl TimeWait {
             first: 0,
             table: HashTable::new(),
             hasher: random.hasher(),
-            length,
+            length: length.as_micros() as u64,
             limit: limit.clamp(1, 1 << 24),
         }
     }
@@ -66,7 +64,7 @@ impl TimeWait {
     }
 
     /// Begins, or begins again. `true`: an older one had to give way.
-    pub fn begin(&mut self, key: Key, waiting: Waiting, now: Instant) -> bool {
+    pub fn begin(&mut self, key: Key, waiting: Waiting, now: u64) -> bool {
         self.remove(&key);
         let mut evicted = false;
         // Those that ended early stay in the queue until their turn comes, or until they are as many as the others.
@@ -81,16 +79,17 @@ impl TimeWait {
         evicted
     }
 
-    pub fn remove(&mut self, key: &Key) {
+    /// Ends early.
+    pub fn remove(&mut self, key: &Key) -> Option<Waiting> {
         if self.table.is_empty() {
-            return;
+            return None;
         }
         let Self { queue, first, table, hasher, .. } = self;
         let is_it = |&place: &u32| queue[place.wrapping_sub(*first) as usize].key == *key;
-        if let Ok(found) = table.find_entry(key.hash_with(hasher), is_it) {
-            let (place, _) = found.remove();
-            queue[place.wrapping_sub(*first) as usize].lives = false;
-        }
+        let (place, _) = table.find_entry(key.hash_with(hasher), is_it).ok()?.remove();
+        let entry = &mut queue[place.wrapping_sub(*first) as usize];
+        entry.lives = false;
+        Some(entry.waiting)
     }
 
     /// The first of the queue ends. `true`: it had not ended yet.
@@ -106,13 +105,13 @@ impl TimeWait {
         entry.lives
     }
 
-    pub fn expire(&mut self, now: Instant) {
+    pub fn expire(&mut self, now: u64) {
         while self.queue.front().is_some_and(|entry| entry.until <= now) {
             self.pop();
         }
     }
 
-    pub fn deadline(&self) -> Option<Instant> {
+    pub fn deadline(&self) -> Option<u64> {
         self.queue.front().map(|entry| entry.until)
     }
 }
@@ -126,31 +125,29 @@ mod tests {
     }
 
     fn waiting() -> Waiting {
-        Waiting { send_next: 1, receive_next: 2, mac: [0; 6] }
+        Waiting { send_next: 1, receive_next: 2 }
     }
 
     #[test]
     fn an_entry_ends_in_time_and_one_begun_again_later() {
-        let now = Instant::now();
         let mut all = TimeWait::new(Duration::from_secs(10), 100, &mut Random::new());
-        all.begin(key(1), waiting(), now);
-        all.begin(key(2), waiting(), now);
-        all.begin(key(1), waiting(), now + Duration::from_secs(5));
-        all.expire(now + Duration::from_secs(10));
+        all.begin(key(1), waiting(), 0);
+        all.begin(key(2), waiting(), 0);
+        all.begin(key(1), waiting(), 5_000_000);
+        all.expire(10_000_000);
         assert!(all.get(&key(1)).is_some() && all.get(&key(2)).is_none());
-        all.expire(now + Duration::from_secs(15));
+        all.expire(15_000_000);
         assert_eq!((all.len(), all.deadline()), (0, None));
     }
 
     #[test]
     fn the_oldest_gives_way_and_the_queue_stays_short() {
-        let now = Instant::now();
         let mut all = TimeWait::new(Duration::from_secs(10), 2, &mut Random::new());
-        assert!(!all.begin(key(1), waiting(), now) && !all.begin(key(2), waiting(), now));
-        assert!(all.begin(key(3), waiting(), now));
+        assert!(!all.begin(key(1), waiting(), 0) && !all.begin(key(2), waiting(), 0));
+        assert!(all.begin(key(3), waiting(), 0));
         assert!(all.get(&key(1)).is_none() && all.len() == 2);
         for _ in 0..10_000 {
-            all.begin(key(9), waiting(), now);
+            all.begin(key(9), waiting(), 0);
             all.remove(&key(9));
         }
         assert!(all.queue.len() < 2_000);

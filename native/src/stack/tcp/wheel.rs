@@ -3,22 +3,13 @@
 //! An entry is a hint: whoever fires looks at his own clock and comes back if it is too early. So entries are never
 //! removed, and what lies beyond the horizon is put at its edge.
 
-use std::time::{Duration, Instant};
-
 use super::TcpId;
 
 const SLOTS: usize = 4_096;
 const WORDS: usize = SLOTS / 64;
 
-/// The first millisecond since `origin` that is not before `at`.
-pub(super) fn tick(origin: Instant, at: Instant) -> u64 {
-    let since = at.saturating_duration_since(origin);
-    since.as_secs() * 1_000 + u64::from(since.subsec_nanos().div_ceil(1_000_000))
-}
-
 pub(super) struct Wheel {
-    origin: Instant,
-    /// The next tick that has not fired.
+    /// The next millisecond that has not fired.
     next: u64,
     slots: Vec<Vec<TcpId>>,
     /// Slots that are not empty, a bit each.
@@ -26,22 +17,22 @@ pub(super) struct Wheel {
 }
 
 impl Wheel {
-    pub fn new(origin: Instant) -> Self {
-        Self { origin, next: 0, slots: (0..SLOTS).map(|_| Vec::new()).collect(), filled: [0; WORDS] }
+    pub fn new() -> Self {
+        Self { next: 0, slots: (0..SLOTS).map(|_| Vec::new()).collect(), filled: [0; WORDS] }
     }
 
-    /// Puts `id` at `tick`, or where it comes next; returns the tick it will fire at.
-    pub fn insert(&mut self, id: TcpId, tick: u64) -> u64 {
-        let tick = tick.clamp(self.next, self.next + SLOTS as u64 - 1);
+    /// Puts `id` at `micros`, or where it comes next; returns when it will fire.
+    pub fn insert(&mut self, id: TcpId, micros: u64) -> u64 {
+        let tick = micros.div_ceil(1_000).clamp(self.next, self.next + SLOTS as u64 - 1);
         let slot = tick as usize % SLOTS;
         self.slots[slot].push(id);
         self.filled[slot / 64] |= 1 << (slot % 64);
-        tick
+        tick * 1_000
     }
 
-    /// Appends everything due at `now` to `due`.
-    pub fn fire(&mut self, now: Instant, due: &mut Vec<TcpId>) {
-        let until = now.saturating_duration_since(self.origin).as_millis() as u64;
+    /// Appends everything due at `micros` to `due`.
+    pub fn fire(&mut self, micros: u64, due: &mut Vec<TcpId>) {
+        let until = micros / 1_000;
         let ticks = (until + 1).saturating_sub(self.next).min(SLOTS as u64);
         for tick in self.next..self.next + ticks {
             let slot = tick as usize % SLOTS;
@@ -54,7 +45,7 @@ impl Wheel {
     }
 
     /// When the next entry fires.
-    pub fn deadline(&self) -> Option<Instant> {
+    pub fn deadline(&self) -> Option<u64> {
         let start = self.next as usize % SLOTS;
         let word = |index: usize| {
             let word = self.filled[index % WORDS];
@@ -67,7 +58,7 @@ impl Wheel {
         };
         let index = (start / 64..=start / 64 + WORDS).find(|&index| word(index) != 0)?;
         let slot = index * 64 + word(index).trailing_zeros() as usize;
-        Some(self.origin + Duration::from_millis(self.next + (slot - start) as u64))
+        Some((self.next + (slot - start) as u64) * 1_000)
     }
 }
 
@@ -81,60 +72,56 @@ mod tests {
 
     #[test]
     fn entries_fire_in_their_millisecond_and_once() {
-        let origin = Instant::now();
-        let mut wheel = Wheel::new(origin);
-        let at = |ms| origin + Duration::from_millis(ms);
-        wheel.insert(id(1), tick(origin, at(5)));
-        wheel.insert(id(2), tick(origin, at(5) + Duration::from_micros(1)));
-        assert_eq!(wheel.deadline(), Some(at(5)));
+        let mut wheel = Wheel::new();
+        assert_eq!((wheel.insert(id(1), 5_000), wheel.insert(id(2), 5_001)), (5_000, 6_000));
+        assert_eq!(wheel.deadline(), Some(5_000));
         let mut due = Vec::new();
-        wheel.fire(at(4), &mut due);
+        wheel.fire(4_999, &mut due);
         assert!(due.is_empty());
-        wheel.fire(at(5), &mut due);
+        wheel.fire(5_000, &mut due);
         assert_eq!(due, [id(1)]);
-        wheel.fire(at(50), &mut due);
+        wheel.fire(50_000, &mut due);
         assert_eq!(due, [id(1), id(2)]);
         assert_eq!(wheel.deadline(), None);
     }
 
     #[test]
     fn what_is_late_fires_next_and_what_is_far_away_at_the_horizon() {
-        let origin = Instant::now();
-        let mut wheel = Wheel::new(origin);
+        let mut wheel = Wheel::new();
         let mut due = Vec::new();
-        wheel.fire(origin + Duration::from_secs(100), &mut due);
-        assert_eq!(wheel.insert(id(1), 3), 100_001);
-        assert_eq!(wheel.insert(id(2), 900_000), 100_001 + SLOTS as u64 - 1);
-        assert_eq!(wheel.deadline(), Some(origin + Duration::from_millis(100_001)));
-        wheel.fire(origin + Duration::from_millis(100_001), &mut due);
+        wheel.fire(100_000_000, &mut due);
+        assert_eq!(wheel.insert(id(1), 3), 100_001_000);
+        let horizon = (100_001 + SLOTS as u64 - 1) * 1_000;
+        assert_eq!(wheel.insert(id(2), 900_000_000), horizon);
+        assert_eq!(wheel.deadline(), Some(100_001_000));
+        wheel.fire(100_001_000, &mut due);
         assert_eq!(due, [id(1)]);
-        assert_eq!(wheel.deadline(), Some(origin + Duration::from_millis(100_001 + SLOTS as u64 - 1)));
+        assert_eq!(wheel.deadline(), Some(horizon));
     }
 
     /// Against a plain list, at steps of all sizes.
     #[test]
     fn a_long_random_run_agrees_with_a_list() {
-        let origin = Instant::now();
-        let mut wheel = Wheel::new(origin);
+        let mut wheel = Wheel::new();
         let (mut now, mut state) = (0_u64, 7_u64);
         let mut list: Vec<(u64, u32)> = Vec::new();
         for number in 0..20_000_u32 {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             let random = state >> 33;
             if random % 3 != 0 {
-                let tick = wheel.insert(id(number), now + random % 5_000);
-                list.push((tick, number));
+                let at = wheel.insert(id(number), now + random % 5_000_000);
+                list.push((at, number));
                 continue;
             }
-            let earliest = list.iter().map(|&(tick, _)| tick).min();
-            assert_eq!(wheel.deadline(), earliest.map(|tick| origin + Duration::from_millis(tick)));
-            now += random / 3 % [3, 100, 9_000][random as usize % 7 % 3];
+            assert_eq!(wheel.deadline(), list.iter().map(|&(at, _)| at).min());
+            now += random / 3 % [3_000, 100_000, 9_000_000][random as usize % 7 % 3];
             let mut due = Vec::new();
-            wheel.fire(origin + Duration::from_millis(now), &mut due);
+            wheel.fire(now, &mut due);
             let mut fired: Vec<u32> = due.iter().map(|id| id.index).collect();
             let mut expected: Vec<u32> = list.iter().filter(|entry| entry.0 <= now).map(|entry| entry.1).collect();
             list.retain(|entry| entry.0 > now);
-            (fired.sort_unstable(), expected.sort_unstable());
+            fired.sort_unstable();
+            expected.sort_unstable();
             assert_eq!(fired, expected);
         }
     }

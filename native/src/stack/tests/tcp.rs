@@ -29,7 +29,7 @@ impl End {
         if self.host.deadline().is_some_and(|at| at <= now) {
             self.host.on_timer(now, &mut self.port, &mut Vec::new());
         }
-        self.host.tcp_events(&mut self.events, now);
+        self.host.tcp_events(&mut self.events);
     }
 
     fn read(&mut self, id: TcpId) -> Vec<u8> {

@@ -82,9 +82,8 @@ impl Stage {
     }
 
     pub fn turn(&mut self) -> Vec<Segment> {
-        let now = self.bench.now;
         let mut events = Vec::new();
-        self.bench.host.tcp_events(&mut events, now);
+        self.bench.host.tcp_events(&mut events);
         for &event in &events {
             match event {
                 TcpEvent::Accepted { id, .. } => assert!(self.bench.host.tcp_adopt(id, 5)),

@@ -324,7 +324,7 @@ impl World {
         }
         self.turns += 1;
         let mut events = Vec::new();
-        station.bench.host.tcp_events(&mut events, now);
+        station.bench.host.tcp_events(&mut events);
         for event in events {
             self.react(side, event);
         }
