@@ -181,6 +181,7 @@ impl Host {
                 // Until now it was the window of our SYN.
                 flow.edge = flow.irs.wrapping_add(flow.edge);
                 flow.shift = if scale.is_some() { flow.offered_shift } else { 0 };
+                tcp::clamp_mss(&mut bytes[HEADROOM..], flow.mss());
                 // That of a SYN is not scaled (RFC 7323 §2.2).
                 flow.window_in = head.window >> scale.unwrap_or(0).min(14);
             }
@@ -297,6 +298,7 @@ impl Host {
         flow.irs = head.sequence;
         flow.heard_at = self.tcp.now;
         let mtu = flow.engine_mtu();
+        tcp::clamp_mss(&mut bytes[HEADROOM..], flow.mss());
         self.tcp.protocol.receive(&mut flow.engine, mtu, bytes, self.tcp.now);
         if Smoltcp::state(&flow.engine) == State::SynReceived {
             self.tcp.flows.soil(index);
