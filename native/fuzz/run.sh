@@ -21,5 +21,8 @@ if [ "${ASAN:-0}" = 1 ]; then
 fi
 RUSTFLAGS=$flags cargo build --release --target "$host" --bin "$target"
 mkdir -p "corpus/$target" "artifacts/$target"
+# What a target begins with, where random bytes would take long to get past the first checks.
+seeds=
+if [ -d "seeds/$target" ]; then seeds=seeds/$target; fi
 exec "${CARGO_TARGET_DIR:-target}/$host/release/$target" -max_total_time="$seconds" \
-    -artifact_prefix="artifacts/$target/" "$@" "corpus/$target"
+    -artifact_prefix="artifacts/$target/" "$@" "corpus/$target" ${seeds:+"$seeds"}

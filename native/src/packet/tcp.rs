@@ -17,6 +17,7 @@ pub mod flags {
 mod option {
     pub const END: u8 = 0;
     pub const NOP: u8 = 1;
+    pub const MSS: u8 = 2;
     pub const WINDOW_SCALE: u8 = 3;
 }
 
@@ -157,6 +158,31 @@ pub fn set_acknowledgement(segment: &mut [u8], acknowledgement: u32) {
     segment[8..12].copy_from_slice(&acknowledgement.to_be_bytes());
 }
 
+/// Lowers the MSS that a SYN states to `most`.
+pub fn clamp_mss(segment: &mut [u8], most: u16) {
+    let header = Segment(segment).header_len();
+    let mut options = &mut segment[HEADER..header];
+    while let [kind, rest @ ..] = options {
+        options = match (*kind, rest) {
+            (option::NOP, rest) => rest,
+            (option::MSS, [4, high, low, ..]) => {
+                [*high, *low] = u16::from_be_bytes([*high, *low]).min(most).to_be_bytes();
+                return;
+            }
+            (kind, rest) if kind != option::END => {
+                let len = rest.first().map_or(0, |&len| usize::from(len));
+                // `rest` begins one behind the kind, and the length counts it.
+                let Some(next) = len.checked_sub(1).filter(|&skip| skip > 0).and_then(|skip| rest.get_mut(skip..))
+                else {
+                    return;
+                };
+                next
+            }
+            _ => return,
+        };
+    }
+}
+
 pub fn clear_syn(segment: &mut [u8]) {
     segment[13] &= !flags::SYN;
 }
@@ -260,6 +286,28 @@ mod tests {
         bad[..2].fill(0);
         fill_checksum(&mut bad, pseudo());
         assert_eq!(Segment::new_checked(&bad, pseudo()).unwrap_err(), Malformed::Field);
+    }
+
+    #[test]
+    fn an_mss_is_lowered_and_never_raised_wherever_it_stands() {
+        for (options, expected) in [
+            (&[2, 4, 5, 0xb4][..], &[2, 4, 2, 24][..]),
+            (&[1, 1, 2, 4, 35, 0, 0, 0], &[1, 1, 2, 4, 2, 24, 0, 0]),
+            (&[3, 3, 7, 2, 4, 5, 0xb4, 0], &[3, 3, 7, 2, 4, 2, 24, 0]),
+            (&[2, 4, 0, 99], &[2, 4, 0, 99]),
+            (&[0, 2, 4, 5, 0xb4, 0, 0, 0], &[0, 2, 4, 5, 0xb4, 0, 0, 0]),
+            // What is not whole is let alone.
+            (&[2, 4, 5], &[2, 4, 5]),
+            (&[3, 0, 2, 4], &[3, 0, 2, 4]),
+            (&[8, 9, 2, 4], &[8, 9, 2, 4]),
+            (&[1, 1, 1, 8], &[1, 1, 1, 8]),
+        ] {
+            let mut segment = [&[0; HEADER][..], options, &[2, 4, 5, 0xb4]].concat();
+            segment[12] = ((HEADER + options.len()) / 4) as u8 * 16;
+            clamp_mss(&mut segment, 536);
+            let whole = options.len() / 4 * 4;
+            assert_eq!(&segment[HEADER..][..whole], &expected[..whole], "{options:?}");
+        }
     }
 
     #[test]

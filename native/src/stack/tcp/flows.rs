@@ -91,6 +91,12 @@ impl Flow {
         if self.key.is_v4() { 20 } else { 40 }
     }
 
+    /// The most that goes into a segment. The engine shall not think of larger ones: it counts by them when it puts off an
+    /// acknowledgement, and in its congestion window.
+    pub fn mss(&self) -> u16 {
+        self.engine_mtu() - 40
+    }
+
     /// The MTU as the engine counts it, whose packets are all IPv4.
     pub fn engine_mtu(&self) -> u16 {
         self.mtu - self.ip_overhead() + 20

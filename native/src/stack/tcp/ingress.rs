@@ -75,7 +75,9 @@ impl Host {
         };
         self.tcp.see(now);
         let scale = if head.has(flags::SYN) { segment.window_scale() } else { None };
-        match self.tcp.flows.find(&key) {
+        let found = self.tcp.flows.find(&key);
+        let found = if head.has(flags::SYN) { self.make_way(found, now, port) } else { found };
+        match found {
             // The connection's addresses were checked when it was made. Where a frame was sent was not.
             Some(index) if link.destination == self.mac || self.is_for_us(&envelope, link) => {
                 self.counters.rx_tcp += 1;
@@ -92,6 +94,20 @@ impl Host {
             }
         }
         Input::Consumed
+    }
+
+    /// Where a connection is over and only waits to be swept up, a SYN is for the next one: its port is used again.
+    fn make_way(&mut self, found: Option<u32>, now: Instant, port: &mut dyn Port) -> Option<u32> {
+        let index = found?;
+        let flow = self.tcp.flows.at(index);
+        let has_ended = matches!(Smoltcp::state(&flow.engine), State::Closed | State::TimeWait);
+        if flow.stage != Stage::Dead && !(flow.stage == Stage::Orphan && has_ended) {
+            return found;
+        }
+        let key = flow.key;
+        let id = self.tcp.flows.id(index);
+        self.send_from(id, &mut port.room(), now, port);
+        self.tcp.flows.find(&key)
     }
 
     #[cold]
@@ -181,6 +197,7 @@ impl Host {
                 // Until now it was the window of our SYN.
                 flow.edge = flow.irs.wrapping_add(flow.edge);
                 flow.shift = if scale.is_some() { flow.offered_shift } else { 0 };
+                tcp::clamp_mss(&mut bytes[HEADROOM..], flow.mss());
                 // That of a SYN is not scaled (RFC 7323 §2.2).
                 flow.window_in = head.window >> scale.unwrap_or(0).min(14);
             }
@@ -195,6 +212,13 @@ impl Host {
         }
         if state.is_synchronized() && (progress || flow.stage != Stage::Orphan) {
             flow.give_up_at = NEVER;
+        }
+        // While only the FIN is unacknowledged: the engine would take the third repetition for a loss, find no bytes to send
+        // again, and forget its retransmission timer over it.
+        let only_fin = matches!(state, State::FinWait1 | State::Closing | State::LastAck)
+            && Smoltcp::unacknowledged(&flow.engine) == 0;
+        if only_fin && !progress && head.span == 0 && head.sequence == flow.receive_next() {
+            return;
         }
         let (mtu, delta) = (flow.engine_mtu(), flow.delta);
         tcp::set_acknowledgement(&mut bytes[HEADROOM..], head.acknowledgement.wrapping_sub(delta));
@@ -290,6 +314,7 @@ impl Host {
         flow.irs = head.sequence;
         flow.heard_at = self.tcp.now;
         let mtu = flow.engine_mtu();
+        tcp::clamp_mss(&mut bytes[HEADROOM..], flow.mss());
         self.tcp.protocol.receive(&mut flow.engine, mtu, bytes, self.tcp.now);
         if Smoltcp::state(&flow.engine) == State::SynReceived {
             self.tcp.flows.soil(index);

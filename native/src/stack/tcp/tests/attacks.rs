@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use super::network::too_big;
 use super::puppet::*;
 use super::random::Random;
+use crate::packet::checksum::{Sum, pseudo_v6};
 use crate::stack::OpenError;
 use crate::stack::bench::segment::{self, ACK, FIN, PSH, RST, SYN, Segment, URG};
 use crate::stack::tcp::{Gone, TcpConfig, TcpEvent};
@@ -451,5 +453,80 @@ fn a_handshake_that_hangs_ends_in_time() {
         let gone = TcpEvent::Closed { id, owner: 6, reason: Gone::TimedOut };
         assert_eq!(stage.events, [gone], "{flags:?}");
         assert!(stage.is_empty(), "{:?}", stage.counted());
+    }
+}
+
+/// RFC 5927: an error is believed only of a segment that is on its way, and never below what every host must take.
+#[test]
+fn forged_errors_of_routers_neither_end_nor_starve_a_connection() {
+    for is_v4 in FAMILIES {
+        let mut stage = Stage::new();
+        let mut talk = stage.open(peer(is_v4, 4_000), own(is_v4), 7);
+        stage.converse(&mut talk, b"before");
+        // As the host would have sent it.
+        let quoted =
+            |seq: u32| Segment { from: talk.own, to: talk.peer, seq, payload: vec![0; 1_000], ..talk.segment(ACK) };
+        for seq in [talk.ack, talk.ack.wrapping_sub(2_000), talk.ack.wrapping_add(1 << 20)] {
+            let frame = too_big(&quoted(seq).frame(PEER, US), 0);
+            stage.counts("nothing is on its way", &frame, "drop_icmp_ignored", 0);
+            let frame = unreachable(&quoted(seq).frame(PEER, US));
+            stage.counts("not while established", &frame, "drop_icmp_ignored", 0);
+        }
+        assert_eq!(stage.counter("flow_path_mtu_lowered"), 0);
+        let message = vec![7; 1_400];
+        let answer = stage.say_one(&talk.data(&message));
+        talk.seq += 1_400;
+        let frame = too_big(&answer.frame(PEER, US), 0);
+        assert!(stage.frame(&frame).is_empty());
+        assert_eq!(stage.counter("flow_path_mtu_lowered"), 1);
+        let mut got = Vec::new();
+        for _ in 0..5 {
+            for again in stage.pass(SECOND) {
+                if again.seq == talk.ack && !again.payload.is_empty() {
+                    // RFC 791: 576 bytes; RFC 8200 §5: 1,280.
+                    assert!(got.len() + again.payload.len() == 1_400 || again.payload.len() >= 536);
+                    got.extend_from_slice(&again.payload);
+                    talk.ack = again.next();
+                }
+            }
+            stage.say(&talk.segment(ACK));
+        }
+        assert_eq!(got, message);
+        stage.converse(&mut talk, b"after");
+    }
+}
+
+/// "Port unreachable", as `too_big` says something else.
+fn unreachable(frame: &[u8]) -> Vec<u8> {
+    let mut answer = too_big(frame, 0);
+    let (icmp, is_v4) = if answer[12] == 0x08 { (34, true) } else { (54, false) };
+    (answer[icmp], answer[icmp + 1]) = if is_v4 { (3, 3) } else { (1, 4) };
+    answer[icmp + 2..icmp + 8].fill(0);
+    let mut sum = Sum::ZERO;
+    if !is_v4 {
+        sum = pseudo_v6([0xfd00, 0, 0, 0, 0, 0, 0, 1].into(), [0xfd00, 0, 0, 0, 0, 0, 0, 2].into(), 58);
+        sum = sum.word((answer.len() - icmp) as u16);
+    }
+    let checksum = sum.bytes(&answer[icmp..]).finish();
+    answer[icmp + 2..icmp + 4].copy_from_slice(&checksum.to_be_bytes());
+    answer
+}
+
+#[test]
+fn a_fin_that_was_lost_is_sent_again_whatever_is_repeated_meanwhile() {
+    for is_v4 in FAMILIES {
+        let mut stage = Stage::new();
+        let mut talk = stage.open(peer(is_v4, 4_000), own(is_v4), 7);
+        stage.bench.host.tcp_send(talk.id, b"last words");
+        stage.bench.host.tcp_close(talk.id);
+        let fin = stage.turn().remove(0);
+        assert!(fin.has(FIN) && fin.payload == b"last words");
+        // The words came, the FIN did not, and it is said so again and again.
+        talk.ack = fin.next() - 1;
+        for _ in 0..6 {
+            stage.say(&talk.segment(ACK));
+        }
+        let again = stage.pass(SECOND);
+        assert!(again.iter().any(|again| again.has(FIN) && again.next() == fin.next()), "{again:?}");
     }
 }

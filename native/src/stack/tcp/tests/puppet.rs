@@ -154,7 +154,9 @@ impl Stage {
 
     /// A handshake by the puppet.
     pub fn open(&mut self, peer: SocketAddr, own: SocketAddr, isn: u32) -> Talk {
-        let answer = self.say_one(&Segment::new(peer, own, SYN, isn, 0));
+        let mss = if peer.is_ipv4() { 1_460_u16 } else { 1_440 }.to_be_bytes();
+        let options = vec![2, 4, mss[0], mss[1]];
+        let answer = self.say_one(&Segment { options, ..Segment::new(peer, own, SYN, isn, 0) });
         assert!(answer.has(SYN | ACK) && answer.ack == isn.wrapping_add(1), "{answer:?}");
         let (seq, ack) = (isn.wrapping_add(1), answer.next());
         assert!(self.say(&Segment::new(peer, own, ACK, seq, ack)).is_empty());

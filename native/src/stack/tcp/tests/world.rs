@@ -164,6 +164,8 @@ pub struct World {
     traces: bool,
     turns: usize,
     busiest: usize,
+    /// Segments across the end of the sequence space.
+    pub wraps: usize,
 }
 
 /// Prints the seed of a run that panics.
@@ -233,6 +235,7 @@ impl World {
             traces: std::env::var_os("LIBVNF_TRACE").is_some(),
             turns: 0,
             busiest: 0,
+            wraps: 0,
             scenario,
         };
         for index in 0..world.connections.len() {
@@ -562,8 +565,8 @@ impl World {
     }
 
     /// What every frame of a host must keep to.
-    fn check_frame(&self, side: usize, frame: &[u8]) {
-        let Scenario { mtu, is_v4, .. } = self.scenario;
+    fn check_frame(&mut self, side: usize, frame: &[u8]) {
+        let (mtu, is_v4) = (self.scenario.mtu, self.scenario.is_v4);
         let segment = Segment::parse(frame);
         if self.traces {
             let text = segment.as_ref().map_or("(not TCP)".into(), |segment| {
@@ -583,6 +586,7 @@ impl World {
         }
         assert!(frame.len() <= 14 + mtu[side], "{} bytes on a link of {}", frame.len(), mtu[side]);
         let Some(segment) = segment else { return };
+        self.wraps += usize::from(segment.next() < segment.seq);
         assert!(frame.len() <= 14 + mtu[1 - side].max(576), "{} bytes to a peer of {}", frame.len(), mtu[1 - side]);
         if segment.has(segment::SYN) {
             let mss = (mtu[side] - if is_v4 { 40 } else { 60 }) as u16;
