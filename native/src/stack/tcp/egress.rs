@@ -225,9 +225,11 @@ pub(super) fn put(flow: &mut Flow, segment: &mut [u8], mac: Mac, counters: &mut 
     }
     let sequence = match span {
         // RFC 9293 §3.10.7.4: SND.NXT, also while the engine sends again what was lost. Two ends that both do would else
-        // refuse each other's acknowledgements, as old, for ever. What probed a closed window does not count.
-        0 if has_ack && !is_reset && flow.window_in == 0 => flow.ack_in,
-        0 if has_ack && !is_reset => flow.sent_end,
+        // refuse each other's acknowledgements, as old, for ever. What was sent beyond the peer's window does not count.
+        0 if has_ack && !is_reset => {
+            let edge = flow.ack_in.wrapping_add(flow.peer_window());
+            if before(edge, flow.sent_end) { edge } else { flow.sent_end }
+        }
         _ => head.sequence().wrapping_add(flow.delta),
     };
     let end = sequence.wrapping_add(span);
