@@ -1,7 +1,7 @@
 """The papers' chain A–B–C, B on one cpu, A and C in one generator on the other.
 
-Over kernel sockets each shape of B against a bare uvloop program of the same shape; over memif (shared memory) the UDP
-shapes against the same uvloop programs, which can only have kernel sockets. 128-byte messages.
+Each shape of B over kernel sockets and over memif (shared memory), beside a bare uvloop program of the same shape,
+which can only have kernel sockets; all in the same run. 128-byte messages.
 
     python benchmarks/abc.py [--quick] [--json FILE]
 """
@@ -18,10 +18,16 @@ EXAMPLES = Path(__file__).parents[1] / "examples/abc"
 OUTSTANDING = (20, 100, 1000)
 KERNEL_GOAL = 0.9
 """Over kernel sockets: what dispatch, requests, limits and clean errors may cost against a bare protocol."""
-BYPASS_GOAL = 20.0
+SOCKETS_GOAL = 20.0
 """Over shared memory, against the shape that a chain over UDP has everywhere: a socket per request."""
 SHARED_GOAL = 5.0
 """The same against a peer that needs no socket per request."""
+CONNECTIONS_GOAL = 15.0
+"""Over shared memory, against a TCP connection per request."""
+POOL_GOAL = 6.0
+"""The same against connections that are kept, one request at a time each."""
+BY_ID_GOAL = 1.0
+"""The same where one read of the peer brings hundreds of requests, and one write takes them on."""
 
 
 @dataclass(frozen=True)
@@ -31,25 +37,29 @@ class Shape:
     peer: str
     load: str
     """With {n} requests outstanding."""
+    memif_goal: float
     scheme: str = "tcp"
     what: str = ""
-    bypass_goal: float = BYPASS_GOAL
+    kernel_load: str = ""
+    """What is added over kernel sockets: a connection per request soon has all ports in TIME_WAIT."""
+    settings: tuple[str, ...] = ()
 
 
+BY_ID = "--connections 1 --outstanding {n} --id 0:8"
 SHAPES = (
-    Shape("connection per request", "b.py", "tcp.py", "--connections {n} --requests-per-connection 1 --reset"),
-    Shape("requests on one connection", "b.py", "tcp.py", "--connections 1 --outstanding {n} --id 0:8"),
-    Shape("pooled", "b_pooled.py", "pooled.py", "--connections 1 --outstanding {n} --id 0:8"),
-    Shape("UDP", "b.py", "udp.py", "--connections 1 --outstanding {n} --id 0:8", "udp", "socket per request"),
     Shape(
-        "UDP",
-        "b_pooled.py",
-        "udp_shared.py",
-        "--connections 1 --outstanding {n} --id 0:8",
-        "udp",
-        "one socket",
-        SHARED_GOAL,
+        "connection per request",
+        "b.py",
+        "tcp.py",
+        "--connections {n} --requests-per-connection 1",
+        CONNECTIONS_GOAL,
+        kernel_load="--reset",
     ),
+    Shape("requests on one connection", "b.py", "tcp.py", BY_ID, CONNECTIONS_GOAL),
+    Shape("pooled", "b.py", "exclusive.py", "--connections {n}", POOL_GOAL, settings=("pool=1024",)),
+    Shape("pooled, by id", "b_pooled.py", "pooled.py", BY_ID, BY_ID_GOAL),
+    Shape("UDP", "b.py", "udp.py", BY_ID, SOCKETS_GOAL, "udp", "socket per request"),
+    Shape("UDP", "b_pooled.py", "udp_shared.py", BY_ID, SHARED_GOAL, "udp", "one socket"),
 )
 
 
@@ -66,41 +76,35 @@ def free_ports(count: int, kind: socket.SocketKind) -> list[int]:
 
 
 def measure(results: Results, quick: bool, scratch: Path) -> None:
-    count, duration_s = (2, 0.4) if quick else (5, 1.0)
-    for shape in SHAPES:
+    count, duration_s, warmup_s = (2, 0.3, 0.15) if quick else (5, 1.0, 0.3)
+    for number, shape in enumerate(SHAPES):
         scheme, kind = shape.scheme, socket.SOCK_DGRAM if shape.scheme == "udp" else socket.SOCK_STREAM
         listen, c, peer_listen, peer_c = free_ports(4, kind)
-        memif = scratch / "b.sock"
-        url = f"{scheme}://127.0.0.1"
-        commands = [
-            vnf(EXAMPLES / shape.ours, listen=f"{url}:{listen}", c=f"{url}:{c}"),
+        kernel, memif = f"{scheme}://127.0.0.1", f"memif:{scratch}/{number}.sock"
+        ours, sets = EXAMPLES / shape.ours, [f"--set={one}" for one in shape.settings]
+        port, to = f"--transport={memif},address=10.0.0.2/24", f"{scheme}://10.0.0.3:5000"
+        commands = (
+            vnf(ours, *sets, port, listen=f"{scheme}://:5000", c=to),
+            vnf(ours, *sets, listen=f"{kernel}:{listen}", c=f"{kernel}:{c}"),
             peer(shape.peer, peer_listen, peer_c),
-        ]
-        loads = [
-            f"{url}:{listen} --respond {url}:{c} {shape.load}",
-            f"{url}:{peer_listen} --respond {url}:{peer_c} {shape.load}",
-        ]
-        if scheme == "udp":
-            port = f"--transport=memif:{memif},address=10.0.0.2/24"
-            commands.append(vnf(EXAMPLES / shape.ours, port, listen="udp://:5000", c="udp://10.0.0.3:5000"))
-            loads.append(
-                f"udp://10.0.0.2:5000 --respond udp://10.0.0.3:5000 {shape.load}"
-                f" --transport memif:{memif},address=10.0.0.1/24,address=10.0.0.3/24"
-            )
-        names = (f"libvnf {shape.ours}", f"uvloop {shape.peer}", f"libvnf {shape.ours} on memif")
+        )
+        ends = f"--respond {to} --transport {memif},address=10.0.0.1/24,address=10.0.0.3/24"
+        loads = (
+            f"{scheme}://10.0.0.2:5000 {ends} {shape.load}",
+            f"{kernel}:{listen} --respond {kernel}:{c} {shape.load} {shape.kernel_load}",
+            f"{kernel}:{peer_listen} --respond {kernel}:{peer_c} {shape.load} {shape.kernel_load}",
+        )
+        names = (f"libvnf {shape.ours} on memif", f"libvnf {shape.ours}", f"uvloop {shape.peer}")
         with running(*commands) as programs:
             for n in (20, 1000) if quick else OUTSTANDING:
-                sides = [
+                bypass, sockets, uvloop = sides = [
                     Side(name, program, text.format(n=n))
-                    for name, program, text in zip(names, programs, loads, strict=False)
+                    for name, program, text in zip(names, programs, loads, strict=True)
                 ]
-                rounds(sides, count, duration_s)
-                what = f", {shape.what}" if shape.what else ""
-                results.compare(shape.claim, f"kernel, {n:,} outstanding{what}", sides[0], sides[1], KERNEL_GOAL)
-                if scheme == "udp":
-                    results.compare(
-                        shape.claim, f"memif, {n:,} outstanding{what}", sides[2], sides[1], shape.bypass_goal
-                    )
+                rounds(sides, count, duration_s, warmup_s)
+                case = f"{n:,} outstanding{', ' if shape.what else ''}{shape.what}"
+                results.compare(shape.claim, f"memif, {case}", bypass, uvloop, shape.memif_goal)
+                results.compare(shape.claim, f"kernel, {case}", sockets, uvloop, KERNEL_GOAL)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -56,15 +57,23 @@ class Program:
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
         )
+        self.wait_for("ready")
+        self.ready_s = time.monotonic() - begun
+
+    def wait_for(self, word: str, timeout_s: float = 30.0) -> str:
+        """The next line with that word; a program that does not print it in time is ended."""
         assert self._child.stdout is not None
         seen = []
-        for line in self._child.stdout:
-            seen.append(line)
-            if "ready" in line:
-                break
-        else:
-            raise RuntimeError(f"{args} did not start:\n{''.join(seen)}")
-        self.ready_s = time.monotonic() - begun
+        watchdog = threading.Timer(timeout_s, self._child.kill)
+        watchdog.start()
+        try:
+            for line in self._child.stdout:
+                seen.append(line)
+                if word in line:
+                    return line
+        finally:
+            watchdog.cancel()
+        raise RuntimeError(f"{self._child.args} ended, or printed no {word!r} in {timeout_s} s:\n{''.join(seen)}")
 
     @property
     def pid(self) -> int:
@@ -76,6 +85,11 @@ class Program:
         for task in Path(f"/proc/{self.pid}/task").iterdir():
             total += int((task / "schedstat").read_text().split()[0])
         return total / 1e9
+
+    def rss_mb(self) -> float:
+        """Resident memory, the port's shared memory included."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
     def stop(self) -> str:
         """Ends it; what it printed since it was ready."""
@@ -220,11 +234,11 @@ def median(side: Side, of: Callable[[Sample], float], kind: str | None) -> float
     return statistics.median(of(sample) for sample in chosen)
 
 
-def rounds(sides: Sequence[Side], count: int, duration_s: float) -> None:
+def rounds(sides: Sequence[Side], count: int, duration_s: float, warmup_s: float = 0.3) -> None:
     """Each side in turn, ``count`` times; the order turns round, so that none is always the first."""
     for number in range(count):
         for side in sides if number % 2 == 0 else reversed(sides):
-            side.run(duration_s)
+            side.run(duration_s, warmup_s)
 
 
 # --- results ----------------------------------------------------------------------------------------------------------
@@ -265,12 +279,12 @@ class Results:
         }
         if not self.rows:
             print(self.title)
-            print(f"{'claim':26} {'case':46} {'ours':>11} {'peer':>11}  {'unit':13} {'ratio':>6} {'goal':>5}")
+            print(f"{'claim':37} {'case':46} {'ours':>11} {'peer':>11}  {'unit':13} {'ratio':>6} {'goal':>5}")
         self.rows.append(row)
         met = "met" if ratio >= goal else "MISSED"
         kind = details.get("class") or ""
         print(
-            f"{claim:26} {case:46} {number(ours):>11} {number(peer_value):>11}  {unit:13} {ratio:6.2f} {goal:5.2f}"
+            f"{claim:37} {case:46} {number(ours):>11} {number(peer_value):>11}  {unit:13} {ratio:6.2f} {goal:5.2f}"
             f"  {met:6} {kind}",
             flush=True,
         )

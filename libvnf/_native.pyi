@@ -306,7 +306,7 @@ class Target:
     @property
     def datagram(self) -> bool: ...
     def open(self, connection: Connection, /) -> None:
-        """Makes the flow, or starts the handshake; a failure reaches the connection at the loop's next turn or later."""
+        """Makes the flow, or starts the handshake; a failure reaches the connection, never before the next turn."""
 
 @final
 class Sockets:
@@ -439,9 +439,9 @@ class Engine:
         clock: Callable[[], float] | None = None,
         wake: Callable[[], object] | None = None,
     ) -> Self:
-        """``connect_s``: how long a TCP connection may take to be made. ``clock`` returns seconds that never go back (a virtual loop's ``time``); with one, a turn handles what is
-        there and polls no further. ``wake`` is called when ``turn`` is wanted sooner than the last one said: something
-        outside of turns has sent, or set a deadline."""
+        """``connect_s``: how long a TCP connection may take to be made. ``clock`` returns seconds that never go back (a
+        virtual loop's ``time``); with one, a turn handles what is there and polls no further. ``wake`` is called when
+        ``turn`` is wanted sooner than the last one said: something outside of turns has sent, or set a deadline."""
     def add_port(self, name: str, options: dict[str, Any], /) -> None:
         """Opens a port. ``options``: type ("memif") and those of :func:`port_keys`: texts, numbers, lists of texts.
         ``ValueError`` names the key; ``OSError`` when the system refuses."""

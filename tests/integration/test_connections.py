@@ -536,3 +536,19 @@ async def test_many_connections_at_once_are_all_served(net: Net) -> None:
             await asyncio.gather(*(one(number) for number in range(start, start + 200)))
         await until(lambda: far.core.open_connections == near.core.open_connections == 0)
         assert far.statistics()["core"]["messages_in"] == 2000
+
+
+async def test_a_handler_may_stop_its_own_vnf(net: Net) -> None:
+    far, near = VNF("far"), VNF("near")
+    server = far.server(net.url(), framing=Fixed(4))
+
+    @server
+    async def stop(conn: Connection, request: Request, packet: Any) -> None:
+        await far.close()
+
+    async with net.up(far, near):
+        peers = [await near.connect(place(server)) for _ in range(2)]
+        peers[0].send(b"stop")
+        for peer in peers:
+            await peer.wait("closed")
+            assert "reset" in str(peer.close_reason)

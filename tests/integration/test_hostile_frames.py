@@ -58,7 +58,7 @@ def wrong_frames(s: Station, port: int) -> dict[str, list[bytes]]:
             bytes(Ether(src=s.mac, dst="02:77:00:00:00:77") / IP(src=s.address, dst=s.peer) / UDP(dport=port)),
         ],
         "drop_no_listener": [bytes(s.udp(9, b"nobody"))],
-        "drop_protocol": [bytes(s.ip(proto=132) / Raw(b"sctp")), bytes(s.ip(proto=6) / Raw(b"t" * 20))],
+        "drop_protocol": [bytes(s.ip(proto=132) / Raw(b"sctp")), bytes(s.ip(proto=47) / Raw(b"t" * 20))],
         "drop_source_route": [bytes(s.ip(options=b"\x83\x07\x04\x0a\x00\x00\x09\x00") / UDP(dport=port))],
         "drop_malformed": [
             patched(good, 14, 0x44),  # a header of 16 bytes

@@ -172,6 +172,14 @@ def test_connections_that_come_and_go_leak_nothing(tmp_path: Path) -> None:
     flat(tmp_path, HEAD + SHAPES["session"], url, 20_000, "--set", f"url={url}", load_options=each)
 
 
+@pytest.mark.parametrize("each", [(), ("--requests-per-connection", "1")], ids=["kept", "one request each"])
+def test_connections_of_a_memif_leak_nothing(tmp_path: Path, each: tuple[str, ...]) -> None:
+    path, url = tmp_path / "m.sock", "tcp://10.0.0.2:5000"
+    ports = ["--transport", f"memif:{path},address=10.0.0.2/24,tcp_time_wait_s=0.1", "--set", f"url={url}"]
+    near = ("--transport", f"memif:{path},role=client,address=10.0.0.1/24", *each)
+    flat(tmp_path, HEAD + SHAPES["session"], url, 20_000 if each else 100_000, *ports, load_options=near)
+
+
 @pytest.mark.parametrize("chain", CHAINS)
 def test_no_way_to_ask_another_leaks(tmp_path: Path, chain: str) -> None:
     flat(tmp_path, HEAD + CHAIN + CHAINS[chain], "udp://127.0.0.1:5000", 20_000)

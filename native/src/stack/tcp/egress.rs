@@ -46,7 +46,7 @@ impl Host {
     }
 
     /// `false`: the port is full, the connection stays dirty.
-    fn send_from(&mut self, id: TcpId, room: &mut usize, now: Instant, port: &mut dyn Port) -> bool {
+    pub(super) fn send_from(&mut self, id: TcpId, room: &mut usize, now: Instant, port: &mut dyn Port) -> bool {
         let index = id.index;
         let Self { tcp, neighbours, .. } = self;
         let flow = tcp.flows.at(index);

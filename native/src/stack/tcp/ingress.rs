@@ -77,7 +77,9 @@ impl Host {
             payload: segment.payload_len(),
         };
         self.tcp.see(now);
-        match self.tcp.flows.find(&key) {
+        let found = self.tcp.flows.find(&key);
+        let found = if head.has(flags::SYN) { self.make_way(found, now, port) } else { found };
+        match found {
             // The connection's addresses were checked when it was made. Where a frame was sent was not.
             Some(index) if link.destination == self.mac || self.is_for_us(&envelope, link) => {
                 self.counters.rx_tcp += 1;
@@ -94,6 +96,20 @@ impl Host {
             }
         }
         Input::Consumed
+    }
+
+    /// Where a connection is over and only waits to be swept up, a SYN is for the next one: its port is used again.
+    fn make_way(&mut self, found: Option<u32>, now: Instant, port: &mut dyn Port) -> Option<u32> {
+        let index = found?;
+        let flow = self.tcp.flows.at(index);
+        let has_ended = matches!(Smoltcp::state(&flow.engine), State::Closed | State::TimeWait);
+        if flow.stage != Stage::Dead && !(flow.stage == Stage::Orphan && has_ended) {
+            return found;
+        }
+        let key = flow.key;
+        let id = self.tcp.flows.id(index);
+        self.send_from(id, &mut port.room(), now, port);
+        self.tcp.flows.find(&key)
     }
 
     #[cold]

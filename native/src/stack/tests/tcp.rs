@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::packet::{Pool, PoolConfig};
+use crate::packet::checksum::pseudo_v4;
+use crate::packet::tcp::{Segment, fill_checksum, flags, set_sequence};
+use crate::packet::{Pool, PoolConfig, ipv4, protocol};
 use crate::stack::Host;
 use crate::stack::bench::{Recorder, station};
 use crate::stack::tcp::{Gone, TcpEvent, TcpId};
@@ -142,4 +144,40 @@ fn nobody_listening_is_refused_and_a_megabyte_arrives() {
     wire.server.host.tcp_abort(server);
     wire.settle();
     assert!(wire.client.events.contains(&TcpEvent::Closed { id: client, owner: 7, reason: Gone::Reset }));
+}
+
+/// The last acknowledgement and the SYN of the next connection of the same ports come in one burst.
+#[test]
+fn a_port_used_again_at_once_is_no_stranger() {
+    let mut wire = Wire::new();
+    wire.server.host.tcp_listen(None, 80, 3).unwrap();
+    let id = wire.client.host.tcp_open("10.0.0.2:80".parse().unwrap(), 7, Duration::from_secs(1), wire.now).unwrap();
+    wire.client.host.tcp_flush(wire.now, &mut wire.client.port);
+    // The first frame asks for the link address.
+    wire.server.turn(std::mem::take(&mut wire.client.port.sent), wire.now);
+    wire.client.turn(std::mem::take(&mut wire.server.port.sent), wire.now);
+    wire.client.host.tcp_flush(wire.now, &mut wire.client.port);
+    let mut syn = wire.client.port.sent.last().unwrap().clone();
+    wire.settle();
+    let Some(TcpEvent::Accepted { id: server, .. }) = wire.server.events.pop() else { panic!("not accepted") };
+    assert!(wire.server.host.tcp_adopt(server, 9));
+    wire.client.host.tcp_close(id);
+    wire.settle();
+    wire.server.host.tcp_close(server);
+    wire.server.host.tcp_flush(wire.now, &mut wire.server.port);
+    wire.client.turn(std::mem::take(&mut wire.server.port.sent), wire.now);
+    wire.client.host.tcp_flush(wire.now, &mut wire.client.port);
+    let mut burst = std::mem::take(&mut wire.client.port.sent);
+    assert_eq!(burst.len(), 1);
+
+    let at = 14 + ipv4::HEADER;
+    let pseudo = pseudo_v4([10, 0, 0, 1].into(), [10, 0, 0, 2].into(), protocol::TCP);
+    let sequence = Segment::new_own(&syn[at..]).sequence();
+    set_sequence(&mut syn[at..], sequence.wrapping_add(100_000));
+    fill_checksum(&mut syn[at..], pseudo);
+    burst.push(syn);
+    wire.server.turn(burst, wire.now);
+    wire.server.host.tcp_flush(wire.now, &mut wire.server.port);
+    let [answer] = &wire.server.port.sent[..] else { panic!("{} answers", wire.server.port.sent.len()) };
+    assert_eq!(Segment::new_own(&answer[at..]).flags(), flags::SYN | flags::ACK);
 }
