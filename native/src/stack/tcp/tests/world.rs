@@ -167,7 +167,7 @@ pub struct World {
     /// Segments across the end of the sequence space.
     pub wraps: usize,
     /// By sender and receiver: the shift of the windows it states, and the right edge of the furthest.
-    edges: HashMap<(SocketAddr, SocketAddr), (u8, u32)>,
+    edges: HashMap<(SocketAddr, SocketAddr), (u8, Option<u32>)>,
 }
 
 /// Prints the seed of a run that panics.
@@ -606,13 +606,14 @@ impl World {
         let (there, back) = ((segment.from, segment.to), (segment.to, segment.from));
         if segment.has(segment::SYN) {
             let shift = segment.option(3).map_or(0, |bytes| bytes[0]);
-            self.edges.insert(there, (shift, segment.ack.wrapping_add(segment.window.into())));
+            let edge = segment.has(segment::ACK).then(|| segment.ack.wrapping_add(segment.window.into()));
+            self.edges.insert(there, (shift, edge));
             return;
         }
         if segment.has(segment::RST) {
             return;
         }
-        if let Some(&(_, edge)) = self.edges.get(&back)
+        if let Some(&(_, Some(edge))) = self.edges.get(&back)
             && !segment.payload.is_empty()
         {
             let beyond = segment.seq.wrapping_add(segment.payload.len() as u32).wrapping_sub(edge) as i32;
@@ -620,8 +621,8 @@ impl World {
         }
         if let Some((shift, edge)) = self.edges.get_mut(&there) {
             let stated = segment.ack.wrapping_add(u32::from(segment.window) << *shift);
-            if (stated.wrapping_sub(*edge) as i32) > 0 {
-                *edge = stated;
+            if edge.is_none_or(|edge| stated.wrapping_sub(edge) as i32 > 0) {
+                *edge = Some(stated);
             }
         }
     }
