@@ -31,6 +31,8 @@ struct Head {
     acknowledgement: u32,
     flags: u8,
     window: u16,
+    /// Of a SYN.
+    scale: Option<u8>,
     span: u32,
     payload: usize,
 }
@@ -70,11 +72,11 @@ impl Host {
             acknowledgement: segment.acknowledgement(),
             flags: segment.flags(),
             window: segment.window(),
+            scale: if segment.has(flags::SYN) { segment.window_scale() } else { None },
             span: segment.span(),
             payload: segment.payload_len(),
         };
         self.tcp.see(now);
-        let scale = if head.has(flags::SYN) { segment.window_scale() } else { None };
         let found = self.tcp.flows.find(&key);
         let found = if head.has(flags::SYN) { self.make_way(found, now, port) } else { found };
         match found {
@@ -82,7 +84,7 @@ impl Host {
             Some(index) if link.destination == self.mac || self.is_for_us(&envelope, link) => {
                 self.counters.rx_tcp += 1;
                 let bytes = &mut packet[envelope.at - HEADROOM..envelope.end];
-                self.segment(index, head, scale, bytes, link, now, port);
+                self.segment(index, head, bytes, link, now, port);
             }
             Some(_) => {}
             None => {
@@ -120,19 +122,10 @@ impl Host {
     }
 
     /// A segment for a connection that exists.
-    #[expect(clippy::too_many_arguments, reason = "a segment, where it came from, and where answers go")]
-    fn segment(
-        &mut self,
-        index: u32,
-        mut head: Head,
-        scale: Option<u8>,
-        bytes: &mut [u8],
-        link: Link,
-        now: Instant,
-        port: &mut dyn Port,
-    ) {
+    fn segment(&mut self, index: u32, mut head: Head, bytes: &mut [u8], link: Link, now: Instant, port: &mut dyn Port) {
         let flow = self.tcp.flows.at(index);
         let state = Smoltcp::state(&flow.engine);
+        let window_before = flow.window_in;
         if head.has(flags::RST) {
             return self.reset(index, state, head, port);
         }
@@ -186,7 +179,7 @@ impl Host {
                     return;
                 }
                 // Both opened at once (RFC 9293 §3.5, figure 8): the SYN is known, the acknowledgement is what counts.
-                flow.window_in = head.window >> scale.unwrap_or(0).min(14);
+                flow.window_in = head.window >> flow.peer_shift;
                 let segment = &mut bytes[HEADROOM..];
                 tcp::set_sequence(segment, flow.irs.wrapping_add(1));
                 tcp::set_window(segment, flow.window_in);
@@ -196,10 +189,11 @@ impl Host {
                 flow.irs = head.sequence;
                 // Until now it was the window of our SYN.
                 flow.edge = flow.irs.wrapping_add(flow.edge);
-                flow.shift = if scale.is_some() { flow.offered_shift } else { 0 };
+                flow.shift = if head.scale.is_some() { flow.offered_shift } else { 0 };
                 tcp::clamp_mss(&mut bytes[HEADROOM..], flow.mss());
                 // That of a SYN is not scaled (RFC 7323 §2.2).
-                flow.window_in = head.window >> scale.unwrap_or(0).min(14);
+                flow.peer_shift = head.scale.unwrap_or(0);
+                flow.window_in = head.window >> flow.peer_shift;
             }
         } else if head.has(flags::ACK) && head.acknowledgement == flow.sent_end {
             flow.window_in = head.window;
@@ -217,7 +211,10 @@ impl Host {
         // again, and forget its retransmission timer over it.
         let only_fin = matches!(state, State::FinWait1 | State::Closing | State::LastAck)
             && Smoltcp::unacknowledged(&flow.engine) == 0;
-        if only_fin && !progress && head.span == 0 && head.sequence == flow.receive_next() {
+        // Into a window smaller than a segment it would send again more than the window holds.
+        let is_narrow = flow.peer_window() < u32::from(flow.mss()) && flow.window_in == window_before;
+        let repeats = !progress && head.span == 0 && head.has(flags::ACK) && head.sequence == flow.receive_next();
+        if state.is_synchronized() && repeats && (only_fin || is_narrow && flow.window_in != 0) {
             return;
         }
         let (mtu, delta) = (flow.engine_mtu(), flow.delta);
@@ -312,6 +309,7 @@ impl Host {
         let flow = self.tcp.flows.at(index);
         flow.path.heard(link.source, &mut self.neighbours, now);
         flow.irs = head.sequence;
+        flow.peer_shift = head.scale.unwrap_or(0);
         flow.heard_at = self.tcp.now;
         let mtu = flow.engine_mtu();
         tcp::clamp_mss(&mut bytes[HEADROOM..], flow.mss());
