@@ -9,10 +9,11 @@ use std::time::Instant;
 use super::egress::put;
 use super::flows::{Birth, NEVER, Stage};
 use super::protocol::{HEADROOM, Protocol, State};
+use super::recovery::Heard;
 use super::smoltcp::Smoltcp;
 use super::wheel::tick;
 use super::{Gone, Knock, Welcome};
-use crate::packet::checksum::{pseudo_v4, pseudo_v6};
+use crate::packet::checksum::{Sum, pseudo_v4, pseudo_v6};
 use crate::packet::tcp::{self, Bare, Segment, before, flags};
 use crate::packet::{Malformed, Slot, protocol};
 use crate::port::Port;
@@ -34,12 +35,25 @@ struct Head {
     window: u16,
     span: u32,
     payload: usize,
+    /// How many bytes beyond the acknowledgement it reports, and one past the last of them (RFC 2018).
+    selective: Option<(u32, u32)>,
 }
 
 impl Head {
     fn has(&self, flag: u8) -> bool {
         self.flags & flag != 0
     }
+}
+
+/// What a segment reports beyond its acknowledgement. What it reports below is of no interest (RFC 2883).
+#[cold]
+fn selective(segment: &Segment) -> Option<(u32, u32)> {
+    let from = segment.acknowledgement();
+    segment
+        .selective()
+        .filter(|&(first, end)| before(from, first) && before(first, end))
+        .map(|(first, end)| (end.wrapping_sub(first), end))
+        .reduce(|(bytes, last), (more, end)| (bytes.saturating_add(more), if before(last, end) { end } else { last }))
 }
 
 impl Host {
@@ -73,6 +87,7 @@ impl Host {
             window: segment.window(),
             span: segment.span(),
             payload: segment.payload_len(),
+            selective: if segment.header_len() > tcp::HEADER { selective(&segment) } else { None },
         };
         let scale = if head.has(flags::SYN) { segment.window_scale() } else { None };
         match self.tcp.flows.find(&key) {
@@ -118,6 +133,7 @@ impl Host {
         let tick = tick(self.tcp.origin, now);
         let flow = self.tcp.flows.at(index);
         let state = Smoltcp::state(&flow.engine);
+        let window_before = flow.window_in;
         if head.has(flags::RST) {
             return self.reset(index, state, head, now, port);
         }
@@ -174,6 +190,16 @@ impl Host {
         flow.path.heard(link.source, &mut self.neighbours, now);
         flow.heard_at = tick;
         let progress = before(flow.ack_in, head.acknowledgement);
+        // RFC 5681 §2; with a report of what came behind a hole it is one whatever its window says (RFC 6675 §2).
+        let is_duplicate = head.acknowledgement == flow.ack_in
+            && head.span == 0
+            && before(flow.ack_in, flow.sent_end)
+            && (head.window == window_before || head.selective.is_some());
+        let heard = match (progress, is_duplicate) {
+            (true, _) => Some(Heard::Progress),
+            (false, true) => Some(Heard::Duplicate(head.selective)),
+            (false, false) => None,
+        };
         if head.has(flags::ACK) && progress && !before(flow.sent_end, head.acknowledgement) {
             flow.ack_in = head.acknowledgement;
         }
@@ -186,8 +212,42 @@ impl Host {
         if let Some(answer) = answer {
             put(flow, answer, self.mac, &mut self.counters, port);
         }
+        if state.is_synchronized()
+            && let Some(heard) = heard
+            && flow.recovery.heard(heard, head.acknowledgement, flow.sent_end)
+        {
+            self.send_again(index, now);
+        }
         self.tcp.flows.touch(index);
         self.tcp.flows.soil(index);
+    }
+
+    /// Has the engine send the first unacknowledged segment again, by the only means it has: a third duplicate. Two changes
+    /// of the window before make it count from nothing.
+    #[cold]
+    fn send_again(&mut self, index: u32, now: Instant) {
+        let flow = self.tcp.flows.at(index);
+        let window = flow.window_in;
+        // Without a window nothing is sent; the engine probes.
+        if window == 0 {
+            return;
+        }
+        let other = if window > 1 { window - 1 } else { 2 };
+        let mtu = flow.engine_mtu();
+        for window in [other, window, window, window, window] {
+            let bare = Bare {
+                source_port: flow.key.remote().port(),
+                destination_port: flow.key.local().port(),
+                sequence: flow.receive_next(),
+                acknowledgement: flow.ack_in.wrapping_sub(flow.delta),
+                flags: flags::ACK,
+                window,
+            };
+            let mut bytes = [0; HEADROOM + tcp::HEADER];
+            bytes[HEADROOM..].copy_from_slice(&bare.emit(Sum::ZERO));
+            // A segment in order and without data is not answered.
+            let _ = self.tcp.protocol.receive(&mut flow.engine, mtu, &mut bytes, now);
+        }
     }
 
     /// A segment that belongs to no connection.
