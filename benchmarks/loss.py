@@ -40,10 +40,10 @@ def ours(host: Namespace, verb: str, size: int, expected: str) -> float:
 def kernel(router: Namespace, host: Namespace, size: int, expected: str) -> float:
     """The router sends to the host, both with kernel sockets; Mbit/s."""
     with host.socket() as server, router.socket() as sender:
-        server.bind((HOST, 7002))
+        server.bind((HOST, 47002))
         server.listen()
         sender.settimeout(600)
-        sender.connect((HOST, 7002))
+        sender.connect((HOST, 47002))
         receiver, _ = server.accept()
         with receiver:
             receiver.settimeout(600)

@@ -61,7 +61,8 @@ class Bridge:
 
     def begin_testpmd(self, secret: str | None = None) -> None:
         memif = Testpmd.memif(self.path, role=self.role, secret=secret or self.secret)
-        options = "--port-topology=paired"
+        # One buffer takes a whole frame.
+        options = "--port-topology=paired" + (" --mbuf-size=10240" if self.mtu > 1500 else "")
         self.pmd = self.start(memif, "net_tap0,iface=dtap", options=options, cpu=1, netns=self.namespace.name)
         ip = ["ip", "address", "add"]
         self.namespace.run(*ip, "10.0.0.1/24", "dev", "dtap")

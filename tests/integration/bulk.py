@@ -1,9 +1,10 @@
 """Many bytes, whose order shows in their digest, and a VNF that sends, takes and holds them.
 
 The VNF ``BULK`` is asked in lines: ``send N``, ``take``, ``hold`` (take, but not before somebody said ``release``). It is
-asked on tcp://:7000 by who connects there; and on a Unix socket, as ``send N URL``, to connect to a kernel's server itself.
+asked on tcp://:47000 by who connects there; and on a Unix socket, as ``send N URL``, to connect to a kernel's server itself.
 ``take`` and ``hold`` answer with the digest: on the stream itself, and to who asked by the Unix socket. The kernel's side
 of all that is :func:`send` and :func:`take`, with sockets that block.
+(No dissector of tshark's believes that port to be its own.)
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ async def work(conn, verb, size=0):
         seen.update(piece)
     return seen.hexdigest().encode()
 
-@vnf.session("tcp://:7000")
+@vnf.session("tcp://:47000")
 async def serve(conn):
     verb, *size = bytes(await conn.receive(until=b"\\n")).split()
     answer = await work(conn, verb, *map(int, size))
@@ -97,9 +98,9 @@ def send(sock: socket.socket, size: int) -> str:
     return _line(sock)
 
 
-def take(sock: socket.socket) -> tuple[int, str]:
-    """How many bytes came up to the other side's end, and their digest, which is also the answer."""
-    seen, size = hashlib.sha256(), 0
+def take(sock: socket.socket, begun: bytes = b"") -> tuple[int, str]:
+    """How many bytes came up to the other side's end (``begun`` before), and their digest, which is also the answer."""
+    seen, size = hashlib.sha256(begun), len(begun)
     while piece := sock.recv(1 << 18):
         seen.update(piece)
         size += len(piece)
@@ -109,7 +110,7 @@ def take(sock: socket.socket) -> tuple[int, str]:
 
 def ask(sock: socket.socket, host: str, order: str) -> socket.socket:
     """Connects to the VNF and asks."""
-    sock.connect((host, 7000))
+    sock.connect((host, 47000))
     sock.sendall(order.encode() + b"\n")
     return sock
 

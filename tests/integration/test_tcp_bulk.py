@@ -47,10 +47,10 @@ def both_ways(host: Namespace, address: str, orders: Orders, size: int) -> None:
                 found = send(sock, size) if verb == "take" else take(sock)[1]
             assert found == expected
     with host.socket(family) as server:
-        server.bind((address, 7001))
+        server.bind((address, 47001))
         server.listen()
         for verb in ("take", f"send {size}"):
-            orders.give(f"{verb} tcp://{f'[{address}]' if version6 else address}:7001")
+            orders.give(f"{verb} tcp://{f'[{address}]' if version6 else address}:47001")
             sock, _ = server.accept()
             with sock:
                 sock.settimeout(deadline_s)

@@ -35,7 +35,7 @@ from libvnf import VNF
 vnf = VNF("proxy")
 upstream = vnf.setting("upstream", default="tcp://127.0.0.1:1")
 
-@vnf.session("tcp://:7000")
+@vnf.session("tcp://:47000")
 async def proxy(a):
     try:
         b = await a.connect(upstream)
@@ -68,12 +68,12 @@ def test_curl_gets_posts_keeps_its_connection_and_is_refused(
 
         assert get("--retry", "5", "--retry-connrefused", "--retry-all-errors", url) == "hello"
         body = tmp_path / "body"
-        body.write_bytes(bytes(range(256)) * 40_000)
+        body.write_bytes(bytes(range(256)) * 4_000)
         back = tmp_path / "back"
         get("-H", "Expect:", "--data-binary", f"@{body}", "-o", back, url)
         assert back.read_bytes() == body.read_bytes()
         get("-o", back, f"http://{address}:81/")
-        assert back.read_bytes() == body.read_bytes()
+        assert back.read_bytes() == bytes(range(256)) * 40_000
         assert get("-w", "%{num_connects}\n", url, url, url) == "hello1\nhello0\nhello0\n"
         assert get("--http1.0", url) == "hello"
         assert "content-length: 5" in get("-I", url)
@@ -97,6 +97,7 @@ def test_wrk_and_ab_see_no_error(tmp_path: Path, netns: NetNS, testpmd: Start) -
 
 
 # Where the VNF finds the other end: by its port, in the same namespace; or by kernel sockets, on this machine's loopback.
+PORTS = {"memif": "port0", "kernel": "kernel"}
 both_ends = pytest.mark.parametrize("upstream", ["memif", "kernel"])
 
 
@@ -113,8 +114,9 @@ def test_iperf3_runs_through_a_splice_proxy(
     streams: int,
 ) -> None:
     address, port = ("10.0.0.1", 5201) if upstream == "memif" else ("127.0.0.1", free_port())
-    options = ["--set", f"upstream=tcp://{address}:{port}", *(["--transport", "kernel"] if upstream == "kernel" else [])]
-    source = SPLICE.replace("tcp://:7000", "tcp://:7000?port=port0")
+    options = ["--set", f"upstream=tcp://{address}:{port}?port={PORTS[upstream]}"]
+    options += ["--transport", "kernel"] if upstream == "kernel" else []
+    source = SPLICE.replace("tcp://:47000", "tcp://:47000?port=port0")
     with bridge(tmp_path, netns, testpmd, "server", *options, source=source) as link:
         for direction in ([], ["-R"]):
             server = process(
@@ -122,7 +124,7 @@ def test_iperf3_runs_through_a_splice_proxy(
                 netns=link.namespace.name if upstream == "memif" else None,
             )
             server.wait_for("Server listening")
-            client = ["iperf3", "-c", "10.0.0.2", "-p", "7000", "-t", "2", "-P", str(streams), "-J", *direction]
+            client = ["iperf3", "-c", "10.0.0.2", "-p", "47000", "-t", "2", "-P", str(streams), "-J", *direction]
             report = json.loads(link.namespace.run(*client))
             assert "error" not in report
             total = report["end"]["sum_received"]
@@ -144,7 +146,7 @@ def test_linux_is_told_when_the_far_server_refuses_or_is_not_there(
     )
     for upstream, told in (("10.0.0.1:5299", "ConnectionRefusedError"), ("10.0.0.77:80", "OSError|ConnectionError")):
         with bridge(tmp_path, netns, testpmd, "server", "--set", f"upstream=tcp://{upstream}", source=source) as link:
-            done = curl(link.namespace, "--http0.9", "http://10.0.0.2:7000/")
+            done = curl(link.namespace, "--http0.9", "http://10.0.0.2:47000/")
             assert re.fullmatch(told, done.stdout.decode()), done
 
 
@@ -159,7 +161,7 @@ def test_nc_ends_its_side_first_and_is_answered(
         )
         server = process(["python3", "-c", command], netns=link.namespace.name)
         server.wait_for("listening")
-        args = ["ip", "netns", "exec", link.namespace.name, "nc", "-N", "10.0.0.2", "7000"]
+        args = ["ip", "netns", "exec", link.namespace.name, "nc", "-N", "10.0.0.2", "47000"]
         done = subprocess.run(args, input=b"a question", capture_output=True, timeout=DEADLINE_S)
         assert (done.returncode, done.stdout) == (0, b"noitseuq a")
         assert server.wait() == 0
@@ -183,7 +185,7 @@ def test_rsync_copies_a_tree_there_and_back(
             netns=link.namespace.name,
         )
         server.wait_for("rsyncd version")
-        url = "rsync://10.0.0.2:7000/tree/"
+        url = "rsync://10.0.0.2:47000/tree/"
         link.namespace.run("rsync", "-a", f"{tree}/", url)
         link.namespace.run("rsync", "-a", url, f"{back}/")
     assert {file.name: file.read_bytes() for file in back.iterdir()} == {
