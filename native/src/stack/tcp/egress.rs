@@ -240,12 +240,12 @@ pub(super) fn put(flow: &mut Flow, segment: &mut [u8], mac: Mac, counters: &mut 
         _ => head.sequence().wrapping_add(flow.delta),
     };
     let end = sequence.wrapping_add(span);
-    if span > 0 && before(sequence, flow.sent_end) {
-        counters.tx_tcp_retransmission += 1;
-    }
+    let is_again = span > 0 && before(sequence, flow.sent_end);
+    counters.tx_tcp_retransmission += u64::from(is_again);
     if before(flow.sent_end, end) {
         flow.sent_end = end;
     }
+    flow.recovery.sent(span, is_again && sequence == flow.ack_in, flow.sent_end);
     if has_ack && !is_reset {
         flow.ack_sent = acknowledgement;
         let shift = if is_syn { 0 } else { flow.shift };

@@ -9,6 +9,7 @@ use hashbrown::{HashMap, HashTable};
 
 use super::arena::{Arena, Pair};
 use super::protocol::{Begin, Protocol, State};
+use super::recovery::Recovery;
 use super::smoltcp::Smoltcp;
 use super::{Gone, TcpId};
 use crate::stack::flows::Key;
@@ -75,6 +76,7 @@ pub(super) struct Flow {
     pub give_up_at: u64,
     pub challenge_at: u64,
     pub listener: u32,
+    pub recovery: Recovery,
     pub path: Path,
     pub pair: Option<Pair>,
     pub engine: <Smoltcp as Protocol>::Connection,
@@ -302,6 +304,7 @@ impl Flows {
             give_up_at,
             challenge_at: 0,
             listener,
+            recovery: Recovery::default(),
             path,
             pair: Some(pair),
             engine,

@@ -9,9 +9,10 @@ use std::time::Instant;
 use super::egress::put;
 use super::flows::{Birth, NEVER, Stage};
 use super::protocol::{HEADROOM, Protocol, State};
+use super::recovery::Heard;
 use super::smoltcp::Smoltcp;
 use super::{Gone, Knock, Welcome};
-use crate::packet::checksum::{pseudo_v4, pseudo_v6};
+use crate::packet::checksum::{Sum, pseudo_v4, pseudo_v6};
 use crate::packet::tcp::{self, Bare, Segment, before, flags};
 use crate::packet::{Malformed, Slot, protocol};
 use crate::port::Port;
@@ -35,12 +36,25 @@ struct Head {
     scale: Option<u8>,
     span: u32,
     payload: usize,
+    /// How many bytes beyond the acknowledgement it reports, and one past the last of them (RFC 2018).
+    selective: Option<(u32, u32)>,
 }
 
 impl Head {
     fn has(&self, flag: u8) -> bool {
         self.flags & flag != 0
     }
+}
+
+/// What a segment reports beyond its acknowledgement. What it reports below is of no interest (RFC 2883).
+#[cold]
+fn selective(segment: &Segment) -> Option<(u32, u32)> {
+    let from = segment.acknowledgement();
+    segment
+        .selective()
+        .filter(|&(first, end)| before(from, first) && before(first, end))
+        .map(|(first, end)| (end.wrapping_sub(first), end))
+        .reduce(|(bytes, last), (more, end)| (bytes.saturating_add(more), if before(last, end) { end } else { last }))
 }
 
 impl Host {
@@ -75,6 +89,7 @@ impl Host {
             scale: if segment.has(flags::SYN) { segment.window_scale() } else { None },
             span: segment.span(),
             payload: segment.payload_len(),
+            selective: if segment.header_len() > tcp::HEADER { selective(&segment) } else { None },
         };
         self.tcp.see(now);
         let found = self.tcp.flows.find(&key);
@@ -201,6 +216,16 @@ impl Host {
         flow.path.heard(link.source, &mut self.neighbours, now);
         flow.heard_at = self.tcp.now;
         let progress = before(flow.ack_in, head.acknowledgement);
+        // RFC 5681 §2; with a report of what came behind a hole it is one whatever its window says (RFC 6675 §2).
+        let is_duplicate = head.acknowledgement == flow.ack_in
+            && head.span == 0
+            && before(flow.ack_in, flow.sent_end)
+            && (head.window == window_before || head.selective.is_some());
+        let heard = match (progress, is_duplicate) {
+            (true, _) => Some(Heard::Progress),
+            (false, true) => Some(Heard::Duplicate(head.selective)),
+            (false, false) => None,
+        };
         if head.has(flags::ACK) && progress && !before(flow.sent_end, head.acknowledgement) {
             flow.ack_in = head.acknowledgement;
         }
@@ -223,8 +248,42 @@ impl Host {
         if let Some(answer) = answer {
             put(flow, answer, self.mac, &mut self.counters, port);
         }
+        if state.is_synchronized()
+            && let Some(heard) = heard
+            && flow.recovery.heard(heard, head.acknowledgement, flow.sent_end)
+        {
+            self.send_again(index);
+        }
         self.tcp.flows.touch(index);
         self.tcp.flows.soil(index);
+    }
+
+    /// Has the engine send the first unacknowledged segment again, by the only means it has: a third duplicate. Two changes
+    /// of the window before make it count from nothing.
+    #[cold]
+    fn send_again(&mut self, index: u32) {
+        let flow = self.tcp.flows.at(index);
+        let window = flow.window_in;
+        // Without a window nothing is sent; the engine probes.
+        if window == 0 {
+            return;
+        }
+        let other = if window > 1 { window - 1 } else { 2 };
+        let mtu = flow.engine_mtu();
+        for window in [other, window, window, window, window] {
+            let bare = Bare {
+                source_port: flow.key.remote().port(),
+                destination_port: flow.key.local().port(),
+                sequence: flow.receive_next(),
+                acknowledgement: flow.ack_in.wrapping_sub(flow.delta),
+                flags: flags::ACK,
+                window,
+            };
+            let mut bytes = [0; HEADROOM + tcp::HEADER];
+            bytes[HEADROOM..].copy_from_slice(&bare.emit(Sum::ZERO));
+            // A segment in order and without data is not answered.
+            let _ = self.tcp.protocol.receive(&mut flow.engine, mtu, &mut bytes, self.tcp.now);
+        }
     }
 
     /// A segment that belongs to no connection.
