@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ EXAMPLES = ROOT / "examples/abc"
 
 PER_REQUEST = {"connections": 8, "requests_per_connection": 1, "reset": True}
 ON_ONE = {"connections": 1, "outstanding": 32, "id": "0:8"}
-OURS = ("b.py", "b_async.py", "b_pooled.py")
+ON_EACH = {"connections": 8}
+OURS = ("b.py", "b.py pool=4", "b_async.py", "b_pooled.py")
 
 
 def ports(count: int, kind: socket.SocketKind) -> list[int]:
@@ -53,31 +54,39 @@ def scratch() -> Iterator[Path]:
         yield Path(path)
 
 
-def endpoints(transport: str, scratch: Path) -> tuple[list[str], str, str, dict[str, Any]]:
-    """What B is run with, where it listens, where C is, and the generator's own transport."""
+def endpoints(transport: str, scratch: Path) -> tuple[list[str], str, str, list[dict[str, Any]]]:
+    """What B is run with, where it listens, where C is, and the transports of A and C."""
     if transport == "unix":
         listen, c = f"unix://{scratch}/b", f"unix://{scratch}/c"
-        return [], listen, c, {}
-    if transport == "memif":
-        c, mine = "udp://10.0.0.3:5000", f"memif:{scratch}/m,address=10.0.0.2/24"
-        theirs = f"memif:{scratch}/m,address=10.0.0.1/24,address=10.0.0.3/24"
-        return [mine], "udp://10.0.0.2:5000", c, {"transport": theirs, "respond": [c]}
+        return [], listen, c, [{}, {}]
+    if transport.startswith("memif "):
+        scheme = transport.removeprefix("memif ")
+        # A port for each, so that C is there before A.
+        mine = [f"memif:{scratch}/a,address=10.0.0.2/24,name=a", f"memif:{scratch}/c,address=10.0.1.2/24"]
+        theirs = [f"memif:{scratch}/a,address=10.0.0.1/24", f"memif:{scratch}/c,address=10.0.1.3/24"]
+        return (
+            mine,
+            f"{scheme}://10.0.0.2:5000?port=a",
+            f"{scheme}://10.0.1.3:5000",
+            [{"transport": one} for one in theirs],
+        )
     kind = socket.SOCK_DGRAM if transport == "udp" else socket.SOCK_STREAM
     b, c_port = ports(2, kind)
-    return [], f"{transport}://127.0.0.1:{b}", f"{transport}://127.0.0.1:{c_port}", {}
+    return [], f"{transport}://127.0.0.1:{b}", f"{transport}://127.0.0.1:{c_port}", [{}, {}]
 
 
 def ask(endpoint: str, more: dict[str, Any]) -> dict[str, Any]:
     """A; every reply must be its request byte for byte."""
-    options = {"endpoint": endpoint, "verify": True, "duration_s": 0.5, "warmup_s": 0.1, **more}
+    options = {"endpoint": endpoint.partition("?")[0], "verify": True, "duration_s": 0.5, "warmup_s": 0.1, **more}
     return _native.run_load(options, lambda progress: False)
 
 
 @contextmanager
-def answering(c: str) -> Iterator[None]:
-    """C, where it has sockets of its own; on a port it is the other end of A's."""
+def answering(c: str, more: dict[str, Any] | None = None) -> Iterator[None]:
+    """C."""
     over = threading.Event()
-    thread = threading.Thread(target=_native.run_load, args=({"respond": [c]}, lambda progress: over.is_set()))
+    options = {"respond": [c], **(more or {})}
+    thread = threading.Thread(target=_native.run_load, args=(options, lambda progress: over.is_set()))
     thread.start()
     try:
         yield
@@ -105,16 +114,18 @@ async def until(fact: Callable[[], bool]) -> None:
             await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize("transport", ["tcp", "unix", "udp", "memif"])
+@pytest.mark.parametrize("transport", ["tcp", "unix", "udp", "memif udp", "memif tcp"])
 @pytest.mark.parametrize("file", OURS)
 async def test_every_shape_answers_what_was_asked_and_keeps_nothing(file: str, transport: str, scratch: Path) -> None:
-    transports, listen, c, own = endpoints(transport, scratch)
-    datagrams = transport in ("udp", "memif")
-    async with serving(file, transports, listen=listen, c=c) as vnf:
-        with nullcontext() if transport == "memif" else answering(c):
+    transports, listen, c, (of_a, of_c) = endpoints(transport, scratch)
+    datagrams = transport.endswith("udp")
+    file, _, pool = file.partition(" pool=")
+    sets = {"pool": pool} if pool else {}
+    async with serving(file, transports, listen=listen, c=c, **sets) as vnf:
+        with answering(c, of_c):
             await until(lambda: all(one["connected"] for one in vnf.statistics()["clients"].values()))
-            for shape in [ON_ONE] if datagrams else [ON_ONE, PER_REQUEST]:
-                report = await asyncio.to_thread(ask, listen, {**own, **shape})
+            for shape in [ON_ONE] if datagrams else [ON_ONE, ON_EACH, PER_REQUEST]:
+                report = await asyncio.to_thread(ask, listen, {**of_a, **shape})
                 assert report["requests"] > 0
                 assert report["errors"] == {}
         counters = vnf.statistics()["core"]

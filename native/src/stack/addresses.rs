@@ -98,11 +98,14 @@ impl Addresses {
         std::iter::once(best).chain(others).collect()
     }
 
-    /// The longest own prefix that contains `destination`, else the gateway of its family.
+    /// The longest own prefix that contains `destination` (the first of those equally long), else the gateway of its
+    /// family.
     pub fn route(&self, destination: IpAddr) -> Option<Route> {
         let towards = |next_hop| {
             let on_link = self.own.iter().filter(|cidr| cidr.contains(next_hop));
-            on_link.max_by_key(|cidr| cidr.prefix).map(|cidr| Route { next_hop, source: cidr.address })
+            on_link
+                .min_by_key(|cidr| std::cmp::Reverse(cidr.prefix))
+                .map(|cidr| Route { next_hop, source: cidr.address })
         };
         towards(destination).or_else(|| {
             let gateway = self.gateways.iter().copied().find(|gateway| gateway.is_ipv4() == destination.is_ipv4())?;
@@ -141,6 +144,13 @@ mod tests {
         assert_eq!(addresses(&[("10.0.0.2", 24)], &[]).route("192.0.2.1".parse().unwrap()), None);
         assert_eq!(addresses(&[("10.0.0.2", 24)], &["10.9.0.1"]).route("192.0.2.1".parse().unwrap()), None);
         assert_eq!(addresses(&[("10.0.0.2", 24)], &[]).route("fd00::1".parse().unwrap()), None);
+    }
+
+    #[test]
+    fn the_first_of_equally_near_addresses_is_the_source() {
+        let two = addresses(&[("10.0.0.2", 24), ("10.0.0.3", 24), ("10.0.0.4", 8)], &[]);
+        let sources: Vec<_> = two.routes("10.0.0.7".parse().unwrap()).iter().map(|route| route.source).collect();
+        assert_eq!(sources, ["10.0.0.2", "10.0.0.3", "10.0.0.4"].map(|one| one.parse::<IpAddr>().unwrap()));
     }
 
     #[test]
