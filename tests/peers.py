@@ -4,12 +4,14 @@ blocks: a test whose own event loop must turn meanwhile says ``await asyncio.to_
 """
 
 import contextlib
+import ctypes
 import itertools
 import os
 import re
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -200,8 +202,31 @@ class Namespace:
         assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
         return done.stdout
 
+    def socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> socket.socket:
+        """A socket of the namespace, for this process to use."""
+        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        there = os.open(f"/run/netns/{self.name}", os.O_RDONLY)
+        try:
+            _setns(there)
+            try:
+                made = socket.socket(family, kind)
+            finally:
+                _setns(home)
+        finally:
+            os.close(home)
+            os.close(there)
+        made.settimeout(DEADLINE_S)
+        return made
+
     def delete(self) -> None:
         subprocess.run(["ip", "netns", "delete", self.name], check=True)
+
+
+def _setns(descriptor: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    # Of the calling thread alone.
+    if libc.setns(descriptor, 0) != 0:
+        raise OSError(ctypes.get_errno(), "setns")
 
 
 def frames_without_fault(capture: Path) -> int:

@@ -1,6 +1,5 @@
 """A VNF reached through DPDK's testpmd, which joins a kernel's TAP device to memif: what comes out of the namespace is
-Linux's, what carries it is DPDK's, and what answers is ours. iperf3's control connection, which is
-TCP, is turned aside inside the namespace; its datagrams go through the VNF and back.
+Linux's, what carries it is DPDK's, and what answers is ours. Here ports and datagrams; TCP is in test_tcp_*.py.
 """
 
 from __future__ import annotations
@@ -9,32 +8,18 @@ import json
 import os
 import re
 import signal
-import socket
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.integration.inspection import Window
-from tests.integration.programs import Program, running
-from tests.peers import DEADLINE_S, Namespace, Process, Testpmd
+from tests.integration.bridge import NetNS, Start, bridge
+from tests.peers import Process
 
 pytestmark = pytest.mark.needs("dpdk-testpmd", "ip", "root")
 
 ROOT = Path(__file__).parents[2]
-ECHO = """
-from libvnf import VNF
-from tests.integration.inspection import open_window
-
-vnf = VNF("b")
-open_window(vnf)
-
-@vnf.server("udp://:5000")
-def echo(conn, request, packet):
-    conn.send(packet)
-"""
 FORWARD = """
 from libvnf import VNF
 
@@ -50,97 +35,13 @@ def there(a, request, packet):
 
 def back(peer, request, packet):
     peer.state.send(packet)
+
+@vnf.session("tcp://:5201")
+async def control(a):
+    async with a.connect("tcp://10.0.0.1:5201") as b:
+        await a.splice(b)
 """
-TURN_ASIDE = (
-    "add table ip aside",
-    "add chain ip aside out { type nat hook output priority -100; }",
-    "add rule ip aside out ip daddr 10.0.0.2 tcp dport 5201 dnat to 10.0.0.1",
-)
 DNS = ROOT / "examples" / "dns" / "dns.py"
-NetNS = Callable[[], Namespace]
-Start = Callable[..., Testpmd]
-OTHER = {"server": "client", "client": "server"}
-
-
-class Bridge:
-    """A namespace whose device ``dtap`` leads, through testpmd, to the VNF."""
-
-    def __init__(self, tmp_path: Path, namespace: Namespace, start: Start, role: str, secret: str | None) -> None:
-        self.path, self.namespace, self.start, self.secret = tmp_path / "m.sock", namespace, start, secret
-        self.role = OTHER[role]
-        self.window: Window
-        self.program: Program
-        self.pmd: Testpmd
-        self.transport = f"memif:{self.path},role={role},address=10.0.0.2/24,address=fd00::2/64"
-        self.transport += f",secret={secret}" if secret else ""
-
-    def begin_testpmd(self, secret: str | None = None) -> None:
-        memif = Testpmd.memif(self.path, role=self.role, secret=secret or self.secret)
-        self.pmd = self.start(
-            memif, "net_tap0,iface=dtap", options="--port-topology=paired", cpu=1, netns=self.namespace.name
-        )
-        ip = ["ip", "address", "add"]
-        self.namespace.run(*ip, "10.0.0.1/24", "dev", "dtap")
-        self.namespace.run(*ip, "fd00::1/64", "dev", "dtap", "nodad")
-        self.namespace.run("ip", "link", "set", "dtap", "up")
-
-    @contextmanager
-    def vnf(self, source: str = ECHO) -> Iterator[Program]:
-        window = self.path.with_name("window.sock")
-        options = ["--transport", self.transport, "--set", "limits.grace_s=0", "--set", "limits.drain_s=0"]
-        options += ["--set", f"window={window}"] if source == ECHO else []
-        with ExitStack() as stack:
-            self.program = stack.enter_context(running(self.path.parent, source, *options))
-            if source == ECHO:
-                self.window = Window(window)
-                stack.callback(self.window.close)
-            yield self.program
-
-    def socket(self, family: int = socket.AF_INET) -> socket.socket:
-        """A UDP socket inside the namespace."""
-        home = os.open("/proc/self/ns/net", os.O_RDONLY)
-        there = os.open(f"/run/netns/{self.namespace.name}", os.O_RDONLY)
-        try:
-            setns(there)
-            sock = socket.socket(family, socket.SOCK_DGRAM)
-        finally:
-            setns(home)
-            os.close(home)
-            os.close(there)
-        sock.settimeout(DEADLINE_S)
-        return sock
-
-    def ask(self, payload: bytes, address: str = "10.0.0.2") -> bytes:
-        with self.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as sock:
-            sock.connect((address, 5000))
-            sock.send(payload)
-            return sock.recv(65535)
-
-    def wait_up(self) -> None:
-        self.window.wait(lambda now: now["transports"]["port0"]["link"] == "up")
-
-
-def setns(descriptor: int) -> None:
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.setns(descriptor, 0) != 0:
-        raise OSError(ctypes.get_errno(), "setns")
-
-
-@contextmanager
-def bridge(
-    tmp_path: Path, netns: NetNS, start: Start, role: str, *, secret: str | None = None, source: str = ECHO
-) -> Iterator[Bridge]:
-    """``role`` is the VNF's. Whoever listens begins."""
-    made = Bridge(tmp_path, netns(), start, role, secret)
-    with ExitStack() as stack:
-        if role == "client":
-            made.begin_testpmd()
-        stack.enter_context(made.vnf(source))
-        if role == "server":
-            made.begin_testpmd()
-        yield made
 
 
 both_roles = pytest.mark.parametrize("role", ["server", "client"])
@@ -252,15 +153,13 @@ def test_when_the_vnf_is_killed_and_comes_back_traffic_resumes(
             link.pmd.stop(grace_s=1)  # a DPDK server that has lost a client hangs on its way out
 
 
-@pytest.mark.needs("iperf3", "nft")
+@pytest.mark.needs("iperf3")
 @pytest.mark.parametrize("reverse", [False, True], ids=["there", "back"])
 def test_iperf3_measures_datagrams_through_a_forwarder(
     tmp_path: Path, netns: NetNS, testpmd: Start, process: Callable[..., Process], reverse: bool
 ) -> None:
     with bridge(tmp_path, netns, testpmd, "server", source=FORWARD) as link:
         run = link.namespace.run
-        run("ip", "link", "set", "lo", "up")
-        run("nft", "; ".join(TURN_ASIDE))
         run("ping", "-c", "1", "-w", "10", "10.0.0.2")
         server = process(["iperf3", "-s", "-1", "-p", "5201", "--forceflush"], netns=link.namespace.name)
         server.wait_for("Server listening")

@@ -19,6 +19,7 @@ mod option {
     pub const NOP: u8 = 1;
     pub const MSS: u8 = 2;
     pub const WINDOW_SCALE: u8 = 3;
+    pub const SACK: u8 = 5;
 }
 
 /// A segment whose header, options and checksum are right.
@@ -113,13 +114,32 @@ impl<'a> Segment<'a> {
 
     /// RFC 7323 §2.2.
     pub fn window_scale(&self) -> Option<u8> {
+        match self.option(option::WINDOW_SCALE)? {
+            [shift] => Some((*shift).min(14)),
+            _ => None,
+        }
+    }
+
+    /// The reports of what has come behind a hole, as (first, one past the last) (RFC 2018 §3); nothing is said of their
+    /// order or sense.
+    pub fn selective(&self) -> impl Iterator<Item = (u32, u32)> + use<'a> {
+        let blocks = self.option(option::SACK).unwrap_or_default();
+        blocks.chunks_exact(8).map(|block| (u32::from_be_bytes(array(block, 0)), u32::from_be_bytes(array(block, 4))))
+    }
+
+    /// The value of the first option of that kind.
+    fn option(&self, wanted: u8) -> Option<&'a [u8]> {
         let mut options = &self.0[HEADER..self.header_len()];
         while let [kind, rest @ ..] = options {
             options = match (*kind, rest) {
                 (option::END, _) => return None,
                 (option::NOP, rest) => rest,
-                (option::WINDOW_SCALE, [3, shift, ..]) => return Some((*shift).min(14)),
-                (_, [len, ..]) if usize::from(*len) >= 2 => options.get(usize::from(*len)..)?,
+                (kind, [len, ..]) if usize::from(*len) >= 2 => {
+                    if kind == wanted {
+                        return options.get(2..usize::from(*len));
+                    }
+                    options.get(usize::from(*len)..)?
+                }
                 _ => return None,
             };
         }
@@ -264,6 +284,19 @@ mod tests {
     fn a_scale_beyond_the_limit_counts_as_fourteen() {
         let bytes = syn(&[3, 3, 200, 0]);
         assert_eq!(Segment::new_checked(&bytes, pseudo()).unwrap().window_scale(), Some(14));
+    }
+
+    #[test]
+    fn reports_of_what_came_out_of_order_are_read() {
+        let mut options = vec![1, 1, 5, 18];
+        for edge in [100_u32, 200, 400, 500] {
+            options.extend_from_slice(&edge.to_be_bytes());
+        }
+        let bytes = syn(&options);
+        let segment = Segment::new_checked(&bytes, pseudo()).unwrap();
+        assert_eq!(segment.selective().collect::<Vec<_>>(), [(100, 200), (400, 500)]);
+        let bytes = syn(&[1, 1, 5, 6, 0, 0, 0, 1]);
+        assert_eq!(Segment::new_checked(&bytes, pseudo()).unwrap().selective().count(), 0);
     }
 
     #[test]

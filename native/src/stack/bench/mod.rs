@@ -64,6 +64,7 @@ impl Port for Recorder {
             return Sent::Full;
         }
         self.room -= 1;
+        assert!(self.sent.len() < 100_000, "what is sent at once is endless");
         if self.keeps {
             self.sent.push(parts.concat());
         }

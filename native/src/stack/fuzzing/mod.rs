@@ -177,6 +177,11 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_once_upset_tcp_does_so_no_more() {
+        tcp_talk(include_bytes!("../../../fuzz/seeds/tcp_talk/endless"));
+    }
+
+    #[test]
     fn any_bytes_are_survived() {
         let mut state = 0x0123_4567_89ab_cdefu64;
         for round in 0..3_000 {

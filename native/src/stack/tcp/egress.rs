@@ -19,6 +19,8 @@ use crate::stack::path::Resolved;
 
 /// A port that was full is tried again after so many microseconds.
 const FULL_AGAIN: u64 = 200;
+/// A connection that sends nothing but acknowledgements at once is tried again after so many microseconds.
+const EMPTY_AGAIN: u64 = 200_000;
 /// Probes without an answer before a silent peer is given up.
 const PROBES: u32 = 4;
 
@@ -82,6 +84,7 @@ impl Host {
         let Self { tcp, .. } = self;
         let flow = tcp.flows.at(index);
         let mtu = flow.engine_mtu();
+        let mut empty = 0;
         let next = loop {
             // The engine's TIME-WAIT would end without regard to what is unread; ours begins when the owner has closed.
             if Smoltcp::state(&flow.engine) == State::TimeWait {
@@ -94,9 +97,12 @@ impl Host {
             let has_sent = sent.is_some();
             if let Some(segment) = sent {
                 *room -= 1;
+                empty += u32::from(Segment::new_own(segment).span() == 0);
                 put(flow, segment, self.mac, &mut self.counters, port);
             }
             match tcp.protocol.deadline(&flow.engine, mtu, tcp.now) {
+                // A peer that shrinks its window can make the engine see bytes to send and send none, for ever.
+                Some(at) if at <= tcp.now && empty > 1 => break Some(tcp.now + EMPTY_AGAIN),
                 Some(at) if at <= tcp.now && has_sent => {}
                 // What is due turned out to be nothing: it can wait.
                 Some(at) if at <= tcp.now => break Some(tcp.now + 1_000),
@@ -225,18 +231,21 @@ pub(super) fn put(flow: &mut Flow, segment: &mut [u8], mac: Mac, counters: &mut 
     }
     let sequence = match span {
         // RFC 9293 §3.10.7.4: SND.NXT, also while the engine sends again what was lost. Two ends that both do would else
-        // refuse each other's acknowledgements, as old, for ever. What probed a closed window does not count.
-        0 if has_ack && !is_reset && flow.window_in == 0 => flow.ack_in,
-        0 if has_ack && !is_reset => flow.sent_end,
+        // refuse each other's acknowledgements, as old, for ever; and so a reset (§3.10.5). What was sent beyond the peer's
+        // window does not count.
+        0 if has_ack => {
+            let edge = flow.ack_in.wrapping_add(flow.peer_window());
+            if before(edge, flow.sent_end) { edge } else { flow.sent_end }
+        }
         _ => head.sequence().wrapping_add(flow.delta),
     };
     let end = sequence.wrapping_add(span);
-    if span > 0 && before(sequence, flow.sent_end) {
-        counters.tx_tcp_retransmission += 1;
-    }
+    let is_again = span > 0 && before(sequence, flow.sent_end);
+    counters.tx_tcp_retransmission += u64::from(is_again);
     if before(flow.sent_end, end) {
         flow.sent_end = end;
     }
+    flow.recovery.sent(span, is_again && sequence == flow.ack_in, flow.sent_end);
     if has_ack && !is_reset {
         flow.ack_sent = acknowledgement;
         let shift = if is_syn { 0 } else { flow.shift };

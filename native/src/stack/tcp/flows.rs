@@ -9,6 +9,7 @@ use hashbrown::{HashMap, HashTable};
 
 use super::arena::{Arena, Pair};
 use super::protocol::{Begin, Protocol, State};
+use super::recovery::Recovery;
 use super::smoltcp::Smoltcp;
 use super::{Gone, TcpId};
 use crate::stack::flows::Key;
@@ -63,6 +64,8 @@ pub(super) struct Flow {
     /// The latest acknowledgement and window of the peer.
     pub ack_in: u32,
     pub window_in: u16,
+    /// How the peer scales it.
+    pub peer_shift: u8,
     /// One past what we sent last; what we acknowledged last; the right edge of the window we stated.
     pub sent_end: u32,
     pub ack_sent: u32,
@@ -73,6 +76,7 @@ pub(super) struct Flow {
     pub give_up_at: u64,
     pub challenge_at: u64,
     pub listener: u32,
+    pub recovery: Recovery,
     pub path: Path,
     pub pair: Option<Pair>,
     pub engine: <Smoltcp as Protocol>::Connection,
@@ -100,6 +104,11 @@ impl Flow {
     /// The MTU as the engine counts it, whose packets are all IPv4.
     pub fn engine_mtu(&self) -> u16 {
         self.mtu - self.ip_overhead() + 20
+    }
+
+    /// What the peer takes beyond what it has acknowledged.
+    pub fn peer_window(&self) -> u32 {
+        u32::from(self.window_in) << self.peer_shift
     }
 
     /// A FIN after what is queued. In LAST-ACK the engine takes no window update, so it shall not be there while bytes
@@ -286,6 +295,7 @@ impl Flows {
             taken: 0,
             ack_in: isn,
             window_in: 0,
+            peer_shift: 0,
             sent_end: isn,
             ack_sent: 0,
             edge: 0,
@@ -294,6 +304,7 @@ impl Flows {
             give_up_at,
             challenge_at: 0,
             listener,
+            recovery: Recovery::default(),
             path,
             pair: Some(pair),
             engine,

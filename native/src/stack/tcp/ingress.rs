@@ -9,9 +9,10 @@ use std::time::Instant;
 use super::egress::put;
 use super::flows::{Birth, NEVER, Stage};
 use super::protocol::{HEADROOM, Protocol, State};
+use super::recovery::Heard;
 use super::smoltcp::Smoltcp;
 use super::{Gone, Knock, Welcome};
-use crate::packet::checksum::{pseudo_v4, pseudo_v6};
+use crate::packet::checksum::{Sum, pseudo_v4, pseudo_v6};
 use crate::packet::tcp::{self, Bare, Segment, before, flags};
 use crate::packet::{Malformed, Slot, protocol};
 use crate::port::Port;
@@ -31,14 +32,29 @@ struct Head {
     acknowledgement: u32,
     flags: u8,
     window: u16,
+    /// Of a SYN.
+    scale: Option<u8>,
     span: u32,
     payload: usize,
+    /// How many bytes beyond the acknowledgement it reports, and one past the last of them (RFC 2018).
+    selective: Option<(u32, u32)>,
 }
 
 impl Head {
     fn has(&self, flag: u8) -> bool {
         self.flags & flag != 0
     }
+}
+
+/// What a segment reports beyond its acknowledgement. What it reports below is of no interest (RFC 2883).
+#[cold]
+fn selective(segment: &Segment) -> Option<(u32, u32)> {
+    let from = segment.acknowledgement();
+    segment
+        .selective()
+        .filter(|&(first, end)| before(from, first) && before(first, end))
+        .map(|(first, end)| (end.wrapping_sub(first), end))
+        .reduce(|(bytes, last), (more, end)| (bytes.saturating_add(more), if before(last, end) { end } else { last }))
 }
 
 impl Host {
@@ -70,11 +86,12 @@ impl Host {
             acknowledgement: segment.acknowledgement(),
             flags: segment.flags(),
             window: segment.window(),
+            scale: if segment.has(flags::SYN) { segment.window_scale() } else { None },
             span: segment.span(),
             payload: segment.payload_len(),
+            selective: if segment.header_len() > tcp::HEADER { selective(&segment) } else { None },
         };
         self.tcp.see(now);
-        let scale = if head.has(flags::SYN) { segment.window_scale() } else { None };
         let found = self.tcp.flows.find(&key);
         let found = if head.has(flags::SYN) { self.make_way(found, now, port) } else { found };
         match found {
@@ -82,7 +99,7 @@ impl Host {
             Some(index) if link.destination == self.mac || self.is_for_us(&envelope, link) => {
                 self.counters.rx_tcp += 1;
                 let bytes = &mut packet[envelope.at - HEADROOM..envelope.end];
-                self.segment(index, head, scale, bytes, link, now, port);
+                self.segment(index, head, bytes, link, now, port);
             }
             Some(_) => {}
             None => {
@@ -120,19 +137,10 @@ impl Host {
     }
 
     /// A segment for a connection that exists.
-    #[expect(clippy::too_many_arguments, reason = "a segment, where it came from, and where answers go")]
-    fn segment(
-        &mut self,
-        index: u32,
-        mut head: Head,
-        scale: Option<u8>,
-        bytes: &mut [u8],
-        link: Link,
-        now: Instant,
-        port: &mut dyn Port,
-    ) {
+    fn segment(&mut self, index: u32, mut head: Head, bytes: &mut [u8], link: Link, now: Instant, port: &mut dyn Port) {
         let flow = self.tcp.flows.at(index);
         let state = Smoltcp::state(&flow.engine);
+        let window_before = flow.window_in;
         if head.has(flags::RST) {
             return self.reset(index, state, head, port);
         }
@@ -186,7 +194,7 @@ impl Host {
                     return;
                 }
                 // Both opened at once (RFC 9293 §3.5, figure 8): the SYN is known, the acknowledgement is what counts.
-                flow.window_in = head.window >> scale.unwrap_or(0).min(14);
+                flow.window_in = head.window >> flow.peer_shift;
                 let segment = &mut bytes[HEADROOM..];
                 tcp::set_sequence(segment, flow.irs.wrapping_add(1));
                 tcp::set_window(segment, flow.window_in);
@@ -196,10 +204,11 @@ impl Host {
                 flow.irs = head.sequence;
                 // Until now it was the window of our SYN.
                 flow.edge = flow.irs.wrapping_add(flow.edge);
-                flow.shift = if scale.is_some() { flow.offered_shift } else { 0 };
+                flow.shift = if head.scale.is_some() { flow.offered_shift } else { 0 };
                 tcp::clamp_mss(&mut bytes[HEADROOM..], flow.mss());
                 // That of a SYN is not scaled (RFC 7323 §2.2).
-                flow.window_in = head.window >> scale.unwrap_or(0).min(14);
+                flow.peer_shift = head.scale.unwrap_or(0);
+                flow.window_in = head.window >> flow.peer_shift;
             }
         } else if head.has(flags::ACK) && head.acknowledgement == flow.sent_end {
             flow.window_in = head.window;
@@ -207,17 +216,33 @@ impl Host {
         flow.path.heard(link.source, &mut self.neighbours, now);
         flow.heard_at = self.tcp.now;
         let progress = before(flow.ack_in, head.acknowledgement);
+        // RFC 5681 §2; with a report of what came behind a hole it is one whatever its window says (RFC 6675 §2).
+        let is_duplicate = head.acknowledgement == flow.ack_in
+            && head.span == 0
+            && before(flow.ack_in, flow.sent_end)
+            && (head.window == window_before || head.selective.is_some());
+        let heard = match (progress, is_duplicate) {
+            (true, _) => Some(Heard::Progress),
+            (false, true) => Some(Heard::Duplicate(head.selective)),
+            (false, false) => None,
+        };
         if head.has(flags::ACK) && progress && !before(flow.sent_end, head.acknowledgement) {
             flow.ack_in = head.acknowledgement;
         }
-        if state.is_synchronized() && (progress || flow.stage != Stage::Orphan) {
+        // What is unacknowledged counts, not silence; but a peer may keep its window shut for as long as it says so and has
+        // a living counterpart (RFC 1122 §4.2.2.17).
+        let is_shut = flow.window_in == 0 && flow.stage != Stage::Orphan;
+        if state.is_synchronized() && (progress || is_shut) {
             flow.give_up_at = NEVER;
         }
         // While only the FIN is unacknowledged: the engine would take the third repetition for a loss, find no bytes to send
         // again, and forget its retransmission timer over it.
         let only_fin = matches!(state, State::FinWait1 | State::Closing | State::LastAck)
             && Smoltcp::unacknowledged(&flow.engine) == 0;
-        if only_fin && !progress && head.span == 0 && head.sequence == flow.receive_next() {
+        // Into a window smaller than a segment it would send again more than the window holds.
+        let is_narrow = flow.peer_window() < u32::from(flow.mss()) && flow.window_in == window_before;
+        let repeats = !progress && head.span == 0 && head.has(flags::ACK) && head.sequence == flow.receive_next();
+        if state.is_synchronized() && repeats && (only_fin || is_narrow && flow.window_in != 0) {
             return;
         }
         let (mtu, delta) = (flow.engine_mtu(), flow.delta);
@@ -226,8 +251,42 @@ impl Host {
         if let Some(answer) = answer {
             put(flow, answer, self.mac, &mut self.counters, port);
         }
+        if state.is_synchronized()
+            && let Some(heard) = heard
+            && flow.recovery.heard(heard, head.acknowledgement, flow.sent_end)
+        {
+            self.send_again(index);
+        }
         self.tcp.flows.touch(index);
         self.tcp.flows.soil(index);
+    }
+
+    /// Has the engine send the first unacknowledged segment again, by the only means it has: a third duplicate. Two changes
+    /// of the window before make it count from nothing.
+    #[cold]
+    fn send_again(&mut self, index: u32) {
+        let flow = self.tcp.flows.at(index);
+        let window = flow.window_in;
+        // Without a window nothing is sent; the engine probes.
+        if window == 0 {
+            return;
+        }
+        let other = if window > 1 { window - 1 } else { 2 };
+        let mtu = flow.engine_mtu();
+        for window in [other, window, window, window, window] {
+            let bare = Bare {
+                source_port: flow.key.remote().port(),
+                destination_port: flow.key.local().port(),
+                sequence: flow.receive_next(),
+                acknowledgement: flow.ack_in.wrapping_sub(flow.delta),
+                flags: flags::ACK,
+                window,
+            };
+            let mut bytes = [0; HEADROOM + tcp::HEADER];
+            bytes[HEADROOM..].copy_from_slice(&bare.emit(Sum::ZERO));
+            // A segment in order and without data is not answered.
+            let _ = self.tcp.protocol.receive(&mut flow.engine, mtu, &mut bytes, self.tcp.now);
+        }
     }
 
     /// A segment that belongs to no connection.
@@ -312,6 +371,7 @@ impl Host {
         let flow = self.tcp.flows.at(index);
         flow.path.heard(link.source, &mut self.neighbours, now);
         flow.irs = head.sequence;
+        flow.peer_shift = head.scale.unwrap_or(0);
         flow.heard_at = self.tcp.now;
         let mtu = flow.engine_mtu();
         tcp::clamp_mss(&mut bytes[HEADROOM..], flow.mss());

@@ -12,6 +12,7 @@ mod half_open;
 mod host;
 mod ingress;
 mod protocol;
+mod recovery;
 mod smoltcp;
 #[cfg(test)]
 mod tests;

@@ -166,6 +166,8 @@ pub struct World {
     busiest: usize,
     /// Segments across the end of the sequence space.
     pub wraps: usize,
+    /// By sender and receiver: the shift of the windows it states, and the right edge of the furthest.
+    edges: HashMap<(SocketAddr, SocketAddr), (u8, Option<u32>)>,
 }
 
 /// Prints the seed of a run that panics.
@@ -236,6 +238,7 @@ impl World {
             turns: 0,
             busiest: 0,
             wraps: 0,
+            edges: HashMap::new(),
             scenario,
         };
         for index in 0..world.connections.len() {
@@ -587,6 +590,7 @@ impl World {
         assert!(frame.len() <= 14 + mtu[side], "{} bytes on a link of {}", frame.len(), mtu[side]);
         let Some(segment) = segment else { return };
         self.wraps += usize::from(segment.next() < segment.seq);
+        self.check_window(&segment);
         assert!(frame.len() <= 14 + mtu[1 - side].max(576), "{} bytes to a peer of {}", frame.len(), mtu[1 - side]);
         if segment.has(segment::SYN) {
             let mss = (mtu[side] - if is_v4 { 40 } else { 60 }) as u16;
@@ -595,6 +599,32 @@ impl World {
             assert!(stated.is_some_and(|stated| stated <= mss), "the MSS of {segment:?}");
         }
         assert!(is_v4 == segment.from.is_ipv4() && (!is_v4 || frame[20] & 0x40 != 0), "may be fragmented");
+    }
+
+    /// Nothing is sent beyond what the peer has ever offered, but one byte to see whether it is closed still.
+    fn check_window(&mut self, segment: &Segment) {
+        let (there, back) = ((segment.from, segment.to), (segment.to, segment.from));
+        if segment.has(segment::SYN) {
+            let shift = segment.option(3).map_or(0, |bytes| bytes[0]);
+            let edge = segment.has(segment::ACK).then(|| segment.ack.wrapping_add(segment.window.into()));
+            self.edges.insert(there, (shift, edge));
+            return;
+        }
+        if segment.has(segment::RST) {
+            return;
+        }
+        if let Some(&(_, Some(edge))) = self.edges.get(&back)
+            && !segment.payload.is_empty()
+        {
+            let beyond = segment.seq.wrapping_add(segment.payload.len() as u32).wrapping_sub(edge) as i32;
+            assert!(beyond <= 1, "{beyond} bytes beyond the window: {segment:?}");
+        }
+        if let Some((shift, edge)) = self.edges.get_mut(&there) {
+            let stated = segment.ack.wrapping_add(u32::from(segment.window) << *shift);
+            if edge.is_none_or(|edge| stated.wrapping_sub(edge) as i32 > 0) {
+                *edge = Some(stated);
+            }
+        }
     }
 
     fn unfinished(&self) -> Vec<&[End; 2]> {

@@ -1,0 +1,107 @@
+"""What tshark reads of TCP in a capture, and what must hold of every segment in it.
+
+The capture is made at the kernel's end of the bridge, so what it shows of a window before a segment, the segment's sender
+or its receiver knew as well.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.peers import DEADLINE_S, Process, frames_without_fault
+
+FIELDS = "ip.src ipv6.src tcp.stream tcp.flags tcp.seq_raw tcp.ack_raw tcp.len tcp.window_size tcp.options.mss_val"
+FIELDS += " tcp.options.wscale.shift tcp.options.sack_perm tcp.analysis.retransmission tcp.analysis.out_of_order"
+FIELDS += " tcp.analysis.lost_segment tcp.analysis.ack_lost_segment"
+FIN, SYN, RST, ACK = 1, 2, 4, 16
+OURS = ("10.0.0.2", "fd00::2")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One segment."""
+
+    ours: bool
+    stream: int
+    flags: int
+    sequence: int
+    acknowledgement: int
+    length: int
+    window: int
+    mss: int | None
+    scale: int | None
+    may_sack: bool
+    faults: tuple[str, ...]
+
+
+@contextmanager
+def captured(process: Callable[..., Process], netns: str, capture: Path, device: str = "dtap") -> Iterator[None]:
+    """Records the first bytes of every frame; it has found no fault with them when this ends."""
+    # A buffer of 64 MiB: a capture with holes proves nothing.
+    recorder = process(["dumpcap", "-q", "-i", device, "-B", "64", "-w", str(capture)], netns=netns)
+    recorder.wait_for("File: ")
+    yield
+    recorder.send_signal(signal.SIGINT)
+    assert recorder.wait() == 0
+    assert "dropped on interface" in recorder.output
+    assert frames_without_fault(capture) > 0
+
+
+def segments(capture: Path) -> list[Seen]:
+    names = FIELDS.split()
+    command = ["tshark", "-n", "-r", str(capture), "-Y", "tcp && !icmp && !icmpv6", "-Tfields"]
+    command += [word for name in names for word in ("-e", name)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=4 * DEADLINE_S, check=True)
+    seen = []
+    for line in done.stdout.splitlines():
+        row = dict(zip(names, line.split("\t"), strict=True))
+        seen.append(
+            Seen(
+                (row["ip.src"] or row["ipv6.src"]) in OURS,
+                int(row["tcp.stream"]),
+                int(row["tcp.flags"], 16),
+                int(row["tcp.seq_raw"]),
+                int(row["tcp.ack_raw"]),
+                int(row["tcp.len"]),
+                int(row["tcp.window_size"]),
+                int(row["tcp.options.mss_val"]) if row["tcp.options.mss_val"] else None,
+                int(row["tcp.options.wscale.shift"]) if row["tcp.options.wscale.shift"] else None,
+                bool(row["tcp.options.sack_perm"]),
+                tuple(name.rpartition(".")[2] for name in names[-4:] if row[name]),
+            )
+        )
+    return seen
+
+
+def sane(seen: list[Seen], *, mss_ours: int, mss_theirs: int) -> Counter[str]:
+    """Handshakes offer what they should, no segment is longer than its receiver takes or beyond its window, and none is a
+    reset. What tshark's analysis remarks on our segments and theirs, by name.
+    """
+    edges: dict[tuple[int, bool], int] = {}  # where the window ends that this side has told
+    remarks: Counter[str] = Counter()
+    for one in seen:
+        assert not one.flags & RST, one
+        remarks.update(f"{'our' if one.ours else 'their'} {fault}" for fault in one.faults)
+        if one.flags & SYN:
+            assert one.mss == (mss_ours if one.ours else mss_theirs), one
+            assert one.scale is not None and one.may_sack, one
+        if one.flags & ACK:
+            edge = one.acknowledgement + one.window
+            told = edges.get((one.stream, one.ours))
+            if told is None or _after(edge, told):
+                edges[one.stream, one.ours] = edge & 0xFFFFFFFF
+        if one.length:
+            assert one.length <= min(mss_ours, mss_theirs), one
+            assert not _after(one.sequence + one.length, edges[one.stream, not one.ours]), one
+    return remarks
+
+
+def _after(a: int, b: int) -> bool:
+    """On the circle of sequence numbers."""
+    return 0 < (a - b) & 0xFFFFFFFF < 1 << 31
