@@ -126,6 +126,8 @@ impl Host {
         let flow = self.tcp.flows.at(index);
         let state = Smoltcp::state(&flow.engine);
         let window_before = flow.window_in;
+        // Wholly before what is expected: the engine answers it, and believes nothing that it says (RFC 9293 §3.10.7.4).
+        let mut is_old = false;
         if head.has(flags::RST) {
             return self.reset(index, state, head, port);
         }
@@ -150,6 +152,7 @@ impl Host {
                 self.counters.drop_tcp_window += 1;
                 return self.challenge(index, port);
             }
+            is_old = before(head.sequence, next) && !before(next, last);
             if head.span > 0 && !before(next, last) {
                 self.counters.rx_tcp_duplicate += 1;
             }
@@ -169,7 +172,7 @@ impl Host {
                 // Overtaken on its way: its bytes are good, what it says of ours is out of date.
                 head.acknowledgement = flow.ack_in;
                 tcp::set_window(&mut bytes[HEADROOM..], flow.window_in);
-            } else {
+            } else if !is_old {
                 flow.window_in = head.window;
             }
         } else if head.has(flags::SYN) {
@@ -200,7 +203,7 @@ impl Host {
         }
         flow.path.heard(link.source, &mut self.neighbours, now);
         flow.heard_at = self.tcp.now;
-        let progress = before(flow.ack_in, head.acknowledgement);
+        let progress = !is_old && before(flow.ack_in, head.acknowledgement);
         if head.has(flags::ACK) && progress && !before(flow.sent_end, head.acknowledgement) {
             flow.ack_in = head.acknowledgement;
         }
