@@ -458,8 +458,8 @@ class Engine:
         there are some without a turn."""
     def listen(self, port: str, host: str | None, number: int, endpoint: Endpoint, /) -> None:
         """Serves ``endpoint`` there: UDP when it is one of datagrams, else TCP."""
-    def unlisten(self, port: str, /) -> None:
-        """New TCP connections are refused from now on; datagrams still come in."""
+    def unlisten(self, port: str, number: int | None = None, /) -> None:
+        """New TCP connections (to that number) are refused from now on; datagrams still come in."""
     def target(self, scheme: str, port: str, host: str, number: int, /) -> Target:
         """``tcp`` or ``udp``."""
     def wake_fds(self, /) -> list[int]: ...

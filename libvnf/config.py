@@ -224,7 +224,8 @@ def port_config(name: str, table: Mapping[str, Any]) -> PortConfig:
         except ConfigError as error:
             raise ConfigError(error.problem, key=key) from None
         except ValueError as error:
-            raise ConfigError(f"{value!r}: {error}", key=key) from None
+            found = "" if key == "secret" else f"{value!r}: "
+            raise ConfigError(f"{found}{error}", key=key) from None
     if kind == "memif":
         if "path" not in options:
             raise ConfigError("missing: the path of the memif control socket", key="path")

@@ -231,8 +231,11 @@ class Network:
     # -- on the stack, hosts that nobody is
 
     def settle(self, name: str) -> None:
-        """A host that serves nothing, where a VNF addressed one nobody has: connecting to it is refused."""
-        self.peer(name)
+        """A host that serves nothing, where a VNF addressed one nobody has: connecting to it is refused. That of a VNF
+        that has stopped is down, and answers nothing.
+        """
+        if name not in self._running:
+            self.peer(name)
 
     def vacate(self, name: str) -> bool:
         """Whether that host has gone, because it serves nothing and has no connection."""

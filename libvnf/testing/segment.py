@@ -114,6 +114,7 @@ class Segment:
             self._stations[host] = self._by_mac[station.mac] = station
             for address in station.addresses:
                 self._by_address[address] = station
+                self.fabric.rename(address, host)  # so that wires and partitions know it by its addresses, too
         return self._stations[host]
 
     def claim(self, station: Station, address: str) -> str | None:

@@ -116,10 +116,13 @@ class StackTransport:
         return [str(EndpointURL(url.scheme, host or self.station.name, number))]
 
     def close_server(self, url: str, endpoint: _native.Endpoint) -> None:
-        """One server less: new peers are refused."""
-        if url.startswith("unix:"):
-            self._memory.close_server(url, endpoint)
+        """One server less: connections are refused, datagrams of new peers dropped."""
+        parsed = EndpointURL.parse(url)
+        if parsed.scheme == "unix":
+            return self._memory.close_server(url, endpoint)
         endpoint.accepting = False
+        if not parsed.datagram:
+            self._driver.engine.unlisten(PORT, parsed.port)
 
     def _choose(self) -> int:
         self._chosen += 1

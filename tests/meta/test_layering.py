@@ -44,6 +44,8 @@ UPWARDS = {
 UNSAFE = {
     "port": "memory shared with a peer, and the system calls that share it",
     "packet/pool": "slots of one allocation, handed out and taken back",
+    "stack/tcp/arena": "ring buffers for connections, out of one mapping",
+    "stack/tcp/smoltcp": "those rings lent to the protocol engine",
     "py": "buffers lent to Python, coroutines stepped by its C API",
     "load/sys": "system calls that std does not offer, for the load generator and kernel sockets",
     "splice": "splice(2) between two sockets",
@@ -184,7 +186,10 @@ def test_unsafe_stays_where_memory_is_shared() -> None:
 def test_the_protocol_code_of_the_crate_is_without_io_and_clock() -> None:
     ways_out = re.compile(r"Instant::now|SystemTime|std::net::(Tcp|Udp)|std::fs|std::thread|libc::|\brand::")
     pure = [
-        p for p in RUST if in_rust(p, "packet", "framing", "stack", "flow", "steer") and not in_rust(p, "packet/pool")
+        p
+        for p in RUST
+        if in_rust(p, "packet", "framing", "stack", "flow", "steer")
+        and not in_rust(p, "packet/pool", "stack/tcp/arena", "stack/bench")
     ]
     assert any(product(p) for p in pure)
     assert {str(p): m[0] for p in pure if (m := ways_out.search(product(p)))} == {}

@@ -169,7 +169,11 @@ def test_framed_requests_are_answered_in_order_however_they_are_torn(seed, loss,
 
     async def main():
         async with vnf.test(seed=seed, loss=loss, jitter_s=jitter_s, stack=stack) as net:
-            a = await net.connect("tcp://b:1")
+            try:
+                a = await net.connect("tcp://b:1")
+            except OSError:  # three questions for a link address were lost, or a handshake took too long
+                assert stack and loss
+                return
             number = 0
             for size in sizes:
                 a.send(b"".join(b"%07d" % (number + offset) for offset in range(size)))

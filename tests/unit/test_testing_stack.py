@@ -51,7 +51,8 @@ async def all_of(conn, size):
 
 
 def tshark(capture, *args):
-    done = subprocess.run(["tshark", "-n", "-r", str(capture), *args], capture_output=True, text=True, check=True)
+    command = ["tshark", "-n", "-r", str(capture), *args]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     return done.stdout.splitlines()
 
 
@@ -270,6 +271,25 @@ def test_an_idle_connection_outlasts_a_day():
     asyncio.run(main())
 
 
+def test_a_played_server_that_closes_refuses_and_serves_on():
+    async def main():
+        async with Network(stack=True) as net:
+            one, other = [
+                await net.serve(f"tcp://c:{number}", lambda conn, request, packet: conn.send(packet))
+                for number in (1, 2)
+            ]
+            a = await net.connect("tcp://c:1")
+            assert await a.ask(b"x") == b"x"
+            one.close()
+            with pytest.raises(ConnectionRefusedError):
+                await net.connect("tcp://c:1")
+            assert await a.ask(b"still") == b"still"
+            assert await (await net.connect("tcp://c:2")).ask(b"y") == b"y"
+            assert (one.open_connections, other.open_connections) == (1, 1)
+
+    asyncio.run(main())
+
+
 @both_families
 @pytest.mark.parametrize("seed", range(5))
 def test_a_cut_resets_both_ends_and_leaves_the_others_alone(ipv6, seed):
@@ -326,6 +346,8 @@ def test_a_vnf_that_closes_resets_its_connections():
             with pytest.raises(ConnectionError):
                 await a.receive()
             assert "reset" in (a.close_reason or "")
+            with pytest.raises(OSError, match=r"No route to host|not connected"):
+                await net.connect("tcp://b:5000")
 
     asyncio.run(main())
 
@@ -358,6 +380,25 @@ def test_a_vnf_is_reached_at_every_address_it_listens_on():
             silent.send(b"x")
             await net.run_for(1)
             assert silent.closed
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("name", ["b", "10.77.0.1", "10.0.0.2", "fd77::1"])
+def test_partitions_and_wires_know_a_host_by_its_addresses_too(name):
+    async def main():
+        async with Network(echo("udp://10.0.0.2:53"), stack=True) as net:
+            a = await net.connect("udp://10.0.0.2:53")
+            assert await a.ask(b"x") == b"x"
+            net.partition(name, "test")
+            a.send(b"y")
+            await net.run_for(1)
+            net.heal(name)
+            net.wire("test", name, loss=1.0)
+            a.send(b"z")
+            await net.run_for(1)
+            happened = net.statistics()["network"]
+            assert (happened["severed"], happened["lost"]) == (1, 1)
 
     asyncio.run(main())
 

@@ -450,12 +450,12 @@ impl Engine {
         }
     }
 
-    /// No TCP listener of the port accepts any more; datagrams still come in, for the peers that are known.
-    #[pyo3(signature = (port, /))]
-    fn unlisten(&self, py: Python<'_>, port: &str) {
+    /// No TCP listener of the port (on that number) accepts any more; datagrams still come in, for peers that are known.
+    #[pyo3(signature = (port, number=None, /))]
+    fn unlisten(&self, py: Python<'_>, port: &str, number: Option<u16>) {
         self.state.with(py, |state| {
             for open in state.ports.iter_mut().filter(|open| open.name == port) {
-                open.unlisten_tcp();
+                open.unlisten_tcp(number);
             }
         });
     }

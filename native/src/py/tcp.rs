@@ -36,10 +36,15 @@ impl Open {
         Ok(())
     }
 
-    pub fn unlisten_tcp(&mut self) {
-        for (address, number) in self.served.drain(..) {
-            self.host.tcp_unlisten(address, number);
-        }
+    pub fn unlisten_tcp(&mut self, only: Option<u16>) {
+        let host = &mut self.host;
+        self.served.retain(|&(address, number)| {
+            let ends = only.is_none_or(|only| only == number);
+            if ends {
+                host.tcp_unlisten(address, number);
+            }
+            !ends
+        });
     }
 }
 

@@ -8,6 +8,9 @@ use std::ptr::NonNull;
 
 /// Address space reserved at once.
 const CHUNK: usize = 16 << 20;
+/// After each ring, so that the beginnings of rings, which are powers of two long, do not all fall into one set of the
+/// caches: that would leave room there for those of a dozen connections.
+const GAP: usize = 64;
 
 struct Class {
     /// Bytes of one ring; a pair is two of them.
@@ -61,7 +64,7 @@ impl Arena {
             if class.made == class.limit {
                 continue;
             }
-            let size = 2 * class.bytes;
+            let size = 2 * (class.bytes + GAP);
             if class.chunk.is_none() || class.used + size > CHUNK {
                 class.chunk = reserve(CHUNK);
                 self.chunks.extend(class.chunk.map(|chunk| (chunk, CHUNK)));
@@ -86,12 +89,12 @@ impl Arena {
     /// While either slice is used the pair is neither given back nor asked for its rings again, and the arena lives.
     pub unsafe fn rings(&self, pair: &Pair) -> [&'static mut [u8]; 2] {
         let bytes = self.classes[usize::from(pair.class)].bytes;
-        // SAFETY: the pair owns `2 * bytes` bytes from `base`, zeroed by the kernel; that they are used by one at a time
-        // and not beyond the arena is the caller's promise.
+        // SAFETY: the pair owns `2 * (bytes + GAP)` bytes from `base`, zeroed by the kernel; that they are used by one at
+        // a time and not beyond the arena is the caller's promise.
         unsafe {
             [
                 std::slice::from_raw_parts_mut(pair.base.as_ptr(), bytes),
-                std::slice::from_raw_parts_mut(pair.base.as_ptr().add(bytes), bytes),
+                std::slice::from_raw_parts_mut(pair.base.as_ptr().add(bytes + GAP), bytes),
             ]
         }
     }

@@ -231,8 +231,9 @@ pub(super) fn put(flow: &mut Flow, segment: &mut [u8], mac: Mac, counters: &mut 
     }
     let sequence = match span {
         // RFC 9293 §3.10.7.4: SND.NXT, also while the engine sends again what was lost. Two ends that both do would else
-        // refuse each other's acknowledgements, as old, for ever. What was sent beyond the peer's window does not count.
-        0 if has_ack && !is_reset => {
+        // refuse each other's acknowledgements, as old, for ever; and so a reset (§3.10.5). What was sent beyond the peer's
+        // window does not count.
+        0 if has_ack => {
             let edge = flow.ack_in.wrapping_add(flow.peer_window());
             if before(edge, flow.sent_end) { edge } else { flow.sent_end }
         }
