@@ -61,9 +61,16 @@ class Bridge:
 
     def begin_testpmd(self, secret: str | None = None) -> None:
         memif = Testpmd.memif(self.path, role=self.role, secret=secret or self.secret)
-        # One buffer takes a whole frame.
-        options = "--port-topology=paired" + (" --mbuf-size=10240" if self.mtu > 1500 else "")
-        self.pmd = self.start(memif, "net_tap0,iface=dtap", options=options, cpu=1, netns=self.namespace.name)
+        options, device = "--port-topology=paired", "net_tap0,iface=dtap"
+        if self.mtu > 1500:
+            # DPDK's TAP device takes no longer frames. A packet socket does; one buffer holds a whole frame.
+            pair = ["dtap", "mtu", str(self.mtu), "type", "veth", "peer", "dpmd", "mtu", str(self.mtu)]
+            self.namespace.run("ip", "link", "add", *pair)
+            self.namespace.run("ip", "link", "set", "dpmd", "up")
+            without_offload(self.namespace, "dtap")
+            options += " --mbuf-size=10240"
+            device = "net_pcap0,rx_iface_in=dpmd,tx_iface=dpmd"
+        self.pmd = self.start(memif, device, options=options, cpu=1, netns=self.namespace.name)
         ip = ["ip", "address", "add"]
         self.namespace.run(*ip, "10.0.0.1/24", "dev", "dtap")
         self.namespace.run(*ip, "fd00::1/64", "dev", "dtap", "nodad")

@@ -63,7 +63,8 @@ def test_a_router_that_takes_less_is_obeyed_in_the_middle_of_a_transfer(
         def narrow(mtu: int) -> None:
             for number, device in ((0, "dtap"), (1, "inner")):
                 route = ["ip", f"-{version}", "route", "replace", network.format(number), "dev", device]
-                link.namespace.run(*route, "proto", "kernel", "mtu", "lock", str(mtu))
+                metric = "0" if version == 4 else "256"  # the one of the route that it replaces
+                link.namespace.run(*route, "proto", "kernel", "metric", metric, "mtu", "lock", str(mtu))
 
         capture = tmp_path / "wire.pcapng"
         with captured(process, host.name, capture, "outer"), host.socket(family) as sock:
