@@ -1,8 +1,8 @@
-"""TCP on a path that loses one packet of a hundred each way: user-space TCP against the kernel's, from the kernel to itself.
+"""TCP on a path that loses one packet of a hundred each way: user-space TCP against the kernel's to itself.
 
-One path for both: a router and a host, joined by a veth pair without offload, each of which drops a hundredth of what comes
-in by it. The kernel's bytes go between host and router; ours between host and a VNF, which is reached through the router, a
-TAP device and DPDK's testpmd (which cost us some, and lose nothing). The receiver compares digests. Needs root.
+One path for both: a router and a host, joined by a veth pair without offload, each of which drops a hundredth of what
+comes in by it. The kernel's bytes go between host and router; ours between host and a VNF, which is reached through the
+router, a TAP device and DPDK's testpmd (which cost us some, and lose nothing). Digests are compared. Needs root.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import harness
 
 sys.path.insert(0, str(harness.ROOT))
 
-from tests.integration import bulk  # noqa: E402
-from tests.integration.bridge import Bridge, beyond, losing, without_offload  # noqa: E402
-from tests.peers import Namespace, Testpmd, missing  # noqa: E402
+from tests.integration import bulk
+from tests.integration.bridge import Bridge, beyond, losing, without_offload
+from tests.peers import Namespace, Testpmd, missing
 
 PERCENT = 1
 ROUTER, HOST, VNF = "10.0.1.1", "10.0.1.2", "10.0.0.2"

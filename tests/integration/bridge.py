@@ -1,8 +1,8 @@
-"""A kernel on the far side of a memif port: DPDK's testpmd joins our port to a TAP device, ``dtap``, in a namespace. What
-comes out of the namespace is Linux's, what carries it is DPDK's, and neither is ours.
+"""A kernel on the far side of a memif port: DPDK's testpmd joins our port to a TAP device, ``dtap``, in a namespace.
+What comes out of the namespace is Linux's, what carries it is DPDK's, and neither is ours.
 
 The namespace is 10.0.0.1 and fd00::1, the VNF 10.0.0.2 and fd00::2. Behind the namespace there may be another one
-(:func:`beyond`, 10.0.1.2 and fd01::2), so that the first is a router, which loses packets and has a smaller MTU on demand.
+(:func:`beyond`, 10.0.1.2 and fd01::2), so that the first is a router, which may lose packets or have a smaller MTU.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.integration.inspection import Window
 from tests.integration.programs import Program, running
-from tests.peers import DEADLINE_S, Namespace, Testpmd
+from tests.peers import Namespace, Testpmd
 
 NetNS = Callable[[], Namespace]
 Start = Callable[..., Testpmd]
@@ -149,8 +149,8 @@ def without_offload(namespace: Namespace, device: str) -> None:
 
 
 def losing(namespace: Namespace, device: str, percent: int) -> None:
-    """Of what comes in by ``device`` so many packets of a hundred are lost. On the way in, because a sender is told of a
-    packet that its own host drops.
+    """Of what comes in by ``device`` so many packets of a hundred are lost. On the way in, because a sender is told of
+    a packet that its own host drops.
     """
     table = (
         "add table netdev loss",

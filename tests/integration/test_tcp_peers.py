@@ -1,5 +1,5 @@
-"""Linux peers that stop reading, die or disappear, and a VNF that stops reading: what waits waits, the others go on, and
-what is lost is told and freed.
+"""Linux peers that stop reading, die or disappear, and a VNF that stops reading: what waits waits, the others go on,
+and what is lost is told and freed.
 """
 
 from __future__ import annotations
