@@ -17,8 +17,9 @@ use crate::stack::flows::Key;
 use crate::stack::host::Host;
 use crate::stack::path::Resolved;
 
-/// A port that was full is tried again after so many microseconds.
-const FULL_AGAIN: u64 = 200;
+/// A port that was full is tried again after as many microseconds as it has been, within these: no peer says that it has
+/// taken something, and one that takes nothing shall not keep us awake.
+const FULL_AGAIN: (u64, u64) = (200, 10_000);
 /// A connection that sends nothing but acknowledgements at once is tried again after so many microseconds.
 const EMPTY_AGAIN: u64 = 200_000;
 /// Bytes are unacknowledged and the engine waits for nothing (it forgets its timer when it has probed a window that was
@@ -39,15 +40,22 @@ impl Host {
         let (mut done, mut room) = (0, port.room());
         for &id in &dirty {
             if self.tcp.flows.get(id).is_some() && !self.send_from(id, &mut room, now, port) {
-                self.tcp.again_at = Some(self.tcp.now + FULL_AGAIN);
+                let now = self.tcp.now;
+                let since = if done > 0 { now } else { self.tcp.full_since.unwrap_or(now) };
+                self.tcp.full_since = Some(since);
+                self.tcp.again_at = Some(now + (now - since).clamp(FULL_AGAIN.0, FULL_AGAIN.1));
                 break;
             }
             done += 1;
+        }
+        if self.tcp.again_at.is_none() {
+            self.tcp.full_since = None;
         }
         dirty.drain(..done);
         // What was soiled meanwhile comes after what was not reached.
         dirty.append(&mut self.tcp.flows.dirty);
         self.tcp.flows.dirty = dirty;
+        self.tcp.flows.tidy_dirty();
     }
 
     /// `false`: the port is full, the connection stays dirty.

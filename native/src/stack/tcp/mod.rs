@@ -62,6 +62,8 @@ pub struct TcpConfig {
     /// After a silence of so long the peer is probed, after three more without an answer given up.
     pub keep_alive: Option<Duration>,
     pub time_wait: Duration,
+    /// Connections that were closed here and whose peer has not taken everything: with more the oldest is reset.
+    pub max_orphans: usize,
     /// Compact TIME_WAIT entries; with more the oldest gives way.
     pub max_time_wait: usize,
 }
@@ -78,6 +80,7 @@ impl Default for TcpConfig {
             handshake_timeout: Duration::from_secs(5),
             keep_alive: None,
             time_wait: Duration::from_secs(10),
+            max_orphans: 16_384,
             max_time_wait: 131_072,
         }
     }
@@ -159,6 +162,7 @@ pub(super) struct Tcp {
     paths: HashMap<IpAddr, (u16, u64), SeedableRandomState>,
     /// When to flush again after the port was full.
     again_at: Option<u64>,
+    full_since: Option<u64>,
     due: Vec<TcpId>,
 }
 
@@ -178,6 +182,7 @@ impl Tcp {
             unresolved: Vec::new(),
             paths: HashMap::with_hasher(random.hasher()),
             again_at: None,
+            full_since: None,
             due: Vec::new(),
             origin: None,
             seen: None,
