@@ -79,8 +79,10 @@ impl Smoltcp {
         (arena, pair): (&Arena, &Pair),
         begin: Begin,
     ) -> SocketSet<'static> {
-        // SAFETY: the rings are used by this socket alone, and not any more once the pair is given back or the arena is
-        // dropped: the owner of connection, pair and arena sees to that (`flows.rs`).
+        // SAFETY: this socket is the only one that uses the rings while the pair is taken. Given back, they may become
+        // another's, though this one keeps its slices until its place has a new connection or the arena goes: by then
+        // nothing looks into it, since neither its key nor its serial leads there (`Flows::remove`), and dropping it
+        // touches no byte. The arena outlives all of them (the order of fields in `Flows`).
         let [rx, tx] = unsafe { arena.rings(pair) };
         let mut socket = tcp::Socket::new(tcp::SocketBuffer::new(rx), tcp::SocketBuffer::new(tx));
         // What a batch sends is sent at its end: there is nothing for Nagle's algorithm to collect.
