@@ -104,7 +104,8 @@ fuzz: setup ## Every fuzz target (SECONDS_PER_TARGET=60)
 
 soak: setup packages-test ## Every test, the long ones too, and fifty times as many examples where they are drawn
 	@LIBVNF_SEEDS=20000 tools/step cargo-soak "cargo test of TCP, 20,000 seeds" $(CARGO) test $(CRATE) --lib stack::tcp
-	@$(PY) -m pytest -m "not wheel" --hypothesis-profile soak --timeout 3600 $(PYTEST_ARGS)
+	@$(PY) -m pytest -m "not wheel" --hypothesis-profile soak --timeout 3600 \
+		-o faulthandler_timeout=3500 $(PYTEST_ARGS)
 
 pin: .make/venv ## Renews requirements-dev.txt from pyproject.toml (needs uv)
 	@uv pip compile -q --upgrade pyproject.toml --group all --python-version 3.11 --universal --no-annotate \

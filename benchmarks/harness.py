@@ -196,9 +196,12 @@ class Side:
     program: Program
     load: str
     samples: list[Sample] = field(default_factory=list)
+    more_warmup_s: float = 0.0
+    """Where a server looks for the generator, which is another one in each run, at its own pace."""
 
     def run(self, duration_s: float, warmup_s: float = 0.3) -> Sample:
         before, cpu = distance()[0], self.program.cpu_s()
+        warmup_s += self.more_warmup_s
         try:
             report = load(self.load, duration_s=duration_s, warmup_s=warmup_s)
         except RuntimeError as error:

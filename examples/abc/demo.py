@@ -1,7 +1,7 @@
 """``make demo``: the papers' chain A–B–C in under a minute, without privileges, servers or leftovers.
 
-A and C are one ``vnf load`` process on one cpu; B, a page of Python, runs on another: over shared memory (memif), then
-the same file over kernel sockets, with a plain uvloop program of the same shape beside it.
+A and C are one ``vnf load`` process on one cpu; B, a page of Python, runs on another: in each shape of the chain over
+shared memory (memif), then the same file over kernel sockets, then a plain uvloop program of the same shape.
 """
 
 from __future__ import annotations
@@ -23,14 +23,40 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PEERS = ROOT / "benchmarks/peers"
-SECONDS = 2.0
+SECONDS = 1.5
 OUTSTANDING = 100
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How A asks, which B passes it on, and the uvloop program that does the same."""
+
+    what: str
+    scheme: str
+    file: str
+    peer: str
+    load: str
+    kernel_load: str = ""
+    """Over kernel sockets a connection per request would soon have every port in TIME_WAIT."""
+    sets: tuple[str, ...] = ()
+
+
+ON_ONE = f"--connections 1 --outstanding {OUTSTANDING} --id 0:8"
+ON_EACH = f"--connections {OUTSTANDING}"
+SHAPES = (
+    Shape("a connection per request", "tcp", "b.py", "tcp.py", f"{ON_EACH} --requests-per-connection 1", "--reset"),
+    Shape("requests on one connection", "tcp", "b.py", "tcp.py", ON_ONE),
+    Shape("pooled", "tcp", "b.py", "exclusive.py", ON_EACH, sets=("--set=pool=1000",)),
+    Shape("pooled, by id", "tcp", "b_pooled.py", "pooled.py", ON_ONE),
+    Shape("UDP", "udp", "b.py", "udp.py", ON_ONE),
+)
 
 
 @dataclass(frozen=True)
 class Run:
     """One B, how it is started, and how A and C reach it."""
 
+    what: str
     name: str
     over: str
     command: list[str]
@@ -38,31 +64,31 @@ class Run:
 
 
 def vnf(file: str, listen: str, c: str, *options: str) -> list[str]:
-    sets = [f"--set=listen={listen}", f"--set=c={c}", "--set=limits.grace_s=0", "--set=limits.drain_s=1"]
+    sets = [f"--set=listen={listen}", f"--set=c={c}", "--set=limits.grace_s=0", "--set=limits.drain_s=0"]
     return [sys.executable, "-m", "libvnf", "run", str(HERE / file), *options, *sets]
 
 
-def load(b: str, c: str, *options: str) -> list[str]:
-    shape = ["--connections", "1", "--outstanding", str(OUTSTANDING), "--id", "0:8", "--verify"]
-    times = ["--warmup", "0.5", "--duration", str(SECONDS)]
-    return [sys.executable, "-m", "libvnf", "load", b, "--respond", c, *shape, *times, *options]
+def load(b: str, c: str, options: str) -> list[str]:
+    times = ["--verify", "--warmup", "0.4", "--duration", str(SECONDS)]
+    return [sys.executable, "-m", "libvnf", "load", b, "--respond", c, *times, *options.split()]
 
 
 def runs(scratch: Path) -> list[Run]:
-    memif, plan = f"memif:{scratch}/b.sock", []
-    for file in ("b.py", "b_pooled.py"):
-        b, c = "udp://10.0.0.2:5000", "udp://10.0.0.3:5000"
-        ends = ["--transport", f"{memif},address=10.0.0.1/24,address=10.0.0.3/24"]
+    plan = []
+    for number, shape in enumerate(SHAPES):
+        scheme, sets = shape.scheme, shape.sets
+        memif, b, c = f"memif:{scratch}/{number}", f"{scheme}://10.0.0.2:5000", f"{scheme}://10.0.0.3:5000"
         port = f"--transport={memif},address=10.0.0.2/24"
-        plan.append(Run(file, "shared memory, UDP", vnf(file, "udp://:5000", c, port), load(b, c, *ends)))
-    for scheme, peers in (("udp", ("udp.py", "udp_shared.py")), ("tcp", ("tcp.py", "pooled.py"))):
-        for file, peer in zip(("b.py", "b_pooled.py"), peers, strict=True):
-            # Ports below those that the system gives to connections out.
-            listen, c_port = str(22001 + 2 * len(plan)), str(22002 + 2 * len(plan))
-            b, c = f"{scheme}://127.0.0.1:{listen}", f"{scheme}://127.0.0.1:{c_port}"
-            over = f"kernel, {scheme.upper()}"
-            plan.append(Run(file, over, vnf(file, b, c), load(b, c)))
-            plan.append(Run(f"uvloop {peer}", over, [sys.executable, str(PEERS / peer), listen, c_port], load(b, c)))
+        ends = f"{shape.load} --transport {memif},address=10.0.0.1/24,address=10.0.0.3/24"
+        ours = vnf(shape.file, f"{scheme}://:5000", c, port, *sets)
+        plan.append(Run(shape.what, shape.file, "shared memory", ours, load(b, c, ends)))
+        # Ports below those that the system gives to connections out.
+        first = 22001 + 4 * number
+        b, c, peer_b, peer_c = (f"{scheme}://127.0.0.1:{first + at}" for at in range(4))
+        options = f"{shape.load} {shape.kernel_load}"
+        plan.append(Run("", shape.file, "kernel sockets", vnf(shape.file, b, c, *sets), load(b, c, options)))
+        theirs = [sys.executable, str(PEERS / shape.peer), str(first + 2), str(first + 3)]
+        plan.append(Run("", f"uvloop {shape.peer}", "kernel sockets", theirs, load(peer_b, peer_c, options)))
     return plan
 
 
@@ -105,7 +131,7 @@ def measure(run: Run, scratch: Path) -> dict[str, float]:
     figures: dict[str, Any] = json.loads(report.read_text())
     report.unlink()
     if figures["errors"]:
-        raise SystemExit(f"{run.name}: {figures['errors']}")
+        raise SystemExit(f"{run.what}, {run.name} over {run.over}: {figures['errors']}")
     figures["b_cpu_us"] = 1e6 * used / figures["echoed"]
     return figures
 
@@ -117,7 +143,7 @@ def follow(run: Run, a: subprocess.Popen[str]) -> str:
     for line in a.stderr:
         last = line.strip() or last
         if sys.stdout.isatty():
-            print(f"\r  {run.name:22} {run.over:20} {last[:60]}\x1b[K", end="", flush=True)
+            print(f"\r  {run.what:27} {run.name:19} {run.over:15} {last[:50]}\x1b[K", end="", flush=True)
     return last
 
 
@@ -126,26 +152,28 @@ def main() -> None:
 The chain of the libVNF papers: A asks B, B asks C and answers A. {OUTSTANDING} requests outstanding, 128 bytes each,
 every reply compared with its request. B on one cpu; A and C, one native process, on the other.
 
-  b.py         a connection to C for every request          b_pooled.py  one to C for all, matched by request id
+  b.py         a connection to C for every request, or, pooled, one of those that are kept
+  b_pooled.py  one connection to C for all, matched by request id
 """)
-    print(f"  {'B':22} {'over':20} {'requests/s':>12} {'p50 µs':>9} {'p99 µs':>9} {'B cpu µs/request':>17}")
+    head = f"{'requests/s':>11} {'p50 µs':>9} {'p99 µs':>9} {'B cpu µs/request':>17}"
+    print(f"  {'':27} {'B':19} {'over':15} {head}")
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="vnf-demo-") as name:
         for run in runs(Path(name)):
             if sys.stdout.isatty():
-                print(f"  {run.name:22} {run.over:20} …", end="", flush=True)
+                print(f"  {run.what:27} {run.name:19} {run.over:15} …", end="", flush=True)
             figures = measure(run, Path(name))
             clear = "\r\x1b[K" if sys.stdout.isatty() else ""
             print(
-                f"{clear}  {run.name:22} {run.over:20} {figures['rate']:>12,.0f} {figures['p50_us']:>9,.1f}"
-                f" {figures['p99_us']:>9,.1f} {figures['b_cpu_us']:>17.2f}",
+                f"{clear}  {run.what:27} {run.name:19} {run.over:15} {figures['rate']:>11,.0f}"
+                f" {figures['p50_us']:>9,.1f} {figures['p99_us']:>9,.1f} {figures['b_cpu_us']:>17.2f}",
                 flush=True,
             )
     print(f"""
   {time.monotonic() - begun:.0f} s. The same two files ran in every line that names them: only --transport and
-  the settings listen and c changed.
+  the settings listen, c and pool changed.
 
-  Read next   examples/abc/b.py             the chain's B, 25 lines
+  Read next   examples/abc/b.py             the chain's B, 27 lines
               examples/abc/README.md        the other shapes, and how to run each by hand
               docs/tutorial/index.md        a first function of your own
               benchmarks/README.md          the figures, measured with care

@@ -229,7 +229,10 @@ impl Host {
         if head.has(flags::ACK) && progress && !before(flow.sent_end, head.acknowledgement) {
             flow.ack_in = head.acknowledgement;
         }
-        if state.is_synchronized() && (progress || flow.stage != Stage::Orphan) {
+        // What is unacknowledged counts, not silence; but a peer may keep its window shut for as long as it says so and has
+        // a living counterpart (RFC 1122 §4.2.2.17).
+        let is_shut = flow.window_in == 0 && flow.stage != Stage::Orphan;
+        if state.is_synchronized() && (progress || is_shut) {
             flow.give_up_at = NEVER;
         }
         // While only the FIN is unacknowledged: the engine would take the third repetition for a loss, find no bytes to send
