@@ -22,9 +22,13 @@ const REMOTE: [u8; 4] = [10, 0, 0, 2];
 /// The longest acknowledgement delay: well below the 500 ms of RFC 9293 §3.8.6.3, and below the least timeout.
 const ACK_DELAY: Duration = Duration::from_millis(10);
 const LARGEST: usize = 65_535;
+/// Interfaces kept. Of other MTUs one is made anew when it is wanted: a peer that makes up routers can tell thousands.
+const MOST_INTERFACES: usize = 16;
+/// The first ones are the port's own.
+const OWN_INTERFACES: usize = 2;
 
 pub(super) struct Smoltcp {
-    /// One per MTU that is in use.
+    /// One per MTU that was used of late. They remember nothing of a connection.
     interfaces: Vec<(u16, Interface)>,
     device: Tap,
     handle: SocketHandle,
@@ -61,6 +65,9 @@ impl Smoltcp {
         device.mtu = mtu;
         if let Some(index) = interfaces.iter().position(|(of, _)| *of == mtu) {
             return index;
+        }
+        if interfaces.len() == MOST_INTERFACES {
+            interfaces.remove(OWN_INTERFACES);
         }
         // The seed goes into initial sequence numbers, which are replaced outside.
         let mut interface = Interface::new(Config::new(HardwareAddress::Ip), device, time::Instant::ZERO);
@@ -337,5 +344,26 @@ impl phy::TxToken for Out<'_> {
         let result = f(&mut self.0.buffer[..len]);
         self.0.output = Some(len);
         result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_many_mtus_few_interfaces_are_kept_and_the_first_always() {
+        let mut protocol = Smoltcp::new(Duration::from_millis(200));
+        let mut arena = Arena::new(&[(1024, 1)]);
+        let pair = arena.take().unwrap();
+        let begin = Begin { local_port: 1, remote_port: 2, mtu: 1_500, keep_alive: None };
+        let mut connection = protocol.connect(None, (&arena, &pair), begin);
+        for mtu in (576..1_500).rev() {
+            assert_eq!(protocol.deadline(&connection, mtu, 7), Some(7));
+        }
+        let syn = protocol.transmit(&mut connection, 576, 7).expect("a SYN");
+        assert_eq!(syn[20..24], [2, 4, 2, 24], "an MSS of 536");
+        let known: Vec<_> = protocol.interfaces.iter().map(|(mtu, _)| *mtu).collect();
+        assert_eq!((known.len(), known[0]), (MOST_INTERFACES, 1_500));
     }
 }
