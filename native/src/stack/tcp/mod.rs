@@ -136,6 +136,13 @@ const MAX_PATHS: usize = 1_024;
 /// RFC 8201 §4: for so long.
 const PATH_MTU_FOR: Duration = Duration::from_secs(600);
 
+/// No time that an owner tells counts as longer.
+const LONGEST: Duration = Duration::from_secs(86_400);
+
+fn micros(time: Duration) -> u64 {
+    time.min(LONGEST).as_micros() as u64
+}
+
 /// All TCP state of a host. Its parts are in order of dependence: flows hold memory of their arena.
 pub(super) struct Tcp {
     config: TcpConfig,
@@ -197,7 +204,7 @@ impl Tcp {
     }
 
     fn after(&self, time: Duration) -> u64 {
-        self.now.saturating_add(u64::try_from(time.as_micros()).unwrap_or(u64::MAX))
+        self.now + micros(time)
     }
 
     pub const fn foresee(&mut self, isn: u32) {
