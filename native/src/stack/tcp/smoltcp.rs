@@ -2,19 +2,20 @@
 //!
 //! It is shown one socket at a time: each connection owns a set of one, so nothing is searched. It lives in a network of
 //! its own, between two invented IPv4 addresses; the real addresses, checksums and link addresses are put on outside,
-//! which also lets one interface serve all connections of an MTU, IPv6 included. Its clock runs `scale` times as fast as
-//! ours: the least retransmission timeout, a second in smoltcp, becomes what the port is configured for.
+//! which also lets one interface serve all connections of an MTU, IPv6 included. Its clock runs as much faster than ours
+//! as makes the least retransmission timeout, a second in smoltcp, what the port is configured for.
 #![allow(unsafe_code)]
 
 use std::time::Duration;
 
-use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
+use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketSet};
 use smoltcp::phy::{self, ChecksumCapabilities, Device, DeviceCapabilities, Medium};
 use smoltcp::socket::tcp;
 use smoltcp::time;
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
 
 use super::arena::{Arena, Pair};
+use super::micros;
 use super::protocol::{Begin, HEADROOM, Protocol, State};
 
 const LOCAL: [u8; 4] = [10, 0, 0, 1];
@@ -31,21 +32,20 @@ pub(super) struct Smoltcp {
     /// One per MTU that was used of late. They remember nothing of a connection.
     interfaces: Vec<(u16, Interface)>,
     device: Tap,
-    handle: SocketHandle,
-    /// smoltcp's microseconds per microsecond of ours.
-    scale: u64,
+    /// smoltcp's second, in milliseconds of ours.
+    second: u64,
+    /// The time that was asked for last, on our clock and on smoltcp's.
+    seen: (u64, time::Instant),
     ack_delay: Duration,
 }
 
 impl Smoltcp {
-    /// `rto`: the first and the least retransmission timeout.
+    /// `rto`: the first and the least retransmission timeout, 5 ms or more.
     pub fn new(rto: Duration) -> Self {
-        let scale = (1000 / (rto.as_millis() as u64).max(1)).clamp(1, 200);
-        // A handle is only to be had by adding a socket; it is the same for the first one of every set.
-        let mut set = SocketSet::new(Vec::new());
-        let handle = set.add(tcp::Socket::new(tcp::SocketBuffer::new(vec![0; 1]), tcp::SocketBuffer::new(vec![0; 1])));
+        let second = (micros(rto) / 1_000).max(5);
         let device = Tap { buffer: vec![0; LARGEST].into(), output: None, mtu: 1500 };
-        Self { interfaces: Vec::new(), device, handle, scale, ack_delay: ACK_DELAY.min(rto / 2) }
+        let ack_delay = ACK_DELAY.min(Duration::from_millis(second) / 2);
+        Self { interfaces: Vec::new(), device, second, seen: (0, time::Instant::ZERO), ack_delay }
     }
 
     /// For a place whose connection is being replaced.
@@ -53,12 +53,15 @@ impl Smoltcp {
         SocketSet::new(Vec::new())
     }
 
-    fn time(&self, now: u64) -> time::Instant {
-        time::Instant::from_micros((now * self.scale) as i64)
+    fn time(&mut self, now: u64) -> time::Instant {
+        if self.seen.0 != now {
+            self.seen = (now, time::Instant::from_micros((now * 1_000 / self.second) as i64));
+        }
+        self.seen.1
     }
 
     fn scaled(&self, duration: Duration) -> time::Duration {
-        time::Duration::from_micros(duration.as_micros() as u64 * self.scale)
+        time::Duration::from_micros(micros(duration) * 1_000 / self.second)
     }
 
     fn interface(interfaces: &mut Vec<(u16, Interface)>, device: &mut Tap, mtu: u16) -> usize {
@@ -99,7 +102,7 @@ impl Smoltcp {
         socket.set_keep_alive(begin.keep_alive.map(|every| self.scaled(every)));
         match old {
             Some(mut set) => {
-                *set.get_mut::<tcp::Socket>(self.handle) = socket;
+                *only_mut(&mut set) = socket;
                 set
             }
             None => {
@@ -183,7 +186,7 @@ impl Protocol for Smoltcp {
         let time = self.time(now);
         let index = Self::interface(&mut self.interfaces, &mut self.device, mtu);
         let at = self.interfaces[index].1.poll_at(time, connection)?;
-        Some(if at <= time { now } else { (at.total_micros() as u64).div_ceil(self.scale) })
+        Some(if at <= time { now } else { (at.total_micros() as u64 * self.second).div_ceil(1_000) })
     }
 
     fn state(connection: &Self::Connection) -> State {
@@ -350,6 +353,24 @@ impl phy::TxToken for Out<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_timeout_and_the_next_are_what_was_asked_for() {
+        for rto in [5, 7, 200, 300, 2_000] {
+            let mut protocol = Smoltcp::new(Duration::from_millis(rto));
+            let mut arena = Arena::new(&[(1024, 1)]);
+            let pair = arena.take().unwrap();
+            let begin = Begin { local_port: 1, remote_port: 2, mtu: 1_500, keep_alive: None };
+            let mut connection = protocol.connect(None, (&arena, &pair), begin);
+            let mut now = 7;
+            for wait in [rto, 2 * rto] {
+                assert!(protocol.transmit(&mut connection, 1_500, now).is_some());
+                let at = protocol.deadline(&connection, 1_500, now).expect("a timeout");
+                assert!((at - now).abs_diff(wait * 1_000) <= rto, "{} µs, not {wait} ms", at - now);
+                now = at;
+            }
+        }
+    }
 
     #[test]
     fn of_many_mtus_few_interfaces_are_kept_and_the_first_always() {
