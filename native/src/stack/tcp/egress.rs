@@ -21,6 +21,9 @@ use crate::stack::path::Resolved;
 const FULL_AGAIN: u64 = 200;
 /// A connection that sends nothing but acknowledgements at once is tried again after so many microseconds.
 const EMPTY_AGAIN: u64 = 200_000;
+/// Bytes are unacknowledged and the engine waits for nothing (it forgets its timer when it has probed a window that was
+/// shut): after so many timeouts it is made to send again.
+const STRANDED_RTOS: u64 = 2;
 /// Probes without an answer before a silent peer is given up.
 const PROBES: u64 = 4;
 
@@ -146,7 +149,10 @@ impl Host {
         }
         // A TIME-WAIT of the engine is not waited for: it ends with its owner.
         let is_over = matches!(Smoltcp::state(&flow.engine), State::TimeWait | State::Closed);
-        let next = next.filter(|_| !is_over).unwrap_or(NEVER).min(flow.give_up_at);
+        flow.is_stranded = next.is_none() && !is_over && Smoltcp::unacknowledged(&flow.engine) > 0;
+        let later = || tcp.now + STRANDED_RTOS * micros(tcp.config.rto);
+        let next = if flow.is_stranded { Some(later()) } else { next.filter(|_| !is_over) };
+        let next = next.unwrap_or(NEVER).min(flow.give_up_at);
         if next < flow.wheel_at {
             let id = TcpId { index, serial: flow.serial };
             flow.wheel_at = tcp.wheel.insert(id, next);
@@ -173,6 +179,9 @@ impl Host {
                 self.counters.tcp_timeout += 1;
                 self.give_up(id.index);
             } else {
+                if flow.is_stranded {
+                    self.send_again(id.index);
+                }
                 self.tcp.flows.soil(id.index);
             }
         }

@@ -43,6 +43,8 @@ pub(super) struct Flow {
     pub dirty: bool,
     /// Wants to hear of room.
     pub blocked: bool,
+    /// The engine waits for nothing, though bytes are unacknowledged.
+    pub is_stranded: bool,
     /// The engine is to send a FIN when everything before it has left (see `end`).
     pub ends: bool,
     /// Opened here: its port is one of ours.
@@ -282,6 +284,7 @@ impl Flows {
             touched: false,
             dirty: false,
             blocked: false,
+            is_stranded: false,
             ends: false,
             is_client,
             synced: false,

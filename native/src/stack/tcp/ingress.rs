@@ -141,6 +141,8 @@ impl Host {
         let flow = self.tcp.flows.at(index);
         let state = Smoltcp::state(&flow.engine);
         let window_before = flow.window_in;
+        // Wholly before what is expected: the engine answers it, and believes nothing that it says (RFC 9293 §3.10.7.4).
+        let mut is_old = false;
         if head.has(flags::RST) {
             return self.reset(index, state, head, port);
         }
@@ -165,6 +167,7 @@ impl Host {
                 self.counters.drop_tcp_window += 1;
                 return self.challenge(index, port);
             }
+            is_old = before(head.sequence, next) && !before(next, last);
             if head.span > 0 && !before(next, last) {
                 self.counters.rx_tcp_duplicate += 1;
             }
@@ -184,7 +187,7 @@ impl Host {
                 // Overtaken on its way: its bytes are good, what it says of ours is out of date.
                 head.acknowledgement = flow.ack_in;
                 tcp::set_window(&mut bytes[HEADROOM..], flow.window_in);
-            } else {
+            } else if !is_old {
                 flow.window_in = head.window;
             }
         } else if head.has(flags::SYN) {
@@ -215,9 +218,10 @@ impl Host {
         }
         flow.path.heard(link.source, &mut self.neighbours, now);
         flow.heard_at = self.tcp.now;
-        let progress = before(flow.ack_in, head.acknowledgement);
+        let progress = !is_old && before(flow.ack_in, head.acknowledgement);
         // RFC 5681 §2; with a report of what came behind a hole it is one whatever its window says (RFC 6675 §2).
-        let is_duplicate = head.acknowledgement == flow.ack_in
+        let is_duplicate = !is_old
+            && head.acknowledgement == flow.ack_in
             && head.span == 0
             && before(flow.ack_in, flow.sent_end)
             && (head.window == window_before || head.selective.is_some());
@@ -264,7 +268,7 @@ impl Host {
     /// Has the engine send the first unacknowledged segment again, by the only means it has: a third duplicate. Two changes
     /// of the window before make it count from nothing.
     #[cold]
-    fn send_again(&mut self, index: u32) {
+    pub(super) fn send_again(&mut self, index: u32) {
         let flow = self.tcp.flows.at(index);
         let window = flow.window_in;
         // Without a window nothing is sent; the engine probes.
