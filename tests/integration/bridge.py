@@ -1,8 +1,8 @@
-"""A kernel on the far side of a memif port: DPDK's testpmd joins our port to a TAP device, ``dtap``, in a namespace. What
-comes out of the namespace is Linux's, what carries it is DPDK's, and neither is ours.
+"""A kernel on the far side of a memif port: DPDK's testpmd joins our port to a TAP device, ``dtap``, in a namespace.
+What comes out of the namespace is Linux's, what carries it is DPDK's, and neither is ours.
 
 The namespace is 10.0.0.1 and fd00::1, the VNF 10.0.0.2 and fd00::2. Behind the namespace there may be another one
-(:func:`beyond`, 10.0.1.2 and fd01::2), so that the first is a router, which loses packets and has a smaller MTU on demand.
+(:func:`beyond`, 10.0.1.2 and fd01::2), so that the first is a router, which may lose packets or have a smaller MTU.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.integration.inspection import Window
 from tests.integration.programs import Program, running
-from tests.peers import DEADLINE_S, Namespace, Testpmd
+from tests.peers import Namespace, Testpmd
 
 NetNS = Callable[[], Namespace]
 Start = Callable[..., Testpmd]
@@ -61,9 +61,16 @@ class Bridge:
 
     def begin_testpmd(self, secret: str | None = None) -> None:
         memif = Testpmd.memif(self.path, role=self.role, secret=secret or self.secret)
-        # One buffer takes a whole frame.
-        options = "--port-topology=paired" + (" --mbuf-size=10240" if self.mtu > 1500 else "")
-        self.pmd = self.start(memif, "net_tap0,iface=dtap", options=options, cpu=1, netns=self.namespace.name)
+        options, device = "--port-topology=paired", "net_tap0,iface=dtap"
+        if self.mtu > 1500:
+            # DPDK's TAP device takes no longer frames. A packet socket does; one buffer holds a whole frame.
+            pair = ["dtap", "mtu", str(self.mtu), "type", "veth", "peer", "dpmd", "mtu", str(self.mtu)]
+            self.namespace.run("ip", "link", "add", *pair)
+            self.namespace.run("ip", "link", "set", "dpmd", "up")
+            without_offload(self.namespace, "dtap")
+            options += " --mbuf-size=10240"
+            device = "net_pcap0,rx_iface_in=dpmd,tx_iface=dpmd"
+        self.pmd = self.start(memif, device, options=options, cpu=1, netns=self.namespace.name)
         ip = ["ip", "address", "add"]
         self.namespace.run(*ip, "10.0.0.1/24", "dev", "dtap")
         self.namespace.run(*ip, "fd00::1/64", "dev", "dtap", "nodad")
@@ -142,8 +149,8 @@ def without_offload(namespace: Namespace, device: str) -> None:
 
 
 def losing(namespace: Namespace, device: str, percent: int) -> None:
-    """Of what comes in by ``device`` so many packets of a hundred are lost. On the way in, because a sender is told of a
-    packet that its own host drops.
+    """Of what comes in by ``device`` so many packets of a hundred are lost. On the way in, because a sender is told of
+    a packet that its own host drops.
     """
     table = (
         "add table netdev loss",

@@ -1,10 +1,10 @@
 """Many bytes, whose order shows in their digest, and a VNF that sends, takes and holds them.
 
-The VNF ``BULK`` is asked in lines: ``send N``, ``take``, ``hold`` (take, but not before somebody said ``release``). It is
-asked on tcp://:47000 by who connects there; and on a Unix socket, as ``send N URL``, to connect to a kernel's server itself.
-``take`` and ``hold`` answer with the digest: on the stream itself, and to who asked by the Unix socket. The kernel's side
-of all that is :func:`send` and :func:`take`, with sockets that block.
-(No dissector of tshark's believes that port to be its own.)
+The VNF ``BULK`` is asked in lines: ``send N``, ``take``, ``hold`` (take, but not before somebody said ``release``). It
+is asked on tcp://:47000 by who connects there (a port that no dissector of tshark's believes to be its own); and on a
+Unix socket, as ``send N URL``, to connect to a kernel's server itself. ``take`` and ``hold`` answer with the digest: on
+the stream itself, and to who asked by the Unix socket. The kernel's side of all that is :func:`send` and :func:`take`,
+with sockets that block.
 """
 
 from __future__ import annotations

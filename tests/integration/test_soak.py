@@ -54,7 +54,7 @@ def failures(figures: dict[str, Any]) -> dict[str, int]:
     counters = {**figures["core"], **figures["transports"]["data0"]["counters"]}
     wrong = {name for name in counters if name in FAILURES or name.startswith("drop_")}
     # ARP that nobody asked for is no failure: the generator announces itself. Nor is the second acknowledgement of an
-    # end that was told twice, because the machine kept the generator waiting for longer than the retransmission timeout.
+    # end that was told twice, when the generator was kept from its cpu for longer than the retransmission timeout.
     wrong.discard("drop_neighbour_ignored")
     if counters["drop_tcp_no_connection"] <= counters["tx_tcp_retransmission"]:
         wrong.discard("drop_tcp_no_connection")

@@ -24,9 +24,7 @@ def bulk_bridge(
     tmp_path: Path, netns: NetNS, testpmd: Start, *, mtu: int = 1500, keys: str = ""
 ) -> Iterator[tuple[Bridge, Orders]]:
     path = tmp_path / "orders.sock"
-    with bridge(
-        tmp_path, netns, testpmd, "server", "--set", f"orders={path}", source=BULK, mtu=mtu, keys=keys
-    ) as link:
+    with bridge(tmp_path, netns, testpmd, "server", "--set", f"orders={path}", source=BULK, mtu=mtu, keys=keys) as link:
         link.wait_up()
         with closing(Orders(path)) as orders:
             yield link, orders

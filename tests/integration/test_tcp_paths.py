@@ -1,5 +1,5 @@
-"""What is on the wire between user-space TCP and Linux, as tshark reads it: at every MTU, equal or not, over IPv4 and IPv6,
-and where a router on the way takes less than either end.
+"""What is on the wire between user-space TCP and Linux, as tshark reads it: at every MTU, equal or not, over IPv4 and
+IPv6, and where a router on the way takes less than either end.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def test_every_segment_fits_its_receiver_and_its_window(
     with bulk_bridge(tmp_path, netns, testpmd, mtu=theirs, keys=f"mtu={ours}") as (link, orders):
         without_offload(link.namespace, "dtap")
         capture = tmp_path / "wire.pcapng"
-        with captured(process, link.namespace.name, capture):
+        with captured(process, link.namespace, capture):
             both_ways(link.namespace, address, orders, 2 * MB)
         seen = segments(capture)
         remarks = sane(seen, mss_ours=ours - headers, mss_theirs=theirs - headers)
@@ -63,10 +63,11 @@ def test_a_router_that_takes_less_is_obeyed_in_the_middle_of_a_transfer(
         def narrow(mtu: int) -> None:
             for number, device in ((0, "dtap"), (1, "inner")):
                 route = ["ip", f"-{version}", "route", "replace", network.format(number), "dev", device]
-                link.namespace.run(*route, "proto", "kernel", "mtu", "lock", str(mtu))
+                metric = "0" if version == 4 else "256"  # the one of the route that it replaces
+                link.namespace.run(*route, "proto", "kernel", "metric", metric, "mtu", "lock", str(mtu))
 
         capture = tmp_path / "wire.pcapng"
-        with captured(process, host.name, capture, "outer"), host.socket(family) as sock:
+        with captured(process, host, capture, "outer"), host.socket(family) as sock:
             bulk.ask(sock, vnf, f"send {size}")
             begun = sock.recv(MB, socket.MSG_WAITALL)
             narrow(1300)
@@ -77,7 +78,7 @@ def test_a_router_that_takes_less_is_obeyed_in_the_middle_of_a_transfer(
             bulk.ask(sock, vnf, "take")
             assert bulk.send(sock, size) == bulk.digest(size)
         # What is known of the path serves the next connection.
-        with captured(process, host.name, capture, "outer"), host.socket(family) as sock:
+        with captured(process, host, capture, "outer"), host.socket(family) as sock:
             bulk.ask(sock, vnf, f"send {MB}")
             assert bulk.take(sock) == (MB, bulk.digest(MB))
         assert max(one.length for one in segments(capture) if one.ours) <= 1300 - headers

@@ -12,19 +12,24 @@ pub(super) struct Wheel {
     /// The next millisecond that has not fired.
     next: u64,
     slots: Vec<Vec<TcpId>>,
+    /// Room of slots that have fired, for those that fill next: not each of them shall keep what its fullest took.
+    spare: Vec<Vec<TcpId>>,
     /// Slots that are not empty, a bit each.
     filled: [u64; WORDS],
 }
 
 impl Wheel {
     pub fn new() -> Self {
-        Self { next: 0, slots: (0..SLOTS).map(|_| Vec::new()).collect(), filled: [0; WORDS] }
+        Self { next: 0, slots: (0..SLOTS).map(|_| Vec::new()).collect(), spare: Vec::new(), filled: [0; WORDS] }
     }
 
     /// Puts `id` at `micros`, or where it comes next; returns when it will fire.
     pub fn insert(&mut self, id: TcpId, micros: u64) -> u64 {
         let tick = micros.div_ceil(1_000).clamp(self.next, self.next + SLOTS as u64 - 1);
         let slot = tick as usize % SLOTS;
+        if self.slots[slot].capacity() == 0 {
+            self.slots[slot] = self.spare.pop().unwrap_or_default();
+        }
         self.slots[slot].push(id);
         self.filled[slot / 64] |= 1 << (slot % 64);
         tick * 1_000
@@ -38,7 +43,9 @@ impl Wheel {
             let slot = tick as usize % SLOTS;
             if self.filled[slot / 64] & 1 << (slot % 64) != 0 {
                 self.filled[slot / 64] &= !(1 << (slot % 64));
-                due.append(&mut self.slots[slot]);
+                let mut fired = std::mem::take(&mut self.slots[slot]);
+                due.append(&mut fired);
+                self.spare.push(fired);
             }
         }
         self.next = self.next.max(until + 1);
@@ -83,6 +90,19 @@ mod tests {
         wheel.fire(50_000, &mut due);
         assert_eq!(due, [id(1), id(2)]);
         assert_eq!(wheel.deadline(), None);
+    }
+
+    #[test]
+    fn bursts_leave_no_room_behind_in_every_slot() {
+        let mut wheel = Wheel::new();
+        let mut due = Vec::new();
+        for millisecond in 0..2 * SLOTS as u64 {
+            (0..1_000).for_each(|index| _ = wheel.insert(id(index), millisecond * 1_000));
+            wheel.fire(millisecond * 1_000, &mut due);
+            due.clear();
+        }
+        let room: usize = wheel.slots.iter().chain(&wheel.spare).map(Vec::capacity).sum();
+        assert!(room < 2_048, "{room}");
     }
 
     #[test]
