@@ -503,8 +503,8 @@ def pass_inbox(source: Connection, sink: Connection, /) -> int:
 def port_keys() -> list[str]:
     """Every key of a memif port."""
 
-def port_option(key: str, value: Any, /) -> list[str]:
-    """The values of one key of a memif port, as texts. ``ValueError`` says what is allowed, and not what was found."""
+def port_option(key: str, value: Any, /) -> str | list[str]:
+    """The value of one key of a memif port: a text, or of a key with any number of values texts. ``ValueError`` says what is allowed, and not what was found."""
 
 def run_load(options: dict[str, Any], progress: Callable[[dict[str, Any]], bool], /) -> dict[str, Any]:
     """Runs the load generator (``vnf load``) and returns its report.

@@ -192,14 +192,6 @@ def _map(value: Any) -> dict[str, str]:
 
 # What a memif port is told is checked where it is used (native/src/port/options.rs).
 PORT_KEYS: dict[str, tuple[str, ...]] = {"kernel": ("map",), "memif": tuple(_native.port_keys())}
-LISTS = ("address", "virtual", "gateway")
-
-
-def _option(key: str, value: Any) -> Any:
-    if key == "map":
-        return _map(value)
-    texts = _native.port_option(key, value)
-    return texts if key in LISTS else texts[0]
 
 
 def port_config(name: str, table: Mapping[str, Any]) -> PortConfig:
@@ -220,7 +212,7 @@ def port_config(name: str, table: Mapping[str, Any]) -> PortConfig:
         if key not in known:
             raise ConfigError(f"unknown key: {kind} knows {', '.join(known)}{closest(key, known)}", key=key)
         try:
-            options[key] = _option(key, value)
+            options[key] = _map(value) if key == "map" else _native.port_option(key, value)
         except ConfigError as error:
             raise ConfigError(error.problem, key=key) from None
         except ValueError as error:

@@ -63,14 +63,13 @@ class Wire:
 class Stream:
     """A TCP connection as the wire sees it: by the acknowledgement numbers it can be reset from outside."""
 
-    begun_by: Place
     last: dict[Place, Frame] = field(default_factory=dict)
-    ended: set[Place] = field(default_factory=set)
+    ended: set[Place] = field(default_factory=set)  # whose FIN has left
     cut: bool = False
 
     @property
     def established(self) -> bool:
-        return len(self.last) == 2 and len(self.ended) < 2 and not self.cut
+        return len(self.last) == 2 and not self.cut
 
 
 class Residents(Protocol):
@@ -202,8 +201,8 @@ class Segment:
         key = frozenset((frame.source, frame.destination))
         if frame.flags & (SYN | ACK) == SYN and frame.source[1]:
             known = self._streams.get(key)
-            if known is None or known.cut or known.established or len(known.ended) == 2:
-                self._streams[key] = Stream(begun_by=frame.source)
+            if known is None or known.cut or known.established:
+                self._streams[key] = Stream()
         stream = self._streams.get(key)
         if stream is None:
             return False
@@ -216,7 +215,7 @@ class Segment:
             stream.last[frame.source] = frame
         if frame.flags & FIN:
             stream.ended.add(frame.source)
-        if frame.flags & RST:
+        if frame.flags & RST or len(stream.ended) == 2:
             del self._streams[key]
         return False
 

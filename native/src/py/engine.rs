@@ -432,11 +432,15 @@ impl Engine {
         let bound = self.state.with(py, |state| {
             let open = state.ports.iter_mut().find(|open| open.name == port)?;
             let listener = open.listeners.len() as u32;
-            open.listeners.push(endpoint);
-            if datagram {
-                return Some(open.host.listen(address, number, listener));
+            let bound = if datagram {
+                open.host.listen(address, number, listener)
+            } else {
+                open.listen_tcp(address, number, listener)
+            };
+            if bound.is_ok() {
+                open.listeners.push(endpoint.clone_ref(py));
             }
-            Some(open.listen_tcp(address, number, listener))
+            Some(bound)
         });
         match bound {
             Some(Ok(())) => Ok(()),

@@ -9,7 +9,6 @@ use pyo3::types::PyString;
 
 use super::connection::{Connection, Phase, Wait};
 use super::core::Core;
-use super::datagrams::Datagrams;
 use super::dispatch;
 use super::endpoint::{Endpoint, Event};
 use super::engine::{Engine, Target};
@@ -290,11 +289,12 @@ impl Connection {
                     error.write_unraisable(py, None);
                 }
             }
-            // A client's socket is its own; a server's peers share one.
-            Wire::Datagram { address: None, .. } => close_wire(py, &wire, false),
-            Wire::Socket(_) | Wire::Tcp { .. } => close_wire(py, &wire, false),
             Wire::Datagrams { address: Some(address), socket } => socket.get().forget(py, *address, slf),
-            Wire::Datagrams { address: None, socket } => Datagrams::close(socket, py),
+            // A client's socket is its own; a server's peers share one.
+            Wire::Datagram { address: None, .. } | Wire::Datagrams { address: None, .. } => {
+                close_wire(py, &wire, false)
+            }
+            Wire::Socket(_) | Wire::Tcp { .. } => close_wire(py, &wire, false),
             Wire::None | Wire::Stream { .. } => {}
         }
         drop(wire);

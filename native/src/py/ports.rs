@@ -1,5 +1,6 @@
 //! A port's options, from a Python dictionary to an open port. What they mean is `crate::port::options`' business.
 
+use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyString};
@@ -55,10 +56,10 @@ pub fn port_keys() -> [&'static str; KEYS.len()] {
     KEYS
 }
 
-/// The values of one key, as texts. `ValueError` says what is allowed, without the key and what was found.
+/// The value of one key: a text, or of a list texts. `ValueError` says what is allowed, without the key and what was found.
 #[pyfunction]
 #[pyo3(signature = (key, value, /))]
-pub fn port_option(key: &str, value: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
+pub fn port_option<'py>(key: &str, value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     let is_list = LISTS.contains(&key);
     let texts = texts(key, value).map_err(|_| {
         PyValueError::new_err(if is_list {
@@ -73,5 +74,8 @@ pub fn port_option(key: &str, value: &Bound<'_, PyAny>) -> PyResult<Vec<String>>
     for text in &texts {
         options::check(key, text).map_err(|error| PyValueError::new_err(error.problem))?;
     }
-    Ok(texts)
+    match texts.as_slice() {
+        [one] if !is_list => one.into_bound_py_any(value.py()),
+        _ => texts.into_bound_py_any(value.py()),
+    }
 }

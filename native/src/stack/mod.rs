@@ -1,9 +1,10 @@
-//! One host on a port: ARP, NDP, IPv4, IPv6, ICMP and UDP. Sans-I/O; the time is an argument.
+//! One host on a port: ARP, NDP, IPv4, IPv6, ICMP, UDP and TCP. Sans-I/O; the time is an argument.
 //!
 //! A frame's way in: [`Host::receive`] (Ethernet, IP, `host`) → `reassembly` if it is a fragment → `udp` (the flow or
 //! listener it is for), `icmp` (echo, errors) or `link` (ARP and NDP, which feed `neighbours`). A datagram's way out:
 //! [`Host::send`] (`udp`) copies the flow's prebuilt header (`flows`); what does not fit the MTU takes the way through
-//! `output`, what has no link address yet waits in `neighbours`.
+//! `output`, what has no link address yet waits in `neighbours`. `path` is what a flow, of either protocol, knows of its
+//! way there. TCP has a map of its own ([`tcp`]).
 //!
 //! Not supported, and dropped with a count: multicast and broadcast datagrams, VLAN tags, source routes and jumbograms,
 //! redirects and router advertisements (routes are configured). Nothing is sent of duplicate address detection, MLD or
@@ -52,6 +53,7 @@ pub struct HostConfig {
     pub virtual_addresses: Vec<IpAddr>,
     /// At most one per address family: where packets for other networks go.
     pub gateways: Vec<IpAddr>,
+    /// What holds for its TCP.
     pub tcp: tcp::TcpConfig,
     /// The largest IP packet; longer datagrams are fragmented. At least 576 (RFC 791), 1280 with IPv6 (RFC 8200 §5).
     pub mtu: usize,
@@ -101,6 +103,7 @@ pub enum Input {
     },
 }
 
+/// Why nothing listens there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BindError {
     /// Another listener has this address and port.
@@ -109,9 +112,10 @@ pub enum BindError {
     NotLocal,
 }
 
+/// Why no flow and no connection could be begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpenError {
-    /// No address of that family, or no gateway for that network.
+    /// No address of that family, no gateway for that network, or nobody can have the address.
     NoRoute,
     /// Every ephemeral port towards that remote address and port is taken.
     PortsExhausted,

@@ -8,6 +8,8 @@ use std::ptr::NonNull;
 
 /// Address space reserved at once.
 const CHUNK: usize = 16 << 20;
+/// The longest ring: a pair of them fits into a chunk.
+const LONGEST: usize = 4 << 20;
 /// After each ring, so that the beginnings of rings, which are powers of two long, do not all fall into one set of the
 /// caches: that would leave room there for those of a dozen connections.
 const GAP: usize = 64;
@@ -34,7 +36,7 @@ unsafe impl Send for Arena {}
 /// Two rings of equal size, to be given back to the arena they came from.
 #[derive(Debug)]
 pub(super) struct Pair {
-    class: u8,
+    class: usize,
     base: NonNull<u8>,
 }
 
@@ -42,10 +44,10 @@ pub(super) struct Pair {
 unsafe impl Send for Pair {}
 
 impl Arena {
-    /// `classes`: (bytes of a ring, pairs), in the order they are tried.
+    /// `classes`: (bytes of a ring, pairs), in the order they are tried. A ring has at least one byte, at most 4 MiB.
     pub fn new(classes: &[(usize, usize)]) -> Self {
         let class = |&(bytes, limit): &(usize, usize)| Class {
-            bytes,
+            bytes: bytes.clamp(1, LONGEST),
             limit,
             made: 0,
             free: Vec::new(),
@@ -59,28 +61,29 @@ impl Arena {
     pub fn take(&mut self) -> Option<Pair> {
         for (index, class) in self.classes.iter_mut().enumerate() {
             if let Some(base) = class.free.pop() {
-                return Some(Pair { class: index as u8, base });
+                return Some(Pair { class: index, base });
             }
             if class.made == class.limit {
                 continue;
             }
+            const { assert!(2 * (LONGEST + GAP) <= CHUNK) };
             let size = 2 * (class.bytes + GAP);
             if class.chunk.is_none() || class.used + size > CHUNK {
                 class.chunk = reserve(CHUNK);
                 self.chunks.extend(class.chunk.map(|chunk| (chunk, CHUNK)));
                 class.used = 0;
             }
-            // SAFETY: `used + size` is within the chunk, by the check above.
+            // SAFETY: `used + size` is within the chunk: by the check above, and a new one is longer than any `size`.
             let base = class.chunk.map(|chunk| unsafe { chunk.add(class.used) })?;
             class.used += size;
             class.made += 1;
-            return Some(Pair { class: index as u8, base });
+            return Some(Pair { class: index, base });
         }
         None
     }
 
     pub fn give_back(&mut self, pair: Pair) {
-        self.classes[usize::from(pair.class)].free.push(pair.base);
+        self.classes[pair.class].free.push(pair.base);
     }
 
     /// The two rings of a pair.
@@ -88,7 +91,7 @@ impl Arena {
     /// # Safety
     /// While either slice is used the pair is neither given back nor asked for its rings again, and the arena lives.
     pub unsafe fn rings(&self, pair: &Pair) -> [&'static mut [u8]; 2] {
-        let bytes = self.classes[usize::from(pair.class)].bytes;
+        let bytes = self.classes[pair.class].bytes;
         // SAFETY: the pair owns `2 * (bytes + GAP)` bytes from `base`, zeroed by the kernel; that they are used by one at
         // a time and not beyond the arena is the caller's promise.
         unsafe {
@@ -142,6 +145,21 @@ mod tests {
         let mut pairs = pairs.into_iter();
         arena.give_back(pairs.next().unwrap());
         assert_eq!((arena.in_use(), arena.take().unwrap().class), (2, 0));
+    }
+
+    #[test]
+    fn whatever_the_classes_a_ring_lies_within_its_chunk() {
+        let mut classes = vec![(usize::MAX, 5), (0, 1)];
+        classes.resize(300, (1024, 1));
+        let mut arena = Arena::new(&classes);
+        let pairs: Vec<_> = std::iter::from_fn(|| arena.take()).collect();
+        assert_eq!((pairs.len(), pairs[303].class), (304, 299));
+        for pair in &pairs {
+            // SAFETY: the pairs live, and each is asked once.
+            let [rx, tx] = unsafe { arena.rings(pair) };
+            assert!((1..=LONGEST).contains(&rx.len()));
+            (rx[rx.len() - 1], tx[tx.len() - 1]) = (1, 1);
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::flows::{Flow, NEVER, Stage};
 use super::protocol::{Protocol, State};
 use super::smoltcp::Smoltcp;
-use super::{Gone, TcpId};
+use super::{Gone, TcpId, micros};
 use crate::packet::checksum::{Sum, pseudo_v4, pseudo_v6};
 use crate::packet::ethernet::{self, Mac};
 use crate::packet::tcp::{self, Bare, Segment, before, flags};
@@ -26,7 +26,7 @@ const EMPTY_AGAIN: u64 = 200_000;
 /// shut): after so many timeouts it is made to send again.
 const STRANDED_RTOS: u64 = 2;
 /// Probes without an answer before a silent peer is given up.
-const PROBES: u32 = 4;
+const PROBES: u64 = 4;
 
 impl Host {
     /// Every touched connection sends what it has to.
@@ -153,12 +153,12 @@ impl Host {
         if !waits {
             flow.give_up_at = NEVER;
         } else if flow.give_up_at == NEVER {
-            flow.give_up_at = tcp.now + tcp.config.user_timeout.as_micros() as u64;
+            flow.give_up_at = tcp.now + micros(tcp.config.user_timeout);
         }
         // A TIME-WAIT of the engine is not waited for: it ends with its owner.
         let is_over = matches!(Smoltcp::state(&flow.engine), State::TimeWait | State::Closed);
         flow.is_stranded = next.is_none() && !is_over && Smoltcp::unacknowledged(&flow.engine) > 0;
-        let later = || tcp.now + STRANDED_RTOS * tcp.config.rto.as_micros() as u64;
+        let later = || tcp.now + STRANDED_RTOS * micros(tcp.config.rto);
         let next = if flow.is_stranded { Some(later()) } else { next.filter(|_| !is_over) };
         let next = next.unwrap_or(NEVER).min(flow.give_up_at);
         if next < flow.wheel_at {
@@ -171,44 +171,47 @@ impl Host {
     pub(in crate::stack) fn tcp_on_timer(&mut self, now: Instant, port: &mut dyn Port) {
         let mut due = std::mem::take(&mut self.tcp.due);
         self.tcp.see(now);
-        let micros = self.tcp.now;
-        self.tcp.wheel.fire(micros, &mut due);
-        let silence = self.tcp.config.keep_alive.map(|every| (every * PROBES).as_micros() as u64);
+        let time = self.tcp.now;
+        self.tcp.wheel.fire(time, &mut due);
+        let silence = self.tcp.config.keep_alive.map(|every| micros(every) * PROBES);
         for id in due.drain(..) {
             let Some(flow) = self.tcp.flows.get_mut(id) else { continue };
-            if flow.wheel_at > micros {
+            if flow.wheel_at > time {
                 continue;
             }
             flow.wheel_at = NEVER;
             let is_silent = silence.is_some_and(|silence| {
-                Smoltcp::state(&flow.engine).is_synchronized() && micros >= flow.heard_at + silence
+                Smoltcp::state(&flow.engine).is_synchronized() && time >= flow.heard_at + silence
             });
-            if micros >= flow.give_up_at || is_silent {
+            if time >= flow.give_up_at || is_silent {
                 self.counters.tcp_timeout += 1;
-                self.give_up(id.index, Gone::TimedOut);
-            } else if flow.is_stranded {
-                self.send_again(id.index);
+                self.give_up(id.index);
+            } else {
+                if flow.is_stranded {
+                    self.send_again(id.index);
+                }
+                self.tcp.flows.soil(id.index);
             }
-            self.tcp.flows.soil(id.index);
         }
         self.tcp.due = due;
-        self.tcp.time_wait.expire(micros);
+        self.tcp.time_wait.expire(time);
         self.tcp_flush(now, port);
     }
 
-    /// We give up on a peer: it gets a reset if it ever was there, the owner a reason.
-    pub(super) fn give_up(&mut self, index: u32, reason: Gone) {
+    /// The peer took too long: it gets a reset if it ever was there, the owner a reason.
+    fn give_up(&mut self, index: u32) {
         let flow = self.tcp.flows.at(index);
         match flow.stage {
-            Stage::HalfOpen => self.forget(index),
-            Stage::Connecting => self.lose(index, reason),
+            Stage::HalfOpen => return self.forget(index),
+            Stage::Connecting => self.lose(index, Gone::TimedOut),
             Stage::Accepted | Stage::Open => {
                 Smoltcp::abort(&mut flow.engine);
-                self.lose(index, reason);
+                self.lose(index, Gone::TimedOut);
             }
             Stage::Orphan => Smoltcp::abort(&mut flow.engine),
             Stage::Lost(_) | Stage::Dead => {}
         }
+        self.tcp.flows.soil(index);
     }
 
     /// A segment of our own making, not of a connection's engine.

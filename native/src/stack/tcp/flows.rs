@@ -367,7 +367,8 @@ impl Flows {
         Some(index)
     }
 
-    /// The connection's place, buffers and port are free again.
+    /// The connection's place, buffers and port are free again. Its engine stays until the place is taken, with rings that
+    /// may be another's by then: from here on only its state may be asked.
     pub fn remove(&mut self, index: u32) {
         let flow = &mut self.slab[index as usize];
         let Some(pair) = flow.pair.take() else { return };

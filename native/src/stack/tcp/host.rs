@@ -40,6 +40,7 @@ impl Host {
         self.tcp.listeners.remove(&(address, port));
     }
 
+    /// `hook` is asked at each SYN for a listener from now on. Without one every SYN is welcome.
     pub fn tcp_accept_hook(&mut self, hook: Option<AcceptHook>) {
         self.tcp.hook = hook;
     }
@@ -216,7 +217,7 @@ impl Host {
         }
     }
 
-    /// Reset.
+    /// Resets the connection, unless its peer has not answered at all.
     pub fn tcp_abort(&mut self, id: TcpId) {
         let Some(flow) = self.tcp.flows.get_mut(id) else { return };
         let has_peer = Smoltcp::state(&flow.engine) != State::SynSent;
@@ -229,10 +230,12 @@ impl Host {
         self.tcp.flows.soil(id.index);
     }
 
+    /// `None`: the connection is gone.
     pub fn tcp_local(&self, id: TcpId) -> Option<SocketAddr> {
         self.tcp.flows.get(id).map(|flow| flow.key.local())
     }
 
+    /// `None`: the connection is gone.
     pub fn tcp_remote(&self, id: TcpId) -> Option<SocketAddr> {
         self.tcp.flows.get(id).map(|flow| flow.key.remote())
     }

@@ -41,19 +41,21 @@ pub struct TcpId {
     pub serial: u32,
 }
 
-/// What a host's TCP is told once.
+/// What a host's TCP is told once. Times count up to a day.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TcpConfig {
-    /// (bytes each way, how many), descending: a new connection gets the largest that is free, so windows shrink as
-    /// connections grow many. The last class has as many as are needed, up to `max_connections`.
+    /// (bytes each way, at most 4 MiB; how many), descending: a new connection gets the largest that is free, so windows
+    /// shrink as connections grow many. The last class has as many as are needed, up to `max_connections`.
     pub buffers: Vec<(usize, usize)>,
     /// Connections of all states but TIME_WAIT.
     pub max_connections: usize,
-    /// Handshakes begun by peers and not finished. Of one listener (the oldest gives way) and of one source (an IPv4
-    /// address, an IPv6 /64; further ones are dropped).
+    /// Handshakes that peers began with one listener and have not finished; with more the oldest gives way (RFC 4987
+    /// §3.4).
     pub half_open_per_listener: usize,
+    /// The same from one source, an IPv4 address or an IPv6 /64; further ones are dropped.
     pub half_open_per_source: usize,
-    /// The first retransmission timeout, and the least one (RFC 6298 says 1 s; data centres want less).
+    /// The first retransmission timeout, and the least one, in whole milliseconds, 5 or more (RFC 6298 says 1 s; data
+    /// centres want less).
     pub rto: Duration,
     /// How long a peer may leave our data, SYN or FIN unacknowledged.
     pub user_timeout: Duration,
@@ -61,11 +63,12 @@ pub struct TcpConfig {
     pub handshake_timeout: Duration,
     /// After a silence of so long the peer is probed, after three more without an answer given up.
     pub keep_alive: Option<Duration>,
+    /// How long the end that closed first remembers a connection (RFC 9293 §3.6.1 says 4 minutes).
     pub time_wait: Duration,
+    /// Connections that are remembered so; with more the oldest gives way.
+    pub max_time_wait: usize,
     /// Connections that were closed here and whose peer has not taken everything: with more the oldest is reset.
     pub max_orphans: usize,
-    /// Compact TIME_WAIT entries; with more the oldest gives way.
-    pub max_time_wait: usize,
 }
 
 impl Default for TcpConfig {
@@ -89,6 +92,7 @@ impl Default for TcpConfig {
 /// A SYN to a listener, before anything is remembered of it.
 #[derive(Clone, Copy, Debug)]
 pub struct Knock {
+    /// The owner's number of it.
     pub listener: u32,
     pub local: SocketAddr,
     pub remote: SocketAddr,
@@ -97,6 +101,7 @@ pub struct Knock {
 /// What becomes of a SYN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Welcome {
+    /// A handshake begins.
     Accept,
     /// Answer with a reset: nobody listens.
     Refuse,
@@ -127,6 +132,7 @@ pub enum TcpEvent {
 pub enum Gone {
     /// A reset in answer to our SYN.
     Refused,
+    /// A reset of a connection that was established.
     Reset,
     /// The handshake, or an acknowledgement, took too long; or the peer does not answer probes.
     TimedOut,
@@ -138,6 +144,13 @@ pub enum Gone {
 const MAX_PATHS: usize = 1_024;
 /// RFC 8201 §4: for so long.
 const PATH_MTU_FOR: Duration = Duration::from_secs(600);
+
+/// No time that an owner tells counts as longer.
+const LONGEST: Duration = Duration::from_secs(86_400);
+
+fn micros(time: Duration) -> u64 {
+    time.min(LONGEST).as_micros() as u64
+}
 
 /// All TCP state of a host. Its parts are in order of dependence: flows hold memory of their arena.
 pub(super) struct Tcp {
@@ -202,7 +215,7 @@ impl Tcp {
     }
 
     fn after(&self, time: Duration) -> u64 {
-        self.now.saturating_add(u64::try_from(time.as_micros()).unwrap_or(u64::MAX))
+        self.now + micros(time)
     }
 
     pub const fn foresee(&mut self, isn: u32) {

@@ -2,19 +2,20 @@
 //!
 //! It is shown one socket at a time: each connection owns a set of one, so nothing is searched. It lives in a network of
 //! its own, between two invented IPv4 addresses; the real addresses, checksums and link addresses are put on outside,
-//! which also lets one interface serve all connections of an MTU, IPv6 included. Its clock runs `scale` times as fast as
-//! ours: the least retransmission timeout, a second in smoltcp, becomes what the port is configured for.
+//! which also lets one interface serve all connections of an MTU, IPv6 included. Its clock runs as much faster than ours
+//! as makes the least retransmission timeout, a second in smoltcp, what the port is configured for.
 #![allow(unsafe_code)]
 
 use std::time::Duration;
 
-use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
+use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketSet};
 use smoltcp::phy::{self, ChecksumCapabilities, Device, DeviceCapabilities, Medium};
 use smoltcp::socket::tcp;
 use smoltcp::time;
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
 
 use super::arena::{Arena, Pair};
+use super::micros;
 use super::protocol::{Begin, HEADROOM, Protocol, State};
 
 const LOCAL: [u8; 4] = [10, 0, 0, 1];
@@ -22,26 +23,29 @@ const REMOTE: [u8; 4] = [10, 0, 0, 2];
 /// The longest acknowledgement delay: well below the 500 ms of RFC 9293 §3.8.6.3, and below the least timeout.
 const ACK_DELAY: Duration = Duration::from_millis(10);
 const LARGEST: usize = 65_535;
+/// Interfaces kept. Of other MTUs one is made anew when it is wanted: a peer that makes up routers can tell thousands.
+const MOST_INTERFACES: usize = 16;
+/// The first ones are the port's own.
+const OWN_INTERFACES: usize = 2;
 
 pub(super) struct Smoltcp {
-    /// One per MTU that is in use.
+    /// One per MTU that was used of late. They remember nothing of a connection.
     interfaces: Vec<(u16, Interface)>,
     device: Tap,
-    handle: SocketHandle,
-    /// smoltcp's microseconds per microsecond of ours.
-    scale: u64,
+    /// smoltcp's second, in milliseconds of ours.
+    second: u64,
+    /// The time that was asked for last, on our clock and on smoltcp's.
+    seen: (u64, time::Instant),
     ack_delay: Duration,
 }
 
 impl Smoltcp {
-    /// `rto`: the first and the least retransmission timeout.
+    /// `rto`: the first and the least retransmission timeout, 5 ms or more.
     pub fn new(rto: Duration) -> Self {
-        let scale = (1000 / (rto.as_millis() as u64).max(1)).clamp(1, 200);
-        // A handle is only to be had by adding a socket; it is the same for the first one of every set.
-        let mut set = SocketSet::new(Vec::new());
-        let handle = set.add(tcp::Socket::new(tcp::SocketBuffer::new(vec![0; 1]), tcp::SocketBuffer::new(vec![0; 1])));
+        let second = (micros(rto) / 1_000).max(5);
         let device = Tap { buffer: vec![0; LARGEST].into(), output: None, mtu: 1500 };
-        Self { interfaces: Vec::new(), device, handle, scale, ack_delay: ACK_DELAY.min(rto / 2) }
+        let ack_delay = ACK_DELAY.min(Duration::from_millis(second) / 2);
+        Self { interfaces: Vec::new(), device, second, seen: (0, time::Instant::ZERO), ack_delay }
     }
 
     /// For a place whose connection is being replaced.
@@ -49,18 +53,24 @@ impl Smoltcp {
         SocketSet::new(Vec::new())
     }
 
-    fn time(&self, now: u64) -> time::Instant {
-        time::Instant::from_micros((now * self.scale) as i64)
+    fn time(&mut self, now: u64) -> time::Instant {
+        if self.seen.0 != now {
+            self.seen = (now, time::Instant::from_micros((now * 1_000 / self.second) as i64));
+        }
+        self.seen.1
     }
 
     fn scaled(&self, duration: Duration) -> time::Duration {
-        time::Duration::from_micros(duration.as_micros() as u64 * self.scale)
+        time::Duration::from_micros(micros(duration) * 1_000 / self.second)
     }
 
     fn interface(interfaces: &mut Vec<(u16, Interface)>, device: &mut Tap, mtu: u16) -> usize {
         device.mtu = mtu;
         if let Some(index) = interfaces.iter().position(|(of, _)| *of == mtu) {
             return index;
+        }
+        if interfaces.len() == MOST_INTERFACES {
+            interfaces.remove(OWN_INTERFACES);
         }
         // The seed goes into initial sequence numbers, which are replaced outside.
         let mut interface = Interface::new(Config::new(HardwareAddress::Ip), device, time::Instant::ZERO);
@@ -85,8 +95,10 @@ impl Smoltcp {
         (arena, pair): (&Arena, &Pair),
         begin: Begin,
     ) -> SocketSet<'static> {
-        // SAFETY: the rings are used by this socket alone, and not any more once the pair is given back or the arena is
-        // dropped: the owner of connection, pair and arena sees to that (`flows.rs`).
+        // SAFETY: this socket is the only one that uses the rings while the pair is taken. Given back, they may become
+        // another's, though this one keeps its slices until its place has a new connection or the arena goes: by then
+        // nothing looks into it, since neither its key nor its serial leads there (`Flows::remove`), and dropping it
+        // touches no byte. The arena outlives all of them (the order of fields in `Flows`).
         let [rx, tx] = unsafe { arena.rings(pair) };
         let mut socket = tcp::Socket::new(tcp::SocketBuffer::new(rx), tcp::SocketBuffer::new(tx));
         // What a batch sends is sent at its end: there is nothing for Nagle's algorithm to collect.
@@ -96,7 +108,7 @@ impl Smoltcp {
         socket.set_keep_alive(begin.keep_alive.map(|every| self.scaled(every)));
         match old {
             Some(mut set) => {
-                *set.get_mut::<tcp::Socket>(self.handle) = socket;
+                *only_mut(&mut set) = socket;
                 set
             }
             None => {
@@ -180,7 +192,7 @@ impl Protocol for Smoltcp {
         let time = self.time(now);
         let index = Self::interface(&mut self.interfaces, &mut self.device, mtu);
         let at = self.interfaces[index].1.poll_at(time, connection)?;
-        Some(if at <= time { now } else { (at.total_micros() as u64).div_ceil(self.scale) })
+        Some(if at <= time { now } else { (at.total_micros() as u64 * self.second).div_ceil(1_000) })
     }
 
     fn state(connection: &Self::Connection) -> State {
@@ -341,5 +353,44 @@ impl phy::TxToken for Out<'_> {
         let result = f(&mut self.0.buffer[..len]);
         self.0.output = Some(len);
         result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_timeout_and_the_next_are_what_was_asked_for() {
+        for rto in [5, 7, 200, 300, 2_000] {
+            let mut protocol = Smoltcp::new(Duration::from_millis(rto));
+            let mut arena = Arena::new(&[(1024, 1)]);
+            let pair = arena.take().unwrap();
+            let begin = Begin { local_port: 1, remote_port: 2, mtu: 1_500, keep_alive: None };
+            let mut connection = protocol.connect(None, (&arena, &pair), begin);
+            let mut now = 7;
+            for wait in [rto, 2 * rto] {
+                assert!(protocol.transmit(&mut connection, 1_500, now).is_some());
+                let at = protocol.deadline(&connection, 1_500, now).expect("a timeout");
+                assert!((at - now).abs_diff(wait * 1_000) <= rto, "{} µs, not {wait} ms", at - now);
+                now = at;
+            }
+        }
+    }
+
+    #[test]
+    fn of_many_mtus_few_interfaces_are_kept_and_the_first_always() {
+        let mut protocol = Smoltcp::new(Duration::from_millis(200));
+        let mut arena = Arena::new(&[(1024, 1)]);
+        let pair = arena.take().unwrap();
+        let begin = Begin { local_port: 1, remote_port: 2, mtu: 1_500, keep_alive: None };
+        let mut connection = protocol.connect(None, (&arena, &pair), begin);
+        for mtu in (576..1_500).rev() {
+            assert_eq!(protocol.deadline(&connection, mtu, 7), Some(7));
+        }
+        let syn = protocol.transmit(&mut connection, 576, 7).expect("a SYN");
+        assert_eq!(syn[20..24], [2, 4, 2, 24], "an MSS of 536");
+        let known: Vec<_> = protocol.interfaces.iter().map(|(mtu, _)| *mtu).collect();
+        assert_eq!((known.len(), known[0]), (MOST_INTERFACES, 1_500));
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use foldhash::fast::SeedableRandomState;
 use hashbrown::HashTable;
 
+use super::micros;
 use crate::stack::flows::Key;
 use crate::stack::random::Random;
 
@@ -45,7 +46,7 @@ impl TimeWait {
             first: 0,
             table: HashTable::new(),
             hasher: random.hasher(),
-            length: length.as_micros() as u64,
+            length: micros(length),
             limit: limit.clamp(1, 1 << 24),
         }
     }
