@@ -139,6 +139,15 @@ impl Host {
         // A TIME-WAIT of the engine is not waited for: it ends with its owner.
         let is_over = matches!(Smoltcp::state(&flow.engine), State::TimeWait | State::Closed);
         let next = next.filter(|_| !is_over).map_or(NEVER, |at| tick(origin, at)).min(flow.give_up_at);
+        let ask_at = match waits && Smoltcp::state(&flow.engine).is_synchronized() {
+            true => {
+                let now = tick(origin, now);
+                flow.recovery.time(flow.ack_in, flow.sent_end, now);
+                flow.recovery.wait(flow.ack_in, flow.sent_end, now)
+            }
+            false => None,
+        };
+        let next = next.min(ask_at.unwrap_or(NEVER));
         if next < flow.wheel_at {
             let id = TcpId { index, serial: flow.serial };
             flow.wheel_at = tcp.wheel.insert(id, next);
@@ -163,6 +172,8 @@ impl Host {
             if tick >= flow.give_up_at || is_silent {
                 self.counters.tcp_timeout += 1;
                 self.give_up(id.index, Gone::TimedOut);
+            } else if flow.recovery.asks(flow.ack_in, flow.sent_end, tick) {
+                self.send_again(id.index, now);
             }
             self.tcp.flows.soil(id.index);
         }

@@ -202,6 +202,7 @@ impl Host {
         };
         if head.has(flags::ACK) && progress && !before(flow.sent_end, head.acknowledgement) {
             flow.ack_in = head.acknowledgement;
+            flow.recovery.time(flow.ack_in, flow.ack_in, tick);
         }
         if state.is_synchronized() && (progress || flow.stage != Stage::Orphan) {
             flow.give_up_at = NEVER;
@@ -225,7 +226,7 @@ impl Host {
     /// Has the engine send the first unacknowledged segment again, by the only means it has: a third duplicate. Two changes
     /// of the window before make it count from nothing.
     #[cold]
-    fn send_again(&mut self, index: u32, now: Instant) {
+    pub(super) fn send_again(&mut self, index: u32, now: Instant) {
         let flow = self.tcp.flows.at(index);
         let window = flow.window_in;
         // Without a window nothing is sent; the engine probes.
