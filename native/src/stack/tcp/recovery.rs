@@ -220,13 +220,13 @@ mod tests {
         let mut recovery = ten();
         assert_eq!(recovery.wait(0, 10_000, 0), None, "the round trip is not known");
         recovery.time(0, 1_000, 0);
-        recovery.time(1_000, 10_000, 40);
-        assert_eq!(recovery.wait(1_000, 10_000, 50), Some(130));
-        assert_eq!(recovery.wait(1_000, 10_000, 60), Some(130));
-        assert!(!recovery.asks(1_000, 10_000, 129));
-        assert!(recovery.asks(1_000, 10_000, 130));
-        assert!(!recovery.asks(1_000, 10_000, 300));
-        assert_eq!(recovery.wait(1_000, 10_000, 300), None);
+        recovery.time(1_000, 10_000, 40_000);
+        assert_eq!(recovery.wait(1_000, 10_000, 50_000), Some(130_000));
+        assert_eq!(recovery.wait(1_000, 10_000, 60_000), Some(130_000));
+        assert!(!recovery.asks(1_000, 10_000, 129_999));
+        assert!(recovery.asks(1_000, 10_000, 130_000));
+        assert!(!recovery.asks(1_000, 10_000, 300_000));
+        assert_eq!(recovery.wait(1_000, 10_000, 300_000), None);
     }
 
     #[test]
