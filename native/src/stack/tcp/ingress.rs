@@ -149,6 +149,12 @@ impl Host {
         if matches!(flow.stage, Stage::Lost(_) | Stage::Dead) {
             return;
         }
+        // Over, and not swept up yet: its owner still holds it, or the port is full. The engine would refuse a SYN for the
+        // next connection; unanswered, it comes again.
+        if state == State::Closed {
+            self.counters.drop_tcp_time_wait += 1;
+            return;
+        }
         if state.is_synchronized() {
             if head.has(flags::SYN) {
                 self.counters.drop_tcp_syn += 1;

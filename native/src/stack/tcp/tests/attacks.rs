@@ -530,3 +530,22 @@ fn a_fin_that_was_lost_is_sent_again_whatever_is_repeated_meanwhile() {
         assert!(again.iter().any(|again| again.has(FIN) && again.next() == fin.next()), "{again:?}");
     }
 }
+
+#[test]
+fn a_port_used_again_before_the_owner_of_its_last_connection_knows_is_not_refused() {
+    for is_v4 in FAMILIES {
+        let mut stage = Stage::new();
+        let mut talk = stage.open(peer(is_v4, 4_000), own(is_v4), 7);
+        stage.bench.receive(&talk.segment(FIN | ACK).frame(US, PEER));
+        stage.bench.host.tcp_end(talk.id);
+        let fin = stage.flush().remove(0);
+        assert!(fin.has(FIN | ACK), "{fin:?}");
+        (talk.seq, talk.ack) = (talk.seq + 1, fin.next());
+        stage.bench.receive(&talk.segment(ACK).frame(US, PEER));
+        let syn = Segment::new(talk.peer, talk.own, SYN, 70_000, 0);
+        let answers = stage.say(&syn);
+        assert!(answers.iter().all(|answer| !answer.has(RST)), "{answers:?}");
+        let answer = stage.say_one(&syn);
+        assert!(answer.has(SYN | ACK) && answer.ack == 70_001, "{answer:?}");
+    }
+}
