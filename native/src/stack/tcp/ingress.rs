@@ -271,8 +271,9 @@ impl Host {
     pub(super) fn send_again(&mut self, index: u32) {
         let flow = self.tcp.flows.at(index);
         let window = flow.window_in;
-        // Without a window nothing is sent; the engine probes.
-        if window == 0 {
+        // Without a window nothing is sent; the engine probes. Without bytes there is only a FIN, which the engine would forget
+        // over it (see `only_fin`); its timer runs.
+        if window == 0 || Smoltcp::unacknowledged(&flow.engine) == 0 {
             return;
         }
         let other = if window > 1 { window - 1 } else { 2 };
