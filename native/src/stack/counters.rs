@@ -48,6 +48,8 @@ counters! {
     tcp_timeout,
     /// Half-open connections that made room for newer ones.
     tcp_half_open_evicted,
+    /// Connections closed here whose peer did not take everything, which made room for newer ones.
+    tcp_orphans_evicted,
     tcp_time_wait_evicted,
     /// Ports in TIME-WAIT that were used again.
     tcp_time_wait_reused,

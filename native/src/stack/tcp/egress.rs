@@ -17,8 +17,9 @@ use crate::stack::flows::Key;
 use crate::stack::host::Host;
 use crate::stack::path::Resolved;
 
-/// A port that was full is tried again after so many microseconds.
-const FULL_AGAIN: u64 = 200;
+/// A port that was full is tried again after as many microseconds as it has been, within these: no peer says that it has
+/// taken something, and one that takes nothing shall not keep us awake.
+const FULL_AGAIN: (u64, u64) = (200, 10_000);
 /// A connection that sends nothing but acknowledgements at once is tried again after so many microseconds.
 const EMPTY_AGAIN: u64 = 200_000;
 /// Bytes are unacknowledged and the engine waits for nothing (it forgets its timer when it has probed a window that was
@@ -39,15 +40,22 @@ impl Host {
         let (mut done, mut room) = (0, port.room());
         for &id in &dirty {
             if self.tcp.flows.get(id).is_some() && !self.send_from(id, &mut room, now, port) {
-                self.tcp.again_at = Some(self.tcp.now + FULL_AGAIN);
+                let now = self.tcp.now;
+                let since = if done > 0 { now } else { self.tcp.full_since.unwrap_or(now) };
+                self.tcp.full_since = Some(since);
+                self.tcp.again_at = Some(now + (now - since).clamp(FULL_AGAIN.0, FULL_AGAIN.1));
                 break;
             }
             done += 1;
+        }
+        if self.tcp.again_at.is_none() {
+            self.tcp.full_since = None;
         }
         dirty.drain(..done);
         // What was soiled meanwhile comes after what was not reached.
         dirty.append(&mut self.tcp.flows.dirty);
         self.tcp.flows.dirty = dirty;
+        self.tcp.flows.tidy_dirty();
     }
 
     /// `false`: the port is full, the connection stays dirty.
@@ -136,7 +144,8 @@ impl Host {
     fn schedule(&mut self, index: u32, next: Option<u64>) {
         let Self { tcp, .. } = self;
         let flow = tcp.flows.at(index);
-        let waits = match Smoltcp::state(&flow.engine) {
+        let state = Smoltcp::state(&flow.engine);
+        let waits = match state {
             State::SynSent | State::SynReceived | State::FinWait1 | State::Closing | State::LastAck => true,
             State::FinWait2 => flow.stage == Stage::Orphan,
             State::TimeWait | State::Closed | State::Listen => false,
@@ -148,11 +157,20 @@ impl Host {
             flow.give_up_at = tcp.now + micros(tcp.config.user_timeout);
         }
         // A TIME-WAIT of the engine is not waited for: it ends with its owner.
-        let is_over = matches!(Smoltcp::state(&flow.engine), State::TimeWait | State::Closed);
-        flow.is_stranded = next.is_none() && !is_over && Smoltcp::unacknowledged(&flow.engine) > 0;
-        let later = || tcp.now + STRANDED_RTOS * micros(tcp.config.rto);
-        let next = if flow.is_stranded { Some(later()) } else { next.filter(|_| !is_over) };
-        let next = next.unwrap_or(NEVER).min(flow.give_up_at);
+        let is_over = matches!(state, State::TimeWait | State::Closed);
+        let has_fin = matches!(state, State::FinWait1 | State::Closing | State::LastAck);
+        flow.is_stranded = next.is_none() && (has_fin || !is_over && Smoltcp::unacknowledged(&flow.engine) > 0);
+        let next = match next {
+            None if flow.is_stranded => tcp.now + STRANDED_RTOS * micros(tcp.config.rto),
+            next => next.filter(|_| !is_over).unwrap_or(NEVER),
+        };
+        let ask_at = if waits && state.is_synchronized() {
+            flow.recovery.time(flow.ack_in, flow.sent_end, tcp.now);
+            flow.recovery.wait(flow.ack_in, flow.sent_end, tcp.now)
+        } else {
+            None
+        };
+        let next = next.min(flow.give_up_at).min(ask_at.unwrap_or(NEVER));
         if next < flow.wheel_at {
             let id = TcpId { index, serial: flow.serial };
             flow.wheel_at = tcp.wheel.insert(id, next);
@@ -179,8 +197,8 @@ impl Host {
                 self.counters.tcp_timeout += 1;
                 self.give_up(id.index);
             } else {
-                if flow.is_stranded {
-                    self.send_again(id.index);
+                if flow.is_stranded || flow.recovery.asks(flow.ack_in, flow.sent_end, time) {
+                    self.send_again(id.index, port);
                 }
                 self.tcp.flows.soil(id.index);
             }

@@ -2,6 +2,7 @@
 //!
 //! A place keeps its protocol engine when its connection ends, so that the next one there allocates nothing.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use foldhash::fast::SeedableRandomState;
@@ -165,6 +166,9 @@ pub(super) struct Flows {
     hasher: SeedableRandomState,
     limit: usize,
     keep_alive: Option<Duration>,
+    /// Connections that were closed here, oldest first; those that are over are out of date. And how many are not.
+    orphans: VecDeque<TcpId>,
+    orphan_count: usize,
     /// Connections opened here, by local address, remote address and remote port.
     pub outgoing: HashMap<(u128, u128, u16), usize, SeedableRandomState>,
     /// To be told about, and to be sent from.
@@ -182,6 +186,8 @@ impl Flows {
             hasher: random.hasher(),
             limit,
             keep_alive,
+            orphans: VecDeque::new(),
+            orphan_count: 0,
             outgoing: HashMap::with_hasher(random.hasher()),
             touched: Vec::new(),
             dirty: Vec::new(),
@@ -247,6 +253,42 @@ impl Flows {
         if !std::mem::replace(&mut flow.dirty, true) {
             self.dirty.push(TcpId { index, serial: flow.serial });
         }
+    }
+
+    /// Forgets who is not there any more. While nothing can be sent nobody else does, and peers may come and go.
+    pub fn tidy_dirty(&mut self) {
+        if self.dirty.len() > 64 + 2 * self.len() {
+            let slab = &self.slab;
+            self.dirty.retain(|id| slab[id.index as usize].serial == id.serial);
+        }
+    }
+
+    /// The owner has closed it; it goes on until the peer has taken everything.
+    pub fn orphan(&mut self, index: u32) {
+        let flow = &mut self.slab[index as usize];
+        if std::mem::replace(&mut flow.stage, Stage::Orphan) == Stage::Orphan {
+            return;
+        }
+        self.orphans.push_back(TcpId { index, serial: flow.serial });
+        self.orphan_count += 1;
+        if self.orphans.len() > 64 + 2 * self.orphan_count {
+            let slab = &self.slab;
+            self.orphans.retain(|id| slab[id.index as usize].serial == id.serial);
+        }
+    }
+
+    pub fn orphans(&self) -> usize {
+        self.orphan_count
+    }
+
+    /// The one that was closed longest ago. It is not told again.
+    pub fn oldest_orphan(&mut self) -> Option<u32> {
+        while let Some(id) = self.orphans.pop_front() {
+            if self.get(id).is_some() {
+                return Some(id.index);
+            }
+        }
+        None
     }
 
     /// A place for a connection whose key is not there yet. `None`: there is no room, or no buffer.
@@ -331,6 +373,8 @@ impl Flows {
         let flow = &mut self.slab[index as usize];
         let Some(pair) = flow.pair.take() else { return };
         flow.serial = flow.serial.wrapping_add(1);
+        self.orphan_count -= usize::from(flow.stage == Stage::Orphan);
+        flow.stage = Stage::Dead;
         let key = flow.key;
         if flow.is_client
             && let Some(count) = self.outgoing.get_mut(&key.pair())

@@ -198,11 +198,23 @@ impl Host {
         if matches!(flow.stage, Stage::Lost(_) | Stage::Dead) {
             flow.stage = Stage::Dead;
         } else {
-            flow.stage = Stage::Orphan;
             flow.give_up_at = super::flows::NEVER;
             flow.end();
+            self.orphan(id.index);
         }
         self.tcp.flows.soil(id.index);
+    }
+
+    /// It has no owner any more, so nobody else limits how many peers leave them unfinished.
+    fn orphan(&mut self, index: u32) {
+        self.tcp.flows.orphan(index);
+        if self.tcp.flows.orphans() > self.tcp.config.max_orphans
+            && let Some(oldest) = self.tcp.flows.oldest_orphan()
+        {
+            self.counters.tcp_orphans_evicted += 1;
+            Smoltcp::abort(&mut self.tcp.flows.at(oldest).engine);
+            self.tcp.flows.soil(oldest);
+        }
     }
 
     /// Resets the connection, unless its peer has not answered at all.
@@ -210,8 +222,8 @@ impl Host {
         let Some(flow) = self.tcp.flows.get_mut(id) else { return };
         let has_peer = Smoltcp::state(&flow.engine) != State::SynSent;
         if has_peer && !matches!(flow.stage, Stage::Lost(_) | Stage::Dead) {
-            flow.stage = Stage::Orphan;
             Smoltcp::abort(&mut flow.engine);
+            self.tcp.flows.orphan(id.index);
         } else {
             flow.stage = Stage::Dead;
         }
@@ -314,7 +326,6 @@ impl Host {
         let Self { tcp, .. } = self;
         let flow = tcp.flows.at(index);
         let half_open = (flow.stage == Stage::HalfOpen).then(|| (flow.listener, flow.key.remote().ip()));
-        flow.stage = Stage::Dead;
         tcp.flows.remove(index);
         if let Some((listener, remote)) = half_open {
             let flows = &tcp.flows;
@@ -374,7 +385,7 @@ impl Host {
         // Where links carry even less than every host must take, IPv4 routers may fragment.
         let least = if key.is_v4() { 576 } else { crate::packet::ipv6::MINIMUM_MTU };
         flow.dont_fragment &= mtu >= least;
-        let mtu = mtu.max(least);
+        let mtu = plateau(mtu.max(least));
         if mtu < usize::from(flow.mtu) {
             flow.mtu = mtu as u16;
             self.counters.flow_path_mtu_lowered += 1;
@@ -408,4 +419,10 @@ impl Host {
         let known = self.tcp.paths.get(&remote).filter(|&&(_, until)| until > self.tcp.now);
         known.map_or(self.mtu, |&(mtu, _)| mtu.min(self.mtu))
     }
+}
+
+/// The largest MTU of a few that is not above this one: peers shall not make us tell apart as many as there are
+/// (RFC 1191 §7). What every host must take is one of them.
+const fn plateau(mtu: usize) -> usize {
+    mtu & !((1 << (usize::BITS - mtu.leading_zeros()).saturating_sub(6)) - 1)
 }

@@ -232,6 +232,7 @@ impl Host {
         };
         if head.has(flags::ACK) && progress && !before(flow.sent_end, head.acknowledgement) {
             flow.ack_in = head.acknowledgement;
+            flow.recovery.time(flow.ack_in, flow.ack_in, self.tcp.now);
         }
         // What is unacknowledged counts, not silence; but a peer may keep its window shut for as long as it says so and has
         // a living counterpart (RFC 1122 §4.2.2.17).
@@ -259,17 +260,22 @@ impl Host {
             && let Some(heard) = heard
             && flow.recovery.heard(heard, head.acknowledgement, flow.sent_end)
         {
-            self.send_again(index);
+            self.send_again(index, port);
         }
         self.tcp.flows.touch(index);
         self.tcp.flows.soil(index);
     }
 
     /// Has the engine send the first unacknowledged segment again, by the only means it has: a third duplicate. Two changes
-    /// of the window before make it count from nothing.
+    /// of the window before make it count from nothing. A FIN alone it does not send again so: that is done here.
     #[cold]
-    pub(super) fn send_again(&mut self, index: u32) {
+    pub(super) fn send_again(&mut self, index: u32, port: &mut dyn Port) {
         let flow = self.tcp.flows.at(index);
+        let has_fin = matches!(Smoltcp::state(&flow.engine), State::FinWait1 | State::Closing | State::LastAck);
+        if has_fin && Smoltcp::unacknowledged(&flow.engine) == 0 {
+            self.counters.tx_tcp_retransmission += 1;
+            return self.put_own(index, flags::FIN | flags::ACK, port);
+        }
         let window = flow.window_in;
         // Without a window nothing is sent; the engine probes. Without bytes there is only a FIN, which the engine would forget
         // over it (see `only_fin`); its timer runs.
@@ -433,15 +439,20 @@ impl Host {
 
     /// Says what has come, without the engine.
     pub(super) fn acknowledge(&mut self, index: u32, port: &mut dyn Port) {
+        self.put_own(index, flags::ACK, port);
+    }
+
+    /// A segment without bytes, and without the engine: the next one, or the FIN again that was the last.
+    fn put_own(&mut self, index: u32, with: u8, port: &mut dyn Port) {
         let flow = self.tcp.flows.at(index);
         let next = flow.receive_next();
         let window = (flow.edge.wrapping_sub(next) >> flow.shift).min(0xffff) as u16;
         let bare = Bare {
             source_port: flow.key.local().port(),
             destination_port: flow.key.remote().port(),
-            sequence: flow.sent_end,
+            sequence: flow.sent_end.wrapping_sub(u32::from(with & flags::FIN != 0)),
             acknowledgement: next,
-            flags: flags::ACK,
+            flags: with,
             window: if before(flow.edge, next) { 0 } else { window },
         };
         flow.ack_sent = next;

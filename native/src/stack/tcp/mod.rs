@@ -67,6 +67,8 @@ pub struct TcpConfig {
     pub time_wait: Duration,
     /// Connections that are remembered so; with more the oldest gives way.
     pub max_time_wait: usize,
+    /// Connections that were closed here and whose peer has not taken everything: with more the oldest is reset.
+    pub max_orphans: usize,
 }
 
 impl Default for TcpConfig {
@@ -81,6 +83,7 @@ impl Default for TcpConfig {
             handshake_timeout: Duration::from_secs(5),
             keep_alive: None,
             time_wait: Duration::from_secs(10),
+            max_orphans: 16_384,
             max_time_wait: 131_072,
         }
     }
@@ -172,6 +175,7 @@ pub(super) struct Tcp {
     paths: HashMap<IpAddr, (u16, u64), SeedableRandomState>,
     /// When to flush again after the port was full.
     again_at: Option<u64>,
+    full_since: Option<u64>,
     due: Vec<TcpId>,
 }
 
@@ -191,6 +195,7 @@ impl Tcp {
             unresolved: Vec::new(),
             paths: HashMap::with_hasher(random.hasher()),
             again_at: None,
+            full_since: None,
             due: Vec::new(),
             origin: None,
             seen: None,

@@ -83,6 +83,12 @@ impl Smoltcp {
         interfaces.len() - 1
     }
 
+    /// How many MTUs are in use.
+    #[cfg(test)]
+    pub fn mtus(&self) -> usize {
+        self.interfaces.len()
+    }
+
     fn begin(
         &mut self,
         old: Option<SocketSet<'static>>,

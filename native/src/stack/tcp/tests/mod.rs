@@ -2,6 +2,7 @@
 //! frames made by hand (`puppet`).
 
 mod attacks;
+mod hoards;
 mod model;
 mod network;
 mod puppet;
