@@ -504,7 +504,8 @@ def port_keys() -> list[str]:
     """Every key of a memif port."""
 
 def port_option(key: str, value: Any, /) -> str | list[str]:
-    """The value of one key of a memif port: a text, or of a key with any number of values texts. ``ValueError`` says what is allowed, and not what was found."""
+    """The value of one key of a memif port: a text, or a list of them where there may be many. ``ValueError`` says what
+    is allowed, and not what was found."""
 
 def run_load(options: dict[str, Any], progress: Callable[[dict[str, Any]], bool], /) -> dict[str, Any]:
     """Runs the load generator (``vnf load``) and returns its report.

@@ -17,6 +17,7 @@ import pytest
 
 from libvnf import VNF, BufferFull, Connection, Field, Fixed, Request
 from libvnf.config import EndpointURL
+from tests.integration.inside import until
 
 
 @asynccontextmanager
@@ -34,12 +35,6 @@ def peer(url: str) -> socket.socket:
     sock.connect((parsed.host, parsed.port))
     sock.setblocking(False)
     return sock
-
-
-async def until(condition: Any) -> None:
-    """Lets the loop run until ``condition()``; the test's own time limit ends it otherwise."""
-    while not condition():  # noqa: ASYNC110 - conditions of the native core have no event
-        await asyncio.sleep(0.001)
 
 
 def resident() -> int:

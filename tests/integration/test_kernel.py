@@ -30,6 +30,7 @@ from libvnf import (
 )
 from libvnf.config import EndpointURL
 from libvnf.runtime import drain
+from tests.integration.inside import echo_server, until
 
 
 @asynccontextmanager
@@ -75,32 +76,6 @@ async def echoes(url: str) -> bool:
         return await reader.readexactly(4) == b"ping"
     finally:
         await close(writer)
-
-
-def echo_server(vnf: VNF, url: str, shape: str) -> Any:
-    if shape == "session":
-        server = vnf.session(url, framing=Fixed(4))
-
-        @server
-        async def session(conn: Connection) -> None:
-            async for message in conn:
-                conn.send(message)
-
-        return server
-    server = vnf.server(url, framing=Fixed(4))
-    if shape == "def":
-
-        @server
-        def plain(conn: Connection, request: Request, packet: Any) -> None:
-            conn.send(packet)
-    else:
-
-        @server
-        async def waiting(conn: Connection, request: Request, packet: Any) -> None:
-            await asyncio.sleep(0)
-            conn.send(packet)
-
-    return server
 
 
 @pytest.mark.parametrize("shape", ["def", "async", "session"])
@@ -160,12 +135,6 @@ async def test_tcp_sockets_do_not_wait_to_send() -> None:
         assert await peer.ask(b"ping") == b"ping"
         options.append(peer.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
     assert all(options) and len(options) == 3
-
-
-async def until(condition: Any) -> None:
-    """Lets the loop run until ``condition()``; the test's own time limit ends it otherwise."""
-    while not condition():  # noqa: ASYNC110 - conditions of the native core have no event
-        await asyncio.sleep(0.001)
 
 
 # --- events and limits

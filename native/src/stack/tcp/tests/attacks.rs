@@ -549,3 +549,24 @@ fn a_port_used_again_before_the_owner_of_its_last_connection_knows_is_not_refuse
         assert!(answer.has(SYN | ACK) && answer.ack == 70_001, "{answer:?}");
     }
 }
+
+#[test]
+fn a_fin_behind_what_was_lost_is_sent_again() {
+    let mut stage = Stage::new();
+    let mut talk = stage.open(peer(true, 5_000), own(true), 7);
+    for _ in 0..4 {
+        stage.converse(&mut talk, &[1; 1_000]);
+    }
+    stage.bench.host.tcp_send(talk.id, &[2; 3_000]);
+    stage.bench.host.tcp_end(talk.id);
+    let sent = stage.flush();
+    let fin = sent.last().unwrap();
+    assert!(sent.len() > 2 && fin.has(FIN), "{sent:?}");
+    // The first segment was lost, and the FIN forgotten by a peer that remembers but the bytes behind a hole.
+    let again: Vec<_> = (0..3).flat_map(|_| stage.say(&talk.segment(ACK))).collect();
+    assert!(again.iter().any(|again| again.seq == talk.ack && !again.payload.is_empty()), "{again:?}");
+    talk.ack = fin.next() - 1;
+    stage.say(&talk.segment(ACK));
+    let again = stage.pass(SECOND);
+    assert!(again.iter().any(|again| again.has(FIN) && again.next() == fin.next()), "{again:?}");
+}
