@@ -283,9 +283,8 @@ impl Host {
             return self.put_own(index, flags::FIN | flags::ACK, port);
         }
         let window = flow.window_in;
-        // Without a window nothing is sent; the engine probes. Without bytes there is only a FIN, which the engine would forget
-        // over it (see `only_fin`); its timer runs.
-        if window == 0 || Smoltcp::unacknowledged(&flow.engine) == 0 {
+        // Without a window nothing is sent; the engine probes.
+        if window == 0 {
             return;
         }
         let other = if window > 1 { window - 1 } else { 2 };
