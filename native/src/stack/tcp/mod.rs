@@ -61,7 +61,8 @@ pub struct TcpConfig {
     /// After a silence of so long the peer is probed, after three more without an answer given up.
     pub keep_alive: Option<Duration>,
     pub time_wait: Duration,
-    /// Connections that were closed here and whose peer has not taken everything: with more the oldest is reset.
+    /// Connections that were closed here and whose peer has not taken everything: with more the oldest gives way
+    /// to the next one that is accepted.
     pub max_orphans: usize,
     /// Compact TIME_WAIT entries; with more the oldest gives way.
     pub max_time_wait: usize,
