@@ -200,14 +200,13 @@ impl Host {
         } else {
             flow.give_up_at = super::flows::NEVER;
             flow.end();
-            self.orphan(id.index);
+            self.tcp.flows.orphan(id.index);
         }
         self.tcp.flows.soil(id.index);
     }
 
-    /// It has no owner any more, so nobody else limits how many peers leave them unfinished.
-    fn orphan(&mut self, index: u32) {
-        self.tcp.flows.orphan(index);
+    /// A newcomer is in. Who was closed here and does not end has no owner any more, so nobody else counts these.
+    fn make_room(&mut self) {
         if self.tcp.flows.orphans() > self.tcp.config.max_orphans
             && let Some(oldest) = self.tcp.flows.oldest_orphan()
         {
@@ -260,6 +259,7 @@ impl Host {
                     tcp.half_open.end(listener, remote, still);
                     counters.tcp_accepted += 1;
                     events.push(TcpEvent::Accepted { id, listener });
+                    self.make_room();
                     continue;
                 }
                 Stage::HalfOpen if matches!(state, State::Closed | State::Listen) => {

@@ -3,8 +3,8 @@
 use super::network::too_big;
 use super::puppet::*;
 use crate::port::Sent;
-use crate::stack::bench::segment::{ACK, RST, SYN, Segment};
-use crate::stack::tcp::TcpConfig;
+use crate::stack::bench::segment::{ACK, FIN, RST, SYN, Segment};
+use crate::stack::tcp::{TcpConfig, TcpEvent};
 
 #[test]
 fn who_takes_nothing_and_comes_and_goes_leaves_no_list_behind() {
@@ -67,14 +67,17 @@ fn who_never_takes_his_answer_does_not_fill_the_host_with_ended_connections() {
         Stage::with(TcpConfig { buffers: vec![(1_024, usize::MAX)], max_orphans: 100, ..TcpConfig::default() });
     let mut resets = 0;
     for number in 0..1_000 {
-        let talk = stage.open(peer(true, 4_000 + number), own(true), 7);
-        stage.say(&Segment { window: 0, ..talk.segment(ACK) });
-        stage.bench.host.tcp_send(talk.id, b"an answer");
-        stage.bench.host.tcp_close(talk.id);
-        resets += stage.flush().iter().filter(|segment| segment.has(RST)).count();
+        let from = peer(true, 4_000 + number);
+        let ack = stage.say_one(&Segment::new(from, own(true), SYN, 6, 0)).next();
+        let closed = stage.say(&Segment { window: 0, ..Segment::new(from, own(true), ACK, 7, ack) });
+        resets += closed.iter().filter(|segment| segment.has(RST) && segment.to != from).count();
+        let Some(&TcpEvent::Accepted { id, .. }) = stage.events.last() else { panic!("{:?}", stage.events) };
+        stage.bench.host.tcp_send(id, b"an answer");
+        stage.bench.host.tcp_close(id);
+        stage.flush();
         assert!(stage.counter("tcp_connections") <= 101, "{:?}", stage.counted());
     }
-    assert_eq!((resets, stage.counter("tcp_orphans_evicted")), (900, 900), "{:?}", stage.counted());
+    assert_eq!((resets, stage.counter("tcp_orphans_evicted")), (899, 899), "{:?}", stage.counted());
     stage.pass(40 * SECOND);
     assert!(stage.is_empty(), "{:?}", stage.counted());
 }
@@ -99,4 +102,16 @@ fn who_takes_nothing_does_not_keep_the_host_awake() {
     (talk.seq, talk.ack) = (talk.seq + 5, echo.next());
     stage.say(&talk.segment(ACK));
     stage.converse(&mut talk, b"goes on");
+}
+
+#[test]
+fn many_that_are_closed_at_once_all_end_in_order() {
+    let mut stage =
+        Stage::with(TcpConfig { buffers: vec![(1_024, usize::MAX)], max_orphans: 10, ..TcpConfig::default() });
+    let talks: Vec<_> = (0..100).map(|number| stage.open(peer(true, 4_000 + number), own(true), 7)).collect();
+    for talk in &talks {
+        stage.bench.host.tcp_close(talk.id);
+    }
+    let answers = stage.turn();
+    assert!(answers.len() == 100 && answers.iter().all(|answer| answer.has(FIN)), "{answers:?}");
 }
