@@ -65,14 +65,10 @@ pub struct TcpConfig {
     pub keep_alive: Option<Duration>,
     /// How long the end that closed first remembers a connection (RFC 9293 §3.6.1 says 4 minutes).
     pub time_wait: Duration,
-<<<<<<< HEAD
     /// Connections that are remembered so; with more the oldest gives way.
     pub max_time_wait: usize,
-    /// Connections that were closed here and whose peer has not taken everything: with more the oldest is reset.
-=======
     /// Connections that were closed here and whose peer has not taken everything: with more the oldest gives way
     /// to the next one that is accepted.
->>>>>>> attack
     pub max_orphans: usize,
 }
 
