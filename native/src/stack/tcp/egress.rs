@@ -238,12 +238,13 @@ pub(super) fn put(flow: &mut Flow, segment: &mut [u8], mac: Mac, counters: &mut 
         0 if has_ack && !is_reset => flow.sent_end,
         _ => head.sequence().wrapping_add(flow.delta),
     };
-    let end = sequence.wrapping_add(span);
-    if span > 0 && before(sequence, flow.sent_end) {
-        counters.tx_tcp_retransmission += 1;
-    }
-    if before(flow.sent_end, end) {
-        flow.sent_end = end;
+    // The number of a reset that answers a stranger is the stranger's: what takes no number moves none.
+    if span > 0 {
+        let end = sequence.wrapping_add(span);
+        counters.tx_tcp_retransmission += u64::from(before(sequence, flow.sent_end));
+        if before(flow.sent_end, end) {
+            flow.sent_end = end;
+        }
     }
     if has_ack && !is_reset {
         flow.ack_sent = acknowledgement;
