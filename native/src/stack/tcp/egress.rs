@@ -268,11 +268,14 @@ pub(super) fn put(flow: &mut Flow, segment: &mut [u8], mac: Mac, counters: &mut 
         }
         _ => head.sequence().wrapping_add(flow.delta),
     };
-    let end = sequence.wrapping_add(span);
     let is_again = span > 0 && before(sequence, flow.sent_end);
-    counters.tx_tcp_retransmission += u64::from(is_again);
-    if before(flow.sent_end, end) {
-        flow.sent_end = end;
+    // The number of a reset that answers a stranger is the stranger's: what takes no number moves none.
+    if span > 0 {
+        let end = sequence.wrapping_add(span);
+        counters.tx_tcp_retransmission += u64::from(is_again);
+        if before(flow.sent_end, end) {
+            flow.sent_end = end;
+        }
     }
     flow.recovery.sent(span, is_again && sequence == flow.ack_in, flow.sent_end);
     if has_ack && !is_reset {

@@ -570,3 +570,31 @@ fn a_fin_behind_what_was_lost_is_sent_again() {
     let again = stage.pass(SECOND);
     assert!(again.iter().any(|again| again.has(FIN) && again.next() == fin.next()), "{again:?}");
 }
+
+/// RFC 9293 §3.10.7.3: what does not acknowledge our SYN is answered by a reset, and changes nothing.
+#[test]
+fn a_handshake_is_not_misled_by_who_does_not_know_its_number() {
+    for is_v4 in FAMILIES {
+        for wrong in [5_u32, 1 << 20, 0x7fff_ffff, 0x9000_0000] {
+            let mut stage = Stage::new();
+            let now = stage.bench.now;
+            let id = stage.bench.host.tcp_open(peer(true, 80), 5, SECOND, now).unwrap();
+            let syn = stage.turn().remove(0);
+            let from_peer = |flags, ack| Segment::new(syn.to, syn.from, flags, 7_000, ack);
+            stage.say(&from_peer(SYN | ACK, syn.next().wrapping_add(wrong)));
+            stage.say(&from_peer(RST | ACK, syn.next().wrapping_add(wrong)));
+            stage.say(&from_peer(SYN | ACK, syn.next()));
+            assert_eq!(stage.events, [TcpEvent::Connected { id, owner: 5 }], "{wrong:#x}: {:?}", stage.counted());
+            let mut talk = Talk { peer: syn.to, own: syn.from, seq: 7_001, ack: syn.next(), id };
+            stage.converse(&mut talk, b"hello");
+
+            let (from, to) = (peer(is_v4, 4_000), own(is_v4));
+            let answer = stage.say_one(&Segment::new(from, to, SYN, 6, 0));
+            stage.say(&Segment::new(from, to, ACK, 7, answer.next().wrapping_add(wrong)));
+            stage.say(&Segment::new(from, to, ACK, 7, answer.next()));
+            let Some(&TcpEvent::Accepted { id, .. }) = stage.events.last() else { panic!("{:?}", stage.events) };
+            let mut talk = Talk { peer: from, own: to, seq: 7, ack: answer.next(), id };
+            stage.converse(&mut talk, b"hello");
+        }
+    }
+}
