@@ -44,6 +44,8 @@ class Shape:
     """What is added over kernel sockets: a connection per request soon has all ports in TIME_WAIT."""
     memif_warmup_s: float = 0.0
     """B's connection to C is kept: it finds each new C with the next try of its SYN, up to 1.6 s apart."""
+    warmup_s: float = 0.0
+    """A thousand connections to C are made first."""
     settings: tuple[str, ...] = ()
 
 
@@ -58,7 +60,15 @@ SHAPES = (
         kernel_load="--reset",
     ),
     Shape("requests on one connection", "b.py", "tcp.py", BY_ID, CONNECTIONS_GOAL),
-    Shape("pooled", "b.py", "exclusive.py", "--connections {n}", POOL_GOAL, settings=("pool=1024",)),
+    Shape(
+        "pooled",
+        "b.py",
+        "exclusive.py",
+        "--connections {n} --timeout 5",
+        POOL_GOAL,
+        warmup_s=1.0,
+        settings=("pool=1024",),
+    ),
     Shape("pooled, by id", "b_pooled.py", "pooled.py", BY_ID, BY_ID_GOAL, memif_warmup_s=2.0),
     Shape("UDP", "b.py", "udp.py", BY_ID, SOCKETS_GOAL, "udp", "socket per request"),
     Shape("UDP", "b_pooled.py", "udp_shared.py", BY_ID, SHARED_GOAL, "udp", "one socket"),
@@ -104,7 +114,7 @@ def measure(results: Results, quick: bool, scratch: Path) -> None:
                     for name, program, text in zip(names, programs, loads, strict=True)
                 ]
                 bypass.more_warmup_s = shape.memif_warmup_s
-                rounds(sides, count, duration_s, warmup_s)
+                rounds(sides, count, duration_s, warmup_s + (0.0 if quick else shape.warmup_s))
                 case = f"{n:,} outstanding{', ' if shape.what else ''}{shape.what}"
                 results.compare(shape.claim, f"memif, {case}", bypass, uvloop, shape.memif_goal)
                 results.compare(shape.claim, f"kernel, {case}", sockets, uvloop, KERNEL_GOAL)

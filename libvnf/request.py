@@ -18,7 +18,7 @@ __all__ = ["Request", "Timer"]
 class Timer:
     """Calls a function later, once or again and again, until ``cancel()``."""
 
-    __slots__ = ("_args", "_core", "_fn", "_handle", "_interval_s", "_request")
+    __slots__ = ("__weakref__", "_args", "_core", "_fn", "_handle", "_interval_s", "_request")
 
     def __init__(
         self,

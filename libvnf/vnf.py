@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -55,6 +56,7 @@ class VNF:
         self._clients: list[Client] = []
         self._tables: dict[str, Table[Any, Any]] = {}
         self._early_timers: list[EarlyTimer] = []
+        self._timers: weakref.WeakSet[Timer] = weakref.WeakSet()
         self._transports: list[Transport] = []
         self._unix: list[Transport] = []
         self._core: _native.Core | None = None
@@ -145,7 +147,9 @@ class VNF:
         if not callable(fn):
             raise ConfigError(f"{fn!r} is not a function")
         if self._core is not None:
-            return Timer(self._core, seconds, fn, args, every=every)
+            timer = Timer(self._core, seconds, fn, args, every=every)
+            self._timers.add(timer)
+            return timer
         early = EarlyTimer(seconds, fn, args, every)
         self._early_timers.append(early)
         return early
@@ -251,7 +255,8 @@ class VNF:
             for client in self._clients:
                 client.start()
             for early in self._early_timers:
-                early.start(core)
+                if (timer := early.start(core)) is not None:
+                    self._timers.add(timer)
         except BaseException:
             await self.close()
             raise
@@ -321,6 +326,8 @@ class VNF:
             client.stop()
         if self._tick is not None:
             self._tick.cancel()
+        for timer in list(self._timers):
+            timer.cancel()
         for task in list(self._tasks):
             task.cancel()
         for connection in core.connections():
@@ -383,10 +390,11 @@ class EarlyTimer:
         self._asked, self._cancelled = (seconds, fn, args, every), False
         self._timer: Timer | None = None
 
-    def start(self, core: _native.Core) -> None:
+    def start(self, core: _native.Core) -> Timer | None:
         seconds, fn, args, every = self._asked
         if not self._cancelled:
             self._timer = Timer(core, seconds, fn, args, every=every)
+        return self._timer
 
     def cancel(self) -> None:
         self._cancelled = True

@@ -58,7 +58,8 @@ class ToC(asyncio.Protocol):
             self.rest = data
             return
         self.rest = b""
-        self.a.write(data)
+        if not self.a.is_closing():
+            self.a.write(data)
         self.a = None
         idle.append(self)
 

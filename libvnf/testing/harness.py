@@ -372,7 +372,8 @@ def made_with(vnf: Startable, settings: Mapping[str, object] | None) -> VNF:
         if settings:
             raise ConfigError(f"the settings of {vnf.name} are final: give start its file, or a function that makes it")
         return vnf
-    config = Config.read(sets=[f"{key}={value}" for key, value in (settings or {}).items()], environment={})
+    texts = {key: ",".join(map(str, v)) if isinstance(v, list | tuple) else v for key, v in (settings or {}).items()}
+    config = Config.read(sets=[f"{key}={value}" for key, value in texts.items()], environment={})
     if not callable(vnf):
         return runtime.load(os.fspath(vnf), config)
     with runtime.configured(config):

@@ -6,7 +6,7 @@
 pub const LARGEST_MESSAGE: usize = 16 << 20;
 
 /// Where one message of a stream ends.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Framing {
     /// Every message has this size.
     Fixed(usize),

@@ -13,7 +13,7 @@ use pyo3::types::{PyDict, PyString, PyTuple};
 use pyo3::{PyTraverseError, PyVisit, intern};
 
 use super::cell::GilCell;
-use super::core::Core;
+use super::core::{Core, PoolKey};
 use super::dispatch;
 use super::endpoint::{Endpoint, Event, Handlers};
 use super::framing::FramingSpec;
@@ -104,7 +104,7 @@ pub struct State {
     pub place: Option<usize>,
     pub last_tick: u32,
     pub account: Option<Arc<Account>>,
-    pub pool: Option<(String, usize)>,
+    pub pool: Option<Box<(PoolKey, usize)>>,
     pub finishing: bool,
     pub spliced: Option<Box<Spliced>>,
 }

@@ -19,6 +19,7 @@ use super::coroutine;
 use super::dispatch;
 use super::endpoint::{Endpoint, Event};
 use super::engine::Engine;
+use super::framing::FramingKey;
 use super::packet::{Account, Packet};
 use super::request::Request;
 use super::wire::{Wire, close_wire};
@@ -97,6 +98,9 @@ counters! {
     client_unmatched: "answers nobody had asked for",
 }
 
+/// Which connections out may take each other's place: same url, same framing.
+pub type PoolKey = (String, FramingKey);
+
 #[derive(Default)]
 pub struct State {
     depth: u32,
@@ -122,7 +126,7 @@ pub struct State {
     last_checked: Option<(Event, Py<PyAny>)>,
     fatal: Option<PyErr>,
     pub tick: u32,
-    spare: HashMap<String, VecDeque<Wire>>,
+    spare: HashMap<PoolKey, VecDeque<Wire>>,
 }
 
 #[pyclass(frozen, weakref, module = "libvnf._native")]
@@ -435,9 +439,9 @@ impl Core {
         Ok(outgoing)
     }
 
-    pub fn spare_put(&self, py: Python<'_>, key: &str, wire: Wire, limit: usize) -> Option<Wire> {
+    pub fn spare_put(&self, py: Python<'_>, key: PoolKey, wire: Wire, limit: usize) -> Option<Wire> {
         self.state.with(py, |state| {
-            let spare = state.spare.entry_ref(key).or_default();
+            let spare = state.spare.entry(key).or_default();
             if spare.len() >= limit {
                 return Some(wire);
             }
@@ -446,7 +450,7 @@ impl Core {
         })
     }
 
-    pub fn spare_take(&self, py: Python<'_>, key: &str) -> Option<Wire> {
+    pub fn spare_take(&self, py: Python<'_>, key: &PoolKey) -> Option<Wire> {
         self.state.with(py, |state| state.spare.get_mut(key).and_then(VecDeque::pop_back))
     }
 

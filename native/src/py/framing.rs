@@ -148,6 +148,15 @@ pub enum FramingSpec {
     Python(Py<PyAny>),
 }
 
+/// Which framing it is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum FramingKey {
+    Pieces,
+    Native(Framing),
+    /// The function's address.
+    Python(usize),
+}
+
 impl FramingSpec {
     pub fn from_object(object: Option<&Bound<'_, PyAny>>) -> PyResult<Self> {
         let Some(object) = object.filter(|object| !object.is_none()) else {
@@ -173,11 +182,11 @@ impl FramingSpec {
     }
 
     /// Tells pooled connections with different framings apart.
-    pub fn key(&self) -> String {
+    pub fn key(&self) -> FramingKey {
         match self {
-            Self::Pieces => "pieces".into(),
-            Self::Native(framing) => format!("{framing:?}"),
-            Self::Python(function) => format!("{:p}", function.as_ptr()),
+            Self::Pieces => FramingKey::Pieces,
+            Self::Native(framing) => FramingKey::Native(framing.clone()),
+            Self::Python(function) => FramingKey::Python(function.as_ptr() as usize),
         }
     }
 

@@ -462,9 +462,7 @@ impl Connection {
                     None if available >= limit => Next::Broken("limit"),
                     None => Next::Nothing,
                 },
-                (_, Some(size)) if available >= size && size > 0 => {
-                    Next::Message(state.consume(&core.pool, 0, size, size))
-                }
+                (_, Some(size)) if available >= size => Next::Message(state.consume(&core.pool, 0, size, size)),
                 (_, Some(size)) => {
                     state.needed = size;
                     Next::Nothing

@@ -64,8 +64,11 @@ impl Connection {
         {
             return Err(PyRuntimeError::new_err("connect: the request has ended"));
         }
-        let key = if pool > 0 { Some((format!("{url}|{}", framing.key()), pool)) } else { None };
-        let spare = key.as_ref().and_then(|(key, _)| inner.spare_take(py, key));
+        let key = match pool {
+            0 => None,
+            _ => Some(Box::new(((url.to_str()?.to_owned(), framing.key()), pool))),
+        };
+        let spare = key.as_ref().and_then(|key| inner.spare_take(py, &key.0));
         connection.get().state.with(py, |state| {
             state.datagram = datagram;
             state.framing = framing;
@@ -253,17 +256,26 @@ impl Connection {
             true
         });
         if first {
+            Self::remember(slf, py);
             Core::finish_later(&slf.get().core, py, slf);
+        }
+    }
+
+    /// Where it was and whither, for close handlers, while there is something under it that knows.
+    fn remember(slf: &Py<Self>, py: Python<'_>) {
+        let inner = slf.get();
+        if inner.handler(py, Event::Close).is_some() && inner.state.with(py, |state| state.was.is_none()) {
+            let [local, remote] = [true, false].map(|local| inner.address(py, local).unwrap_or_default());
+            if !remote.is_empty() {
+                inner.state.with(py, |state| state.was = Some(Box::new((local, remote))));
+            }
         }
     }
 
     /// Ends it for good at the end of the batch: handlers told, waiters woken, the request let go.
     pub fn finish(slf: &Py<Self>, py: Python<'_>) {
         let inner = slf.get();
-        if inner.handler(py, Event::Close).is_some() {
-            let [local, remote] = [true, false].map(|local| inner.address(py, local).unwrap_or_default());
-            inner.state.with(py, |state| state.was = Some(Box::new((local, remote))));
-        }
+        Self::remember(slf, py);
         let (wire, place, waiters, reason, ids, queue, error) = inner.state.with(py, |state| {
             state.phase = Phase::Closed;
             state.out = Vec::new();

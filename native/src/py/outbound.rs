@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
 
 use super::connection::{Connection, Phase, Wait};
-use super::core::Core;
+use super::core::{Core, PoolKey};
 use super::datagrams::Datagrams;
 use super::endpoint::Event;
 use super::engine::Engine;
@@ -99,6 +99,8 @@ impl Connection {
                         return (Route::Full(state.out.len()), false);
                     }
                     state.out.extend_from_slice(bytes);
+                    // Who stops at the mark waits for `writable`, also when the transport takes all of it at once.
+                    state.above_mark |= state.out.len() >= HIGH_WATER;
                     let made = state.wire.is_stream();
                     (Route::Stream, made && !std::mem::replace(&mut state.dirty, made))
                 }
@@ -283,15 +285,17 @@ impl Connection {
         let flushed = match flushed {
             Ok(flushed) => flushed,
             Err(error) => {
-                if let Some(wire) = slf.get().state.with(py, |state| state.wire.stream(py)) {
+                let wire = slf.get().state.with(py, |state| state.wire.stream(py));
+                Self::lost(slf, py, &error);
+                if let Some(wire) = wire {
                     wire.close(py, false);
                 }
-                return Self::lost(slf, py, &error);
+                return;
             }
         };
         if let Some(wire) = flushed.close {
-            wire.close(py, false);
             Self::finish_with(slf, py, "closed");
+            wire.close(py, false);
         }
         if flushed.all {
             Self::wake(slf, py, Wait::Writable);
@@ -340,7 +344,7 @@ impl Connection {
         let inner = slf.get();
         enum Way {
             Nothing,
-            Pool(String, usize, Wire),
+            Pool(PoolKey, usize, Wire),
             Flush,
             Finish,
         }
@@ -362,7 +366,7 @@ impl Connection {
                 && !state.end_wanted
                 && !state.reading_stopped
                 && !state.write_blocked;
-            if let Some((key, limit)) = state.pool.take()
+            if let Some((key, limit)) = state.pool.take().map(|pool| *pool)
                 && clean
                 && !state.datagram
             {
@@ -379,7 +383,7 @@ impl Connection {
             Way::Finish => Self::finish_with(slf, py, "closed"),
             Way::Pool(key, limit, wire) => {
                 wire.hand_over(py, None);
-                if let Some(wire) = inner.core.get().spare_put(py, &key, wire, limit) {
+                if let Some(wire) = inner.core.get().spare_put(py, key, wire, limit) {
                     close_wire(py, &wire, false);
                 }
                 Self::finish_with(slf, py, "closed");

@@ -25,6 +25,8 @@ const EMPTY_AGAIN: u64 = 200_000;
 /// Bytes are unacknowledged and the engine waits for nothing (it forgets its timer when it has probed a window that was
 /// shut): after so many timeouts it is made to send again.
 const STRANDED_RTOS: u64 = 2;
+/// How many times longer an owner's peer may be silent whose window is shut.
+const SHUT_PATIENCE: u64 = 4;
 /// Probes without an answer before a silent peer is given up.
 const PROBES: u64 = 4;
 
@@ -154,7 +156,9 @@ impl Host {
         if !waits {
             flow.give_up_at = NEVER;
         } else if flow.give_up_at == NEVER {
-            flow.give_up_at = tcp.now + micros(tcp.config.user_timeout);
+            // Probes of a shut window are far apart, and some of them may be lost.
+            let patience = if flow.window_in == 0 && flow.stage == Stage::Open { SHUT_PATIENCE } else { 1 };
+            flow.give_up_at = tcp.now + patience * micros(tcp.config.user_timeout);
         }
         // A TIME-WAIT of the engine is not waited for: it ends with its owner.
         let is_over = matches!(state, State::TimeWait | State::Closed);

@@ -123,7 +123,7 @@ impl Flow {
         }
     }
 
-    fn has_sent_all(&self) -> bool {
+    pub fn has_sent_all(&self) -> bool {
         let unacknowledged = Smoltcp::unacknowledged(&self.engine);
         let in_flight = self.sent_end.wrapping_sub(self.ack_in) as usize;
         // What went into a closed window was a probe.

@@ -192,7 +192,8 @@ impl Host {
     /// (RFC 1122 §4.2.2.13).
     pub fn tcp_close(&mut self, id: TcpId) {
         let Some(flow) = self.tcp.flows.get_mut(id) else { return };
-        if Smoltcp::unread(&flow.engine) > 0 {
+        // What was queued before leaves first; see `tcp_events`.
+        if Smoltcp::unread(&flow.engine) > 0 && flow.has_sent_all() {
             return self.tcp_abort(id);
         }
         if matches!(flow.stage, Stage::Lost(_) | Stage::Dead) {
@@ -298,7 +299,7 @@ impl Host {
                 }
                 Stage::Orphan => match state {
                     State::Closed | State::TimeWait => self.tcp.flows.soil(id.index),
-                    _ if Smoltcp::unread(&flow.engine) > 0 => {
+                    _ if Smoltcp::unread(&flow.engine) > 0 && flow.has_sent_all() => {
                         // Nobody will read it: the peer must not believe that somebody does.
                         self.counters.tcp_closed_with_data += 1;
                         Smoltcp::abort(&mut flow.engine);
