@@ -1,4 +1,4 @@
-"""What an author relies on when a connection is closed or waited for, over the model of the network and over the stack."""
+"""What an author relies on when a connection is closed or waited for, over the model and over the stack."""
 
 import asyncio
 
