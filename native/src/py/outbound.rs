@@ -100,7 +100,7 @@ impl Connection {
                     }
                     state.out.extend_from_slice(bytes);
                     // Who stops at the mark waits for `writable`, also when the transport takes all of it at once.
-                    state.above_mark |= state.out.len() >= HIGH_WATER;
+                    state.above_mark |= state.out.len() > HIGH_WATER;
                     let made = state.wire.is_stream();
                     (Route::Stream, made && !std::mem::replace(&mut state.dirty, made))
                 }
