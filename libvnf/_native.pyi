@@ -36,7 +36,8 @@ __all__ = [
     "Target",
     "core_distance_ns",
     "pass_inbox",
-    "port_keys",
+    "port_check",
+    "port_kinds",
     "port_option",
     "relay",
     "run_load",
@@ -443,7 +444,7 @@ class Engine:
         virtual loop's ``time``); with one, a turn handles what is there and polls no further. ``wake`` is called when
         ``turn`` is wanted sooner than the last one said: something outside of turns has sent, or set a deadline."""
     def add_port(self, name: str, options: dict[str, Any], /) -> None:
-        """Opens a port. ``options``: type ("memif") and those of :func:`port_keys`: texts, numbers, lists of texts.
+        """Opens a port. ``options``: type and those of its kind (:func:`port_kinds`): texts, numbers, lists of texts.
         ``ValueError`` names the key; ``OSError`` when the system refuses."""
     def add_queue(self, name: str, options: dict[str, Any], /) -> None:
         """Opens a port of a simulated network: mtu, mac, address, virtual, gateway, seed; its frames are given and
@@ -500,11 +501,14 @@ def relay(first: Connection, second: Connection, /) -> asyncio.Future[tuple[int,
 def pass_inbox(source: Connection, sink: Connection, /) -> int:
     """Queues what is unread on ``source`` on ``sink``, as it came; returns how many bytes. Raises as ``relay`` does."""
 
-def port_keys() -> list[str]:
-    """Every key of a memif port."""
+def port_kinds() -> list[tuple[str, list[str], int]]:
+    """Every kind of port: its name, its keys, and how many of the first ones need no name in the one-line form."""
 
-def port_option(key: str, value: Any, /) -> str | list[str]:
-    """The value of one key of a memif port: a text, or a list of them where there may be many. ``ValueError`` says what
+def port_check(options: dict[str, Any], /) -> None:
+    """Whether these options (as for ``add_port``) make a whole port; ``ValueError`` names the key that is missing."""
+
+def port_option(kind: str, key: str, value: Any, /) -> str | list[str]:
+    """The value of one key of a port of that kind: a text, or a list of them where there may be many. ``ValueError`` says what
     is allowed, and not what was found."""
 
 def run_load(options: dict[str, Any], progress: Callable[[dict[str, Any]], bool], /) -> dict[str, Any]:

@@ -21,9 +21,7 @@ __all__ = ["Config", "EndpointURL", "Limits", "PortConfig", "closest", "parse_tr
 T = TypeVar("T", str, int, float, bool, list[str])
 
 SCHEMES = ("tcp", "udp", "sctp", "unix")
-TRANSPORTS = ("kernel", "memif", "af_xdp", "tap", "pcap")
 # Known words of the file format whose time has not come: naming them beats "unknown key".
-LATER_TRANSPORTS = ("af_xdp", "tap", "pcap")
 LATER_VNF_KEYS = ("file", "replicas", "serves", "app", "plugins", "tables")
 LATER_TABLES = ("store", "lb", "cluster")
 
@@ -169,8 +167,8 @@ class PortConfig:
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     def __str__(self) -> str:
-        path = self.options.get("path")
-        return self.type if path is None else f"{self.type}:{path}"
+        places = [str(self.options.get(key, "")) for key in PORT_KEYS[self.type][: PLACES[self.type]]]
+        return f"{self.type}:{','.join(places)}".rstrip(",:")
 
 
 def _list(value: Any) -> list[str]:
@@ -190,8 +188,14 @@ def _map(value: Any) -> dict[str, str]:
     return pairs
 
 
-# What a memif port is told is checked where it is used (native/src/port/options.rs).
-PORT_KEYS: dict[str, tuple[str, ...]] = {"kernel": ("map",), "memif": tuple(_native.port_keys())}
+# What a port is told is checked where it is used (native/src/port/options.rs).
+PORT_KEYS: dict[str, tuple[str, ...]] = {
+    "kernel": ("map",),
+    **{kind: tuple(keys) for kind, keys, _ in _native.port_kinds()},
+}
+PLACES: dict[str, int] = {"kernel": 0, **{kind: places for kind, _, places in _native.port_kinds()}}
+"""How many of a kind's first keys the one-line form takes without their names."""
+TRANSPORTS = tuple(PORT_KEYS)
 
 
 def port_config(name: str, table: Mapping[str, Any]) -> PortConfig:
@@ -199,8 +203,6 @@ def port_config(name: str, table: Mapping[str, Any]) -> PortConfig:
     kind = table.get("type")
     if kind is None:
         raise ConfigError(f"missing: expected one of {', '.join(TRANSPORTS)}", key="type")
-    if kind in LATER_TRANSPORTS:
-        raise ConfigError(f"{kind!r} is not supported yet: expected kernel or memif", key="type")
     if kind not in PORT_KEYS:
         hint = closest(str(kind), TRANSPORTS)
         raise ConfigError(f"{kind!r} is not a transport: expected one of {', '.join(TRANSPORTS)}{hint}", key="type")
@@ -212,16 +214,18 @@ def port_config(name: str, table: Mapping[str, Any]) -> PortConfig:
         if key not in known:
             raise ConfigError(f"unknown key: {kind} knows {', '.join(known)}{closest(key, known)}", key=key)
         try:
-            options[key] = _map(value) if key == "map" else _native.port_option(key, value)
+            options[key] = _map(value) if key == "map" else _native.port_option(kind, key, value)
         except ConfigError as error:
             raise ConfigError(error.problem, key=key) from None
         except ValueError as error:
             found = "" if key == "secret" else f"{value!r}: "
             raise ConfigError(f"{found}{error}", key=key) from None
-    if kind == "memif":
-        if "path" not in options:
-            raise ConfigError("missing: the path of the memif control socket", key="path")
-        options.setdefault("role", "server")
+    if kind != "kernel":
+        try:
+            _native.port_check({"type": kind, **options})
+        except ValueError as error:
+            key, _, problem = str(error).partition(": ")
+            raise ConfigError(problem, key=key) from None
     return PortConfig(name, kind, MappingProxyType(options))
 
 
@@ -229,17 +233,17 @@ def parse_transport(text: str, ports: Mapping[str, PortConfig], number: int = 0)
     """``kernel``, a port's name, or the one-line form ``memif:PATH,key=value,…`` (a repeated key makes a list)."""
     if text in ports:
         return ports[text]
-    head, *rest = text.split(",")
-    kind, colon, path = head.partition(":")
+    kind, colon, rest = text.partition(":")
     shown = re.sub(r",secret=[^,]*", ",secret=…", text)
     if kind not in TRANSPORTS:
-        allowed = [*TRANSPORTS[:2], *ports]
+        allowed = [*TRANSPORTS, *ports]
         raise ConfigError(f"--transport {shown!r}: expected {', '.join(allowed)}{closest(kind, [*TRANSPORTS, *ports])}")
     table: dict[str, Any] = {"type": kind}
-    if colon:
-        table["path"] = path
-    for item in rest:
+    for place, item in enumerate(rest.split(",") if colon else ()):
         key, equals, value = item.partition("=")
+        if place < PLACES[kind] and (place == 0 or not equals):
+            table[PORT_KEYS[kind][place]] = item
+            continue
         if not equals:
             raise ConfigError(f"--transport {shown!r}: {item!r} is not key=value")
         if key not in table:

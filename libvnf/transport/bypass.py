@@ -112,6 +112,8 @@ class BypassTransport:
     def _check(self, url: EndpointURL) -> None:
         if url.supported().host and not is_ip(url.host):
             raise Unsupported(f"{url}: names are not resolved on {self.describe()}; write the address")
+        if not (self._networks or self._port.options.get("virtual")):
+            raise ConfigError(f"{url}: {self.describe()} has no address: expected address=10.0.0.2/24 or the like")
 
     async def listen(self, url: EndpointURL, endpoint: _native.Endpoint) -> list[str]:
         self._check(url)

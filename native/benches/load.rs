@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use libvnf_native::load::{Drive, Endpoint, LoadConfig, PortTransport, Report, Respond, Transport, core_distance, run};
 use libvnf_native::packet::{Pool, PoolConfig, Slot};
+use libvnf_native::port::lent::Burst;
 use libvnf_native::port::memif::{Memif, MemifConfig, Role};
 use libvnf_native::port::pair::pair;
 use libvnf_native::port::{Link, Port, Sent};
@@ -121,6 +122,12 @@ impl Port for Mirror {
         None
     }
 
+    fn lend(&mut self, _max: usize) -> Burst<'_> {
+        Burst::EMPTY
+    }
+
+    fn give_back(&mut self, _dropped: usize) {}
+
     fn receive(&mut self, pool: &Pool, frames: &mut Vec<Slot>, max: usize) -> usize {
         let count = self.waiting.min(max);
         for _ in 0..count {
@@ -229,6 +236,12 @@ impl Port for Far {
     fn deadline(&self) -> Option<Instant> {
         None
     }
+
+    fn lend(&mut self, _max: usize) -> Burst<'_> {
+        Burst::EMPTY
+    }
+
+    fn give_back(&mut self, _dropped: usize) {}
 
     fn receive(&mut self, pool: &Pool, frames: &mut Vec<Slot>, max: usize) -> usize {
         self.back.receive(pool, frames, max)

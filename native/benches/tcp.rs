@@ -6,6 +6,7 @@ use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
 use libvnf_native::packet::{Pool, PoolConfig, Slot};
+use libvnf_native::port::lent::Burst;
 use libvnf_native::port::{Link, Port, Sent};
 use libvnf_native::stack::tcp::{TcpConfig, TcpEvent, TcpId};
 use libvnf_native::stack::{Cidr, Host, HostConfig};
@@ -31,6 +32,12 @@ impl Port for Wire {
     fn deadline(&self) -> Option<Instant> {
         None
     }
+    fn lend(&mut self, _max: usize) -> Burst<'_> {
+        Burst::EMPTY
+    }
+
+    fn give_back(&mut self, _dropped: usize) {}
+
     fn receive(&mut self, _: &Pool, _: &mut Vec<Slot>, _: usize) -> usize {
         0
     }

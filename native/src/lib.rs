@@ -12,6 +12,7 @@
 //!
 //! Everything but `py` builds and tests without Python.
 
+pub mod flow;
 pub mod framing;
 pub mod load;
 pub mod packet;

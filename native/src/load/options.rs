@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::{Drive, Endpoint, IdField, LoadConfig, LoadError, PortTransport, Respond, Transport};
 use crate::packet::{Pool, PoolConfig};
 use crate::port;
-use crate::port::memif::{Memif, Role};
+use crate::port::memif::Role;
 use crate::port::options::{Defaults, PortOptions};
 use crate::stack::Host;
 
@@ -21,7 +21,7 @@ pub struct Options {
     pub endpoint: Option<String>,
     /// Endpoints to answer at. An empty host is loopback on kernel sockets and every address of a port.
     pub respond: Vec<String>,
-    /// `kernel`, or `memif:PATH,address=10.0.0.1/24,…` (see [`port::options`]).
+    /// `kernel`, or a port such as `memif:PATH,address=10.0.0.1/24,…` (see [`port::options`]).
     pub transport: String,
     pub connections: usize,
     /// `None`: one per connection; with a rate at least 1,024, so that a slow server does not slow the schedule.
@@ -74,7 +74,7 @@ pub struct Plan {
 pub enum TransportOptions {
     Kernel,
     /// The first address of a family is the client end's.
-    Memif(Box<PortOptions>),
+    Port(Box<PortOptions>),
 }
 
 /// Opens the plan's transport: after this everything is there but the peer.
@@ -82,11 +82,10 @@ pub fn open(plan: Plan) -> Result<LoadConfig, LoadError> {
     let Plan { drive, respond, transport, cpu } = plan;
     let transport = match transport {
         TransportOptions::Kernel => Transport::Kernel,
-        TransportOptions::Memif(options) => {
-            let port = Memif::new(options.memif).map_err(LoadError::system("transport"))?;
+        TransportOptions::Port(options) => {
+            let (port, host) = port::open(*options).map_err(LoadError::system("transport"))?;
             let pool = Pool::new(&PoolConfig::default()).map_err(LoadError::system("packet pool"))?;
-            let host = Host::new(options.host);
-            Transport::Port(Box::new(PortTransport { port: Box::new(port), host, pool }))
+            Transport::Port(Box::new(PortTransport { port, host: Host::new(host), pool }))
         }
     };
     Ok(LoadConfig { drive, respond, transport, cpu })
@@ -106,7 +105,7 @@ pub fn parse(options: &Options) -> Result<Plan, LoadError> {
     let transport = parse_transport(&options.transport)?;
     let (kernel, anywhere) = match &transport {
         TransportOptions::Kernel => (true, IpAddr::V4(Ipv4Addr::LOCALHOST)),
-        TransportOptions::Memif(_) => (false, IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+        TransportOptions::Port(_) => (false, IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
     };
     let drive = match &options.endpoint {
         None => None,
@@ -213,26 +212,27 @@ fn parse_transport(text: &str) -> Result<TransportOptions, LoadError> {
     if text == "kernel" {
         return Ok(TransportOptions::Kernel);
     }
-    match text.strip_prefix("memif:") {
-        Some(rest) => Ok(TransportOptions::Memif(parse_memif(rest)?)),
-        None => refuse(format!("transport '{text}': expected kernel or memif:PATH,address=…")),
+    let (kind, rest) = text.split_once(':').unwrap_or((text, ""));
+    if !port::options::KINDS.contains(&kind) {
+        return refuse(format!("transport '{text}': expected kernel, {}", port::options::KINDS.join(", ")));
     }
-}
-
-fn parse_memif(text: &str) -> Result<Box<PortOptions>, LoadError> {
-    let mut parts = text.split(',');
-    let path = parts.next().unwrap_or_default();
-    let mut pairs = vec![("path", path)];
-    for part in parts {
-        match part.split_once('=') {
-            Some(pair) => pairs.push(pair),
-            None => return refuse(format!("transport 'memif:{path}': '{part}' is not key=value")),
+    let places = port::options::positional(kind);
+    let mut pairs = Vec::new();
+    for (number, part) in rest.split(',').enumerate() {
+        match (places.get(number), part.split_once('=')) {
+            (Some(key), _) if number == 0 || !part.contains('=') => pairs.push((*key, part)),
+            (_, Some(pair)) => pairs.push(pair),
+            (_, None) => return refuse(format!("transport '{kind}:{}': '{part}' is not key=value", pairs[0].1)),
         }
     }
+    let refused = |error: &dyn std::fmt::Display| format!("transport '{kind}:{}': {error}", pairs[0].1);
     let defaults = Defaults { name: "load", role: Role::Client, mac: Some(random_mac()) };
-    match port::options::parse(pairs, defaults) {
-        Ok(options) => Ok(Box::new(options)),
-        Err(error) => refuse(format!("transport 'memif:{path}': {error}")),
+    match port::options::parse(kind, pairs.iter().copied(), defaults) {
+        Ok(options) if options.host.addresses.is_empty() => {
+            refuse(refused(&"address: missing: expected at least one address such as 10.0.0.2/24"))
+        }
+        Ok(options) => Ok(TransportOptions::Port(Box::new(options))),
+        Err(error) => refuse(refused(&error)),
     }
 }
 
@@ -245,6 +245,7 @@ fn random_mac() -> [u8; 6] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::port::options::Kind;
     use crate::stack::Cidr;
 
     fn endpoint(text: &str) -> Result<String, String> {
@@ -255,9 +256,9 @@ mod tests {
         }
     }
 
-    fn memif(text: &str) -> Result<Box<PortOptions>, String> {
+    fn port(text: &str) -> Result<Box<PortOptions>, String> {
         match parse_transport(text).map_err(|error| error.to_string())? {
-            TransportOptions::Memif(memif) => Ok(memif),
+            TransportOptions::Port(options) => Ok(options),
             TransportOptions::Kernel => Err("kernel".into()),
         }
     }
@@ -326,13 +327,14 @@ mod tests {
         let text = "memif:/run/a.sock,id=3,role=server,secret=pst,address=10.0.0.1/24,address=10.0.0.3/24,\
                     address=fd00::1/64,virtual=10.0.0.100,gateway=10.0.0.254,mtu=9000,mac=02:00:00:00:00:0a,\
                     ring_slots=256";
-        let PortOptions { memif, host } = *memif(text).unwrap();
+        let PortOptions { kind: Kind::Memif(memif), host, .. } = *port(text).unwrap() else { panic!() };
         assert_eq!((memif.path.to_str(), memif.id, memif.role), (Some("/run/a.sock"), 3, Role::Server));
         assert_eq!((memif.secret.as_deref(), memif.ring_slots), (Some(&b"pst"[..]), 256));
         assert_eq!((host.addresses.len(), host.mac, host.mtu), (3, [2, 0, 0, 0, 0, 10], 9000));
         assert_eq!(host.addresses[1], Cidr { address: "10.0.0.3".parse().unwrap(), prefix: 24 });
-        let least = super::parse_memif("/run/a.sock,address=10.0.0.1/24").unwrap();
-        assert_eq!((least.memif.role, least.host.mac[0] & 3), (Role::Client, 2));
+        let least = port("memif:/run/a.sock,address=10.0.0.1/24").unwrap();
+        assert!(matches!(&least.kind, Kind::Memif(memif) if memif.role == Role::Client));
+        assert_eq!(least.host.mac[0] & 3, 2);
     }
 
     #[test]
@@ -353,7 +355,7 @@ mod tests {
             "memif:/run/a.sock,address=10.0.0.1/24,verbose",
         ];
         for text in wrong {
-            assert!(memif(text).is_err(), "{text}");
+            assert!(port(text).is_err(), "{text}");
         }
         assert_ne!(random_mac(), random_mac());
         assert_eq!(random_mac()[0] & 3, 2);

@@ -110,6 +110,34 @@ impl<'a> Packet<'a> {
     }
 }
 
+/// For those who pass a packet on: the protocol behind the extension headers, where that begins, and the fragment's
+/// offset in bytes if it is one. Options are for the receiver to judge.
+#[inline]
+pub fn skip_extensions(packet: &[u8]) -> Option<(u8, usize, Option<usize>)> {
+    let (mut header, mut at, mut fragment) = (packet[6], HEADER, None);
+    for _ in 0..=MAX_EXTENSIONS {
+        match header {
+            HOP_BY_HOP | DESTINATION_OPTIONS | ROUTING => {
+                let bytes = packet.get(at..at + 2)?;
+                header = bytes[0];
+                at += 8 + usize::from(bytes[1]) * 8;
+            }
+            FRAGMENT => {
+                let bytes = packet.get(at..at + FRAGMENT_HEADER)?;
+                let field = u16_at(bytes, 2);
+                header = bytes[0];
+                at += FRAGMENT_HEADER;
+                if field & 0xfff9 != 0 {
+                    fragment = Some(usize::from(field & !7));
+                    break;
+                }
+            }
+            _ => return Some((header, at, fragment)),
+        }
+    }
+    fragment.map(|_| (header, at, fragment))
+}
+
 /// The extension header at `at`, whose second byte counts its 8-byte units after the first.
 fn extension(bytes: &[u8], at: usize) -> Result<&[u8], Malformed> {
     let units = *bytes.get(at + 1).ok_or(Malformed::Truncated)?;

@@ -1,22 +1,25 @@
-//! A port's options, from pairs of text to values: the one place that knows their keys, their ranges and their words of
-//! refusal, for `vnf run`, files and `vnf load` alike. A key of [`LISTS`] may come again and again, any other once.
+//! A port's options, from pairs of text to values: the one place that knows the kinds of ports, their keys, their ranges
+//! and their words of refusal, for `vnf run`, files and `vnf load` alike. A key of [`LISTS`] may come again and again, any
+//! other once.
 
 use std::fmt;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use super::af_xdp::{AfXdpConfig, Attach, Take};
 use super::memif::control::SECRET_BYTES;
 use super::memif::{MemifConfig, Role};
+use super::pcap::{Pace, PcapConfig};
+use super::tap::{Layer, TapConfig};
 use crate::stack::tcp::TcpConfig;
 use crate::stack::{Cidr, HostConfig};
 
-pub const KEYS: [&str; 19] = [
-    "path",
-    "role",
-    "id",
-    "secret",
-    "ring_slots",
-    "buffer_bytes",
+/// The kinds of ports.
+pub const KINDS: [&str; 4] = ["memif", "af_xdp", "tap", "pcap"];
+
+/// What every port knows: the host behind it.
+const HOST_KEYS: [&str; 13] = [
     "mtu",
     "mac",
     "address",
@@ -32,20 +35,69 @@ pub const KEYS: [&str; 19] = [
     "tcp_buffer_bytes",
 ];
 
-/// Keys with any number of values.
-pub const LISTS: [&str; 3] = ["address", "virtual", "gateway"];
+/// The keys of one kind. The first ones have a place of their own in the one-line form: `memif:PATH`, `pcap:INPUT,OUTPUT`.
+fn own_keys(kind: &str) -> &'static [&'static str] {
+    match kind {
+        "memif" => &["path", "role", "id", "secret", "ring_slots", "buffer_bytes", "queues"],
+        "af_xdp" => &["interface", "queue", "take", "attach", "zero_copy", "ring_slots", "frame_bytes"],
+        "tap" => &["interface", "layer", "queues"],
+        "pcap" => &["input", "output", "pace", "repeat"],
+        _ => &[],
+    }
+}
 
-/// A memif port and the host behind it.
+/// How many of its own keys a kind takes without their names in the one-line form.
+pub fn positional(kind: &str) -> &'static [&'static str] {
+    &own_keys(kind)[..if kind == "pcap" { 2 } else { 1 }]
+}
+
+/// Every key of one kind, its own first.
+pub fn keys(kind: &str) -> Vec<&'static str> {
+    [own_keys(kind), &HOST_KEYS].concat()
+}
+
+/// Keys with any number of values.
+pub const LISTS: [&str; 5] = ["address", "virtual", "gateway", "queue", "take"];
+
+/// What a port stands on.
+#[derive(Clone)]
+pub enum Kind {
+    Memif(MemifConfig),
+    AfXdp(AfXdpConfig),
+    Tap(TapConfig),
+    Pcap(PcapConfig),
+}
+
+/// A port and the host behind it.
 #[derive(Clone)]
 pub struct PortOptions {
-    pub memif: MemifConfig,
+    pub kind: Kind,
     pub host: HostConfig,
+    /// What was not said the open port may know better.
+    pub mac_is_given: bool,
+    pub mtu_is_given: bool,
+}
+
+impl PortOptions {
+    /// Its name among [`KINDS`].
+    pub fn kind_name(&self) -> &'static str {
+        kind_name(&self.kind)
+    }
+}
+
+fn kind_name(kind: &Kind) -> &'static str {
+    match kind {
+        Kind::Memif(_) => "memif",
+        Kind::AfXdp(_) => "af_xdp",
+        Kind::Tap(_) => "tap",
+        Kind::Pcap(_) => "pcap",
+    }
 }
 
 /// Without the secret.
 impl fmt::Debug for PortOptions {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_tuple("PortOptions").field(&self.memif.path).field(&self.host).finish()
+        formatter.debug_tuple("PortOptions").field(&self.kind_name()).field(&self.host).finish()
     }
 }
 
@@ -82,17 +134,18 @@ fn refuse<T>(key: &str, found: &str, problem: impl Into<String>) -> Result<T, Op
     Err(OptionError { key: key.into(), found: found.into(), problem: problem.into() })
 }
 
-/// Whether `value` may stand at `key`.
-pub fn check(key: &str, value: &str) -> Result<(), OptionError> {
-    Draft::new("", Role::Server).set(key, value)
+/// Whether `value` may stand at `key` of a port of `kind`.
+pub fn check(kind: &str, key: &str, value: &str) -> Result<(), OptionError> {
+    Draft::new(kind, "", Role::Server)?.set(key, value)
 }
 
-/// The whole of a port, which has a path and at least one address.
+/// The whole of a port.
 pub fn parse<'a>(
+    kind: &str,
     pairs: impl IntoIterator<Item = (&'a str, &'a str)>,
     defaults: Defaults<'_>,
 ) -> Result<PortOptions, OptionError> {
-    let mut draft = Draft::new(defaults.name, defaults.role);
+    let mut draft = Draft::new(kind, defaults.name, defaults.role)?;
     let mut seen = Vec::new();
     for (key, value) in pairs {
         if seen.contains(&key) && !LISTS.contains(&key) {
@@ -101,21 +154,13 @@ pub fn parse<'a>(
         seen.push(key);
         draft.set(key, value)?;
     }
-    if !seen.contains(&"path") {
-        return refuse("path", "", "missing: the path of the memif control socket");
-    }
-    if draft.addresses.is_empty() {
-        return refuse("address", "", "missing: expected at least one address such as 10.0.0.2/24");
-    }
-    let Draft { memif, mac, addresses, virtual_addresses, gateways, tcp } = draft;
-    let mac = mac.or(defaults.mac).unwrap_or_else(|| made_up_mac(&memif));
-    let host = HostConfig { mac, addresses, virtual_addresses, gateways, mtu: memif.mtu, tcp };
-    Ok(PortOptions { memif, host })
+    draft.finish(defaults.mac)
 }
 
 /// Options as far as they have been read.
 struct Draft {
-    memif: MemifConfig,
+    kind: Kind,
+    mtu: Option<usize>,
     mac: Option<[u8; 6]>,
     addresses: Vec<Cidr>,
     virtual_addresses: Vec<IpAddr>,
@@ -124,34 +169,30 @@ struct Draft {
 }
 
 impl Draft {
-    fn new(name: &str, role: Role) -> Self {
-        Self {
-            memif: MemifConfig::new(name, "", role),
+    fn new(kind: &str, name: &str, role: Role) -> Result<Self, OptionError> {
+        let kind = match kind {
+            "memif" => Kind::Memif(MemifConfig::new(name, "", role)),
+            "af_xdp" => Kind::AfXdp(AfXdpConfig::new(name, "")),
+            "tap" => Kind::Tap(TapConfig::new(name, "")),
+            "pcap" => Kind::Pcap(PcapConfig::new(name)),
+            _ => return refuse("type", kind, format!("expected {}", KINDS.join(", "))),
+        };
+        Ok(Self {
+            kind,
+            mtu: None,
             mac: None,
             addresses: Vec::new(),
             virtual_addresses: Vec::new(),
             gateways: Vec::new(),
             tcp: TcpConfig::default(),
-        }
+        })
     }
 
     fn set(&mut self, key: &str, value: &str) -> Result<(), OptionError> {
-        let (memif, tcp) = (&mut self.memif, &mut self.tcp);
+        let tcp = &mut self.tcp;
         match key {
-            "path" => memif.path = path(key, value)?.into(),
-            "role" => {
-                memif.role = match value {
-                    "server" => Role::Server,
-                    "client" => Role::Client,
-                    _ => return refuse(key, value, "expected server or client"),
-                }
-            }
-            "id" => memif.id = number(key, value, 0, u64::from(u32::MAX))? as u32,
-            "secret" => memif.secret = Some(secret(key, value)?),
-            "ring_slots" => memif.ring_slots = power_of_two(key, value, 2, 16_384)? as u32,
-            "buffer_bytes" => memif.buffer_bytes = number(key, value, 256, 65_536)? as u32,
             // RFC 791: the least every host takes; and a jumbo frame.
-            "mtu" => memif.mtu = number(key, value, 576, 9216)? as usize,
+            "mtu" => self.mtu = Some(number(key, value, 576, 9216)? as usize),
             "mac" => self.mac = Some(mac(key, value)?),
             "address" => self.addresses.push(cidr(key, value)?),
             "virtual" => self.virtual_addresses.push(ip(key, value)?),
@@ -167,9 +208,165 @@ impl Draft {
             "tcp_buffer_bytes" => {
                 tcp.buffers = vec![(power_of_two(key, value, 1024, 1 << 20)? as usize, usize::MAX)];
             }
-            _ => return refuse(key, "", format!("unknown key: memif knows {}", KEYS.join(", "))),
+            _ => {
+                let known = match &mut self.kind {
+                    Kind::Memif(memif) => set_memif(memif, key, value)?,
+                    Kind::AfXdp(af_xdp) => set_af_xdp(af_xdp, key, value)?,
+                    Kind::Tap(tap) => set_tap(tap, key, value)?,
+                    Kind::Pcap(pcap) => set_pcap(pcap, key, value)?,
+                };
+                if !known {
+                    let kind = kind_name(&self.kind);
+                    return refuse(key, "", format!("unknown key: {kind} knows {}", keys(kind).join(", ")));
+                }
+            }
         }
         Ok(())
+    }
+
+    fn finish(self, default_mac: Option<[u8; 6]>) -> Result<PortOptions, OptionError> {
+        let Self { mut kind, mtu, mac, addresses, virtual_addresses, gateways, tcp } = self;
+        match &mut kind {
+            Kind::Memif(memif) if memif.path.as_os_str().is_empty() => {
+                return refuse("path", "", "missing: the path of the memif control socket");
+            }
+            Kind::AfXdp(AfXdpConfig { interface, .. }) | Kind::Tap(TapConfig { interface, .. })
+                if interface.is_empty() =>
+            {
+                return refuse("interface", "", "missing: the name of the network interface");
+            }
+            Kind::Pcap(PcapConfig { input: None, output: None, .. }) => {
+                return refuse("input", "", "missing: a capture to read, to write, or both");
+            }
+            Kind::Memif(memif) => memif.mtu = mtu.unwrap_or(memif.mtu),
+            Kind::AfXdp(af_xdp) => {
+                af_xdp.mtu = mtu;
+                af_xdp.addresses = addresses.iter().map(|cidr| cidr.address).collect();
+                af_xdp.addresses.extend(&virtual_addresses);
+            }
+            Kind::Tap(tap) => tap.mtu = mtu,
+            Kind::Pcap(pcap) => pcap.mtu = mtu.unwrap_or(pcap.mtu),
+        }
+        let made_up = mac.or(default_mac).unwrap_or_else(|| made_up_mac(&kind));
+        let mtu_or_usual = mtu.unwrap_or(1500);
+        let host = HostConfig { mac: made_up, addresses, virtual_addresses, gateways, mtu: mtu_or_usual, tcp };
+        Ok(PortOptions { kind, host, mac_is_given: mac.is_some(), mtu_is_given: mtu.is_some() })
+    }
+}
+
+/// Whether the key is one of memif's; so with the others below.
+fn set_memif(memif: &mut MemifConfig, key: &str, value: &str) -> Result<bool, OptionError> {
+    match key {
+        "path" => memif.path = path(key, value)?.into(),
+        "role" => {
+            memif.role = match value {
+                "server" => Role::Server,
+                "client" => Role::Client,
+                _ => return refuse(key, value, "expected server or client"),
+            }
+        }
+        "id" => memif.id = number(key, value, 0, u64::from(u32::MAX))? as u32,
+        "secret" => memif.secret = Some(secret(key, value)?),
+        "ring_slots" => memif.ring_slots = power_of_two(key, value, 2, 16_384)? as u32,
+        "buffer_bytes" => memif.buffer_bytes = number(key, value, 256, 65_536)? as u32,
+        "queues" => memif.queues = number(key, value, 1, 64)? as u16,
+        _ => return Ok(false),
+    }
+    Ok(true)
+}
+
+fn set_af_xdp(af_xdp: &mut AfXdpConfig, key: &str, value: &str) -> Result<bool, OptionError> {
+    match key {
+        "interface" => af_xdp.interface = interface(key, value)?,
+        "queue" => af_xdp.queues.push(number(key, value, 0, 1023)? as u32),
+        "take" => af_xdp.take.push(take(key, value)?),
+        "attach" => {
+            af_xdp.attach = match value {
+                "auto" => Attach::Auto,
+                "native" => Attach::Native,
+                "generic" => Attach::Generic,
+                _ => return refuse(key, value, "expected auto, native or generic"),
+            }
+        }
+        "zero_copy" => af_xdp.zero_copy = boolean(key, value)?,
+        "ring_slots" => af_xdp.ring_slots = power_of_two(key, value, 64, 16_384)? as u32,
+        "frame_bytes" => af_xdp.frame_bytes = power_of_two(key, value, 2048, 4096)? as u32,
+        _ => return Ok(false),
+    }
+    Ok(true)
+}
+
+fn set_tap(tap: &mut TapConfig, key: &str, value: &str) -> Result<bool, OptionError> {
+    match key {
+        "interface" => tap.interface = interface(key, value)?,
+        "layer" => {
+            tap.layer = match value {
+                "ethernet" => Layer::Ethernet,
+                "ip" => Layer::Ip,
+                _ => return refuse(key, value, "expected ethernet or ip"),
+            }
+        }
+        "queues" => tap.queues = number(key, value, 1, 64)? as u16,
+        _ => return Ok(false),
+    }
+    Ok(true)
+}
+
+fn set_pcap(pcap: &mut PcapConfig, key: &str, value: &str) -> Result<bool, OptionError> {
+    match key {
+        "input" => pcap.input = file(value),
+        "output" => pcap.output = file(value),
+        "pace" => {
+            pcap.pace = match value {
+                "full" => Pace::Full,
+                "recorded" => Pace::Recorded,
+                _ => return refuse(key, value, "expected full or recorded"),
+            }
+        }
+        "repeat" => pcap.repeat = boolean(key, value)?,
+        _ => return Ok(false),
+    }
+    Ok(true)
+}
+
+/// A path, or nothing.
+fn file(value: &str) -> Option<PathBuf> {
+    Some(PathBuf::from(value)).filter(|path| !path.as_os_str().is_empty())
+}
+
+/// A name as `dev_valid_name` of the kernel takes it.
+fn interface(key: &str, value: &str) -> Result<String, OptionError> {
+    let odd = |c: char| c.is_whitespace() || c == '/' || c == ':' || c == '\0';
+    match value {
+        "" => refuse(key, value, "missing: the name of the network interface"),
+        "." | ".." => refuse(key, value, "is not the name of a network interface"),
+        _ if value.len() > 15 || value.contains(odd) => {
+            refuse(key, value, "is not the name of a network interface: at most 15 bytes, no space, / or :")
+        }
+        _ => Ok(value.into()),
+    }
+}
+
+fn take(key: &str, value: &str) -> Result<Take, OptionError> {
+    let port = |text: &str| {
+        number(key, text, 1, 65_535)
+            .map(|port| port as u16)
+            .or_else(|_| refuse(key, value, "expected a port from 1 to 65535"))
+    };
+    match value.split_once(':') {
+        None if value == "addresses" => Ok(Take::Addresses),
+        None if value == "all" => Ok(Take::All),
+        Some(("udp", number)) => Ok(Take::Udp(port(number)?)),
+        Some(("tcp", number)) => Ok(Take::Tcp(port(number)?)),
+        _ => refuse(key, value, "expected addresses, all, udp:PORT or tcp:PORT"),
+    }
+}
+
+fn boolean(key: &str, value: &str) -> Result<bool, OptionError> {
+    match value.to_ascii_lowercase().as_str() {
+        "true" | "yes" | "on" | "1" => Ok(true),
+        "false" | "no" | "off" | "0" => Ok(false),
+        _ => refuse(key, value, "expected true or false"),
     }
 }
 
@@ -251,13 +448,25 @@ fn mac(key: &str, value: &str) -> Result<[u8; 6], OptionError> {
 }
 
 /// A locally administered address, the same for the same port.
-fn made_up_mac(memif: &MemifConfig) -> [u8; 6] {
+fn made_up_mac(kind: &Kind) -> [u8; 6] {
     use std::hash::{BuildHasher, Hasher};
     use std::os::unix::ffi::OsStrExt;
     let mut hasher = foldhash::fast::FixedState::default().build_hasher();
-    hasher.write(memif.path.as_os_str().as_bytes());
-    hasher.write_u32(memif.id);
-    hasher.write_u8(u8::from(memif.role == Role::Server));
+    match kind {
+        Kind::Memif(memif) => {
+            hasher.write(memif.path.as_os_str().as_bytes());
+            hasher.write_u32(memif.id);
+            hasher.write_u8(u8::from(memif.role == Role::Server));
+        }
+        Kind::AfXdp(AfXdpConfig { interface, .. }) | Kind::Tap(TapConfig { interface, .. }) => {
+            hasher.write(interface.as_bytes());
+        }
+        Kind::Pcap(pcap) => {
+            for path in [&pcap.input, &pcap.output].into_iter().flatten() {
+                hasher.write(path.as_os_str().as_bytes());
+            }
+        }
+    }
     let [.., a, b, c, d, e] = hasher.finish().to_be_bytes();
     [0x02, a, b, c, d, e]
 }
@@ -270,21 +479,23 @@ mod tests {
 
     fn parsed(text: &str) -> Result<PortOptions, String> {
         let pairs = [("path", "/x"), ("address", "10.0.0.2/24")].into_iter();
-        parse(pairs.chain(text.split_whitespace().map(|pair| pair.split_once('=').unwrap())), DEFAULTS)
+        parse("memif", pairs.chain(text.split_whitespace().map(|pair| pair.split_once('=').unwrap())), DEFAULTS)
             .map_err(|error| error.to_string())
     }
 
     #[test]
     fn every_key_is_known_and_what_is_not_said_has_its_default() {
-        for key in KEYS {
-            assert!(!check(key, "?").is_err_and(|error| error.problem.contains("unknown")), "{key}");
+        for (kind, key) in KINDS.iter().flat_map(|kind| keys(kind).into_iter().map(move |key| (kind, key))) {
+            assert!(!check(kind, key, "?").is_err_and(|error| error.problem.contains("unknown")), "{kind}: {key}");
         }
         let port = parsed("").unwrap();
-        assert_eq!((port.memif.role, port.memif.ring_slots, port.host.mtu), (Role::Server, 1024, 1500));
+        let Kind::Memif(memif) = &port.kind else { panic!() };
+        assert_eq!((memif.role, memif.ring_slots, port.host.mtu), (Role::Server, 1024, 1500));
         assert_eq!(port.host.tcp, TcpConfig::default());
         assert_eq!((port.host.mac[0], port.host.mac), (2, parsed("").unwrap().host.mac));
         assert_ne!(port.host.mac, parsed("id=1").unwrap().host.mac);
-        let given = parse([("path", "/x"), ("address", "fd00::2/64")], Defaults { mac: Some([2; 6]), ..DEFAULTS });
+        let given =
+            parse("memif", [("path", "/x"), ("address", "fd00::2/64")], Defaults { mac: Some([2; 6]), ..DEFAULTS });
         assert_eq!(given.unwrap().host.mac, [2; 6]);
     }
 
@@ -324,6 +535,7 @@ mod tests {
             ("tcp_user_timeout_s=0", "tcp_user_timeout_s: '0': expected seconds from 0.1 to 86400"),
             ("tcp_time_wait_s=1e3", "tcp_time_wait_s: '1e3': expected seconds from 0 to 86400"),
             ("role=client role=client", "role: 'client': expected one value"),
+            ("queues=0", "queues: '0': expected a number from 1 to 64"),
         ];
         for (text, words) in refusals {
             assert_eq!(parsed(text).unwrap_err(), words);
@@ -331,7 +543,38 @@ mod tests {
         assert!(parsed("slots=3").unwrap_err().starts_with("slots: unknown key: memif knows path, role"));
         let secret = parsed("secret=longer-than-twenty-four-bytes").unwrap_err();
         assert!(secret.contains("29 bytes: expected 1 to 24") && !secret.contains("longer"), "{secret}");
-        assert_eq!(parse([("path", "/x")], DEFAULTS).unwrap_err().key, "address");
-        assert_eq!(parse([("address", "10.0.0.2/24")], DEFAULTS).unwrap_err().key, "path");
+        let missing = [("memif", "path"), ("af_xdp", "interface"), ("tap", "interface"), ("pcap", "input")];
+        for (kind, key) in missing {
+            assert_eq!(parse(kind, [("address", "10.0.0.2/24")], DEFAULTS).unwrap_err().key, key);
+        }
+        assert_eq!(
+            parse("vhost", [], DEFAULTS).unwrap_err().to_string(),
+            "type: 'vhost': expected memif, af_xdp, tap, pcap"
+        );
+    }
+
+    #[test]
+    fn each_kind_has_keys_of_its_own() {
+        let of = |kind, pairs: &[(&'static str, &'static str)]| parse(kind, pairs.iter().copied(), DEFAULTS);
+        let port = of("af_xdp", &[("interface", "eth1"), ("queue", "0"), ("queue", "1"), ("address", "10.0.0.2/24")]);
+        let Kind::AfXdp(config) = port.unwrap().kind else { panic!() };
+        assert_eq!((config.queues, config.addresses), (vec![0, 1], vec!["10.0.0.2".parse::<IpAddr>().unwrap()]));
+        let port = of("tap", &[("interface", "vnf0"), ("layer", "ip"), ("mtu", "1400")]).unwrap();
+        assert!(port.mtu_is_given && !port.mac_is_given && port.host.mtu == 1400);
+        let port = of("pcap", &[("input", "in.pcap"), ("output", ""), ("pace", "recorded")]).unwrap();
+        let Kind::Pcap(config) = port.kind else { panic!() };
+        assert_eq!((config.input, config.output), (Some("in.pcap".into()), None));
+        for (kind, key, value) in [
+            ("af_xdp", "interface", "a/b"),
+            ("af_xdp", "take", "udp:0"),
+            ("af_xdp", "take", "sctp:5"),
+            ("tap", "interface", "sixteen-letters-"),
+            ("tap", "path", "/x"),
+            ("pcap", "repeat", "maybe"),
+        ] {
+            assert!(check(kind, key, value).is_err(), "{kind} {key}={value}");
+        }
+        assert_eq!(check("af_xdp", "take", "udp:53"), Ok(()));
+        assert_eq!((positional("pcap"), positional("tap")), (&["input", "output"][..], &["interface"][..]));
     }
 }

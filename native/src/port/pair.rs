@@ -6,11 +6,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use super::{Link, Port, Sent};
-use crate::packet::{Pool, Slot};
-
-/// An Ethernet header and one 802.1Q tag.
-const HEADER_BYTES: usize = 14 + 4;
+use super::lent::{self, Burst, Lent};
+use super::{HEADER_BYTES, Link, Port, Sent};
 
 /// One direction, as its receiver and its sender see it.
 struct Lane {
@@ -72,6 +69,7 @@ pub struct PairPort {
     inbound: Arc<Lane>,
     outbound: Arc<Lane>,
     queued: Vec<Vec<u8>>,
+    lent: Vec<Vec<u8>>,
     epoll: OwnedFd,
     counts: Counts,
 }
@@ -99,7 +97,16 @@ impl PairPort {
             }
             epoll
         };
-        Ok(Self { mtu, depth, inbound, outbound, queued: Vec::new(), epoll, counts: Counts::default() })
+        Ok(Self {
+            mtu,
+            depth,
+            inbound,
+            outbound,
+            queued: Vec::new(),
+            lent: Vec::new(),
+            epoll,
+            counts: Counts::default(),
+        })
     }
 }
 
@@ -120,24 +127,21 @@ impl Port for PairPort {
         self.inbound.calm();
     }
 
-    fn deadline(&self) -> Option<Instant> {
-        None
+    fn lend(&mut self, max: usize) -> Burst<'_> {
+        let mut state = self.inbound.state();
+        let count = max.min(lent::BURST).min(state.frames.len());
+        self.lent.extend(state.frames.drain(..count));
+        let mut burst = Burst::EMPTY;
+        self.lent.iter().for_each(|frame| burst.push(Lent::of(frame)));
+        burst
     }
 
-    fn receive(&mut self, pool: &Pool, frames: &mut Vec<Slot>, max: usize) -> usize {
-        let mut state = self.inbound.state();
-        let count = max.min(state.frames.len());
-        for frame in state.frames.drain(..count) {
-            if let Some(mut slot) = pool.take(frame.len()) {
-                slot.copy_from_slice(&frame);
-                self.counts.rx_frames += 1;
-                self.counts.rx_bytes += frame.len() as u64;
-                frames.push(slot);
-            } else {
-                self.counts.rx_pool_dry += 1;
-            }
-        }
-        count
+    fn give_back(&mut self, dropped: usize) {
+        let bytes: usize = self.lent.iter().map(Vec::len).sum();
+        self.counts.rx_frames += (self.lent.len() - dropped) as u64;
+        self.counts.rx_pool_dry += dropped as u64;
+        self.counts.rx_bytes += bytes as u64;
+        self.lent.clear();
     }
 
     fn send(&mut self, parts: &[&[u8]]) -> Sent {
@@ -215,7 +219,7 @@ impl Drop for PairPort {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packet::PoolConfig;
+    use crate::packet::{Pool, PoolConfig};
 
     fn pool() -> Pool {
         Pool::new(&PoolConfig { classes: vec![(64, 8)] }).unwrap()

@@ -6,11 +6,9 @@ use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use super::{Link, Port, Sent};
-use crate::packet::{Pool, Slot};
+use super::lent::{self, Burst, Lent};
+use super::{HEADER_BYTES, Link, Port, Sent};
 
-/// An Ethernet header and one 802.1Q tag.
-const HEADER_BYTES: usize = 14 + 4;
 /// Frames that may wait in each direction.
 const DEPTH: usize = 65_536;
 
@@ -69,13 +67,14 @@ pub struct QueuePort {
     mtu: usize,
     queue: Queue,
     queued: Vec<Vec<u8>>,
+    lent: Vec<Vec<u8>>,
     counts: Counts,
 }
 
 impl QueuePort {
     /// Carries IP packets up to `mtu`.
     pub fn new(mtu: usize, queue: Queue) -> Self {
-        Self { mtu, queue, queued: Vec::new(), counts: Counts::default() }
+        Self { mtu, queue, queued: Vec::new(), lent: Vec::new(), counts: Counts::default() }
     }
 }
 
@@ -94,24 +93,21 @@ impl Port for QueuePort {
 
     fn service(&mut self, _now: Instant) {}
 
-    fn deadline(&self) -> Option<Instant> {
-        None
+    fn lend(&mut self, max: usize) -> Burst<'_> {
+        let mut lanes = self.queue.lanes();
+        let count = max.min(lent::BURST).min(lanes.inbound.len());
+        self.lent.extend(lanes.inbound.drain(..count));
+        let mut burst = Burst::EMPTY;
+        self.lent.iter().for_each(|frame| burst.push(Lent::of(frame)));
+        burst
     }
 
-    fn receive(&mut self, pool: &Pool, frames: &mut Vec<Slot>, max: usize) -> usize {
-        let mut lanes = self.queue.lanes();
-        let count = max.min(lanes.inbound.len());
-        for frame in lanes.inbound.drain(..count) {
-            if let Some(mut slot) = pool.take(frame.len()) {
-                slot.copy_from_slice(&frame);
-                self.counts.rx_frames += 1;
-                self.counts.rx_bytes += frame.len() as u64;
-                frames.push(slot);
-            } else {
-                self.counts.rx_pool_dry += 1;
-            }
-        }
-        count
+    fn give_back(&mut self, dropped: usize) {
+        let bytes: usize = self.lent.iter().map(Vec::len).sum();
+        self.counts.rx_frames += (self.lent.len() - dropped) as u64;
+        self.counts.rx_pool_dry += dropped as u64;
+        self.counts.rx_bytes += bytes as u64;
+        self.lent.clear();
     }
 
     fn send(&mut self, parts: &[&[u8]]) -> Sent {
@@ -142,8 +138,6 @@ impl Port for QueuePort {
         self.queue.lanes().inbound.is_empty()
     }
 
-    fn disarm(&mut self) {}
-
     fn counters(&self) -> Vec<(&'static str, u64)> {
         let Counts { rx_frames, rx_bytes, rx_pool_dry, tx_frames, tx_bytes, tx_full, tx_too_long } = self.counts;
         vec![
@@ -162,7 +156,7 @@ impl Port for QueuePort {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packet::PoolConfig;
+    use crate::packet::{Pool, PoolConfig};
 
     #[test]
     fn frames_pass_in_order_and_leave_only_with_a_flush() {

@@ -16,6 +16,8 @@ use super::cell::{Counter, GilCell};
 use super::connection::Connection;
 use super::core::Core;
 use super::endpoint::Endpoint;
+use super::forwarding;
+use super::frames;
 use super::opened::Open;
 use super::packet::Body;
 use super::polling::Polling;
@@ -231,10 +233,7 @@ impl Engine {
     /// Takes a burst from one port and delivers it; how many frames there were.
     fn burst(slf: &Py<Self>, py: Python<'_>, index: usize, now: Instant, pool: &Pool, frames: &mut Vec<Slot>) -> usize {
         let inner = slf.get();
-        let got = inner.state.with(py, |state| {
-            // A handler may have closed everything.
-            state.ports.get_mut(index).map_or(0, |open| open.port.receive(pool, frames, BURST))
-        });
+        let got = inner.state.with(py, |state| forwarding::take(state, index, now, pool, frames, BURST));
         got + inner.deliver(slf, py, index, now, pool, frames)
     }
 
@@ -248,6 +247,9 @@ impl Engine {
         pool: &Pool,
         frames: &mut Vec<Slot>,
     ) -> usize {
+        if self.state.with(py, |state| state.ports.get(index).is_some_and(|open| open.has_handler)) {
+            frames::deliver(slf, py, index, now, frames);
+        }
         let refused = self.watch_gate(py, index, !frames.is_empty());
         for (count, frame) in frames.drain(..).enumerate() {
             let meant = self.state.with(py, |state| {
@@ -365,7 +367,9 @@ impl Engine {
     #[pyo3(signature = (name, options, /))]
     fn add_port(&self, py: Python<'_>, name: String, options: &Bound<'_, PyDict>) -> PyResult<()> {
         let options = ports::parse(&name, options)?;
-        let open = Open::new(name, "memif", ports::open(&options)?, None, options.host, None);
+        let kind = options.kind_name();
+        let (port, host) = ports::open(options)?;
+        let open = Open::new(name, kind, port, None, host, None);
         self.state.with(py, |state| state.ports.push(open));
         Ok(())
     }

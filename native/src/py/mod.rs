@@ -17,6 +17,8 @@ mod dispatch;
 mod endpoint;
 mod engine;
 mod flows;
+mod forwarding;
+mod frames;
 mod framing;
 mod inbound;
 mod life;
@@ -59,7 +61,8 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<sockets::SocketTarget>()?;
     module.add_class::<splicer::Splice>()?;
     module.add_class::<stream::Stream>()?;
-    module.add_function(wrap_pyfunction!(ports::port_keys, module)?)?;
+    module.add_function(wrap_pyfunction!(ports::port_kinds, module)?)?;
+    module.add_function(wrap_pyfunction!(ports::port_check, module)?)?;
     module.add_function(wrap_pyfunction!(ports::port_option, module)?)?;
     module.add_function(wrap_pyfunction!(loader::run_load, module)?)?;
     module.add_function(wrap_pyfunction!(loader::core_distance_ns, module)?)?;

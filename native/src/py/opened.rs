@@ -41,6 +41,8 @@ pub struct Open {
     pub events: Vec<TcpEvent>,
     pub gate: Arc<Gate>,
     pub unflushed: bool,
+    /// What comes in is for `@vnf.frames`; only what that accepts is for the host.
+    pub has_handler: bool,
 }
 
 /// Where the host asks whether a stranger may come in: it does so while nothing of Python can be reached.
@@ -128,6 +130,7 @@ impl Open {
             events: Vec::new(),
             gate: Arc::default(),
             unflushed: false,
+            has_handler: false,
         }
     }
 

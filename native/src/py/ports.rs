@@ -3,16 +3,17 @@
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyString};
+use pyo3::types::{PyDict, PyFloat, PyInt, PyString};
 
-use crate::port::Port;
-use crate::port::memif::{Memif, Role};
-use crate::port::options::{self, Defaults, KEYS, LISTS, PortOptions};
+use crate::port::memif::Role;
+use crate::port::options::{self, Defaults, KINDS, LISTS, PortOptions};
+use crate::port::{self, Port};
+use crate::stack::HostConfig;
 
 /// A value as texts: of a text or a number one, of a list any number.
 fn texts(key: &str, value: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
-    let is_number =
-        (value.is_instance_of::<PyInt>() && !value.is_instance_of::<PyBool>()) || value.is_instance_of::<PyFloat>();
+    // True and False are numbers of Python's; as texts only keys that want them take them.
+    let is_number = value.is_instance_of::<PyInt>() || value.is_instance_of::<PyFloat>();
     if value.is_none() {
         return Ok(Vec::new());
     }
@@ -25,41 +26,49 @@ fn texts(key: &str, value: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
     })
 }
 
+/// `type` says which kind of port the other options are of.
 pub fn parse(name: &str, options: &Bound<'_, PyDict>) -> PyResult<PortOptions> {
+    let kind: String = match options.get_item("type")? {
+        Some(kind) => kind.extract()?,
+        None => return Err(PyValueError::new_err(format!("type: missing: expected {}", KINDS.join(", ")))),
+    };
     let mut pairs = Vec::new();
     for (key, value) in options {
         let key: String = key.extract()?;
-        for text in texts(&key, &value)? {
-            match (key.as_str(), text.as_str()) {
-                ("type", "memif") => {}
-                ("type", other) => return Err(PyValueError::new_err(format!("type: '{other}': expected memif"))),
-                _ => pairs.push((key.clone(), text)),
-            }
+        if key != "type" {
+            pairs.extend(texts(&key, &value)?.into_iter().map(|text| (key.clone(), text)));
         }
     }
     let defaults = Defaults { name, role: Role::Server, mac: None };
-    options::parse(pairs.iter().map(|(key, value)| (key.as_str(), value.as_str())), defaults)
+    options::parse(&kind, pairs.iter().map(|(key, value)| (key.as_str(), value.as_str())), defaults)
         .map_err(|error| PyValueError::new_err(error.to_string()))
 }
 
-pub fn open(options: &PortOptions) -> PyResult<Box<dyn Port>> {
-    match Memif::new(options.memif.clone()) {
-        Ok(port) => Ok(Box::new(port)),
+pub fn open(options: PortOptions) -> PyResult<(Box<dyn Port>, HostConfig)> {
+    match port::open(options) {
+        Ok(opened) => Ok(opened),
         Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => Err(PyValueError::new_err(error.to_string())),
         Err(error) => Err(error.into()),
     }
 }
 
-/// Every key of a memif port.
+/// Every kind of port: its name, its keys, and how many of the first ones need no name in the one-line form.
 #[pyfunction]
-pub fn port_keys() -> [&'static str; KEYS.len()] {
-    KEYS
+pub fn port_kinds() -> Vec<(&'static str, Vec<&'static str>, usize)> {
+    KINDS.iter().map(|kind| (*kind, options::keys(kind), options::positional(kind).len())).collect()
+}
+
+/// Whether the options make a whole port; `ValueError` says what is missing.
+#[pyfunction]
+#[pyo3(signature = (options, /))]
+pub fn port_check(options: &Bound<'_, PyDict>) -> PyResult<()> {
+    parse("", options).map(drop)
 }
 
 /// The value of one key: a text, or of a list texts. `ValueError` says what is allowed, without the key and what was found.
 #[pyfunction]
-#[pyo3(signature = (key, value, /))]
-pub fn port_option<'py>(key: &str, value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+#[pyo3(signature = (kind, key, value, /))]
+pub fn port_option<'py>(kind: &str, key: &str, value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     let is_list = LISTS.contains(&key);
     let texts = texts(key, value).map_err(|_| {
         PyValueError::new_err(if is_list {
@@ -72,7 +81,7 @@ pub fn port_option<'py>(key: &str, value: &Bound<'py, PyAny>) -> PyResult<Bound<
         return Err(PyValueError::new_err("expected one value"));
     }
     for text in &texts {
-        options::check(key, text).map_err(|error| PyValueError::new_err(error.problem))?;
+        options::check(kind, key, text).map_err(|error| PyValueError::new_err(error.problem))?;
     }
     match texts.as_slice() {
         [one] if !is_list => one.into_bound_py_any(value.py()),

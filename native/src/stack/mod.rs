@@ -36,7 +36,7 @@ use crate::packet::Slot;
 pub use host::Host;
 
 /// An address and the length of its network prefix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Cidr {
     pub address: IpAddr,
     pub prefix: u8,

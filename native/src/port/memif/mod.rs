@@ -26,7 +26,8 @@ use self::region::{Region, prove_eventfd};
 use self::ring::{COOKIE, Layout, MAX_LOG2_SLOTS, Ring};
 use self::socket::{Control, Epoll, Incoming, Listener};
 use self::traffic::{Counters, Outcome, Receiver, Sender};
-use super::{Link, Port, Sent};
+use super::lent::Burst;
+use super::{HEADER_BYTES, Link, Port, Sent};
 use crate::packet::{Pool, Slot};
 
 /// From accepting or connecting to CONNECTED.
@@ -37,8 +38,6 @@ const LAST_RETRY: Duration = Duration::from_secs(1);
 pub const MAX_HALF_OPEN: usize = 8;
 /// Messages of one connection handled per call of `service`; what is left keeps `wake_fd` readable.
 const MESSAGES_PER_SERVICE: usize = 16;
-/// An Ethernet header and one 802.1Q tag.
-const HEADER_BYTES: usize = 14 + 4;
 /// Tokens in the epoll set; connections count up from `FIRST_CONNECTION`.
 const LISTENER: u64 = 0;
 const RECEIVE_RING: u64 = 1;
@@ -67,6 +66,8 @@ pub struct MemifConfig {
     pub ring_slots: u32,
     /// Per slot, of a client.
     pub buffer_bytes: u32,
+    /// Rings in each direction, of a client; a server takes as many as its client brings, up to this if more than one.
+    pub queues: u16,
     /// The largest IP packet.
     pub mtu: usize,
     /// What a client may make us map, or we share as one.
@@ -83,6 +84,7 @@ impl MemifConfig {
             secret: None,
             ring_slots: 1024,
             buffer_bytes: 2048,
+            queues: 1,
             mtu: 1500,
             max_region_bytes_total: 256 << 20,
         }
@@ -533,6 +535,12 @@ impl Port for Memif {
             }
         }
     }
+
+    fn lend(&mut self, _max: usize) -> Burst<'_> {
+        Burst::EMPTY
+    }
+
+    fn give_back(&mut self, _dropped: usize) {}
 
     fn send(&mut self, parts: &[&[u8]]) -> Sent {
         let Some(peer) = &mut self.peer else {

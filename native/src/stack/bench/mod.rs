@@ -11,6 +11,7 @@ use super::random::Random;
 use super::{Cidr, Host, HostConfig, Input, Unreachable};
 use crate::packet::ethernet::Mac;
 use crate::packet::{Pool, PoolConfig, Slot};
+use crate::port::lent::Burst;
 use crate::port::{Link, Port, Sent};
 
 /// A port without a peer: frames go in and are kept, none come out.
@@ -49,6 +50,12 @@ impl Port for Recorder {
     fn deadline(&self) -> Option<Instant> {
         None
     }
+
+    fn lend(&mut self, _max: usize) -> Burst<'_> {
+        Burst::EMPTY
+    }
+
+    fn give_back(&mut self, _dropped: usize) {}
 
     fn receive(&mut self, _: &Pool, _: &mut Vec<Slot>, _: usize) -> usize {
         0
