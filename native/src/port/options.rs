@@ -240,7 +240,7 @@ impl Draft {
             }
             Kind::Memif(memif) => memif.mtu = mtu.unwrap_or(memif.mtu),
             Kind::AfXdp(af_xdp) => {
-                af_xdp.mtu = mtu;
+                (af_xdp.mtu, af_xdp.mac) = (mtu, mac);
                 af_xdp.addresses = addresses.iter().map(|cidr| cidr.address).collect();
                 af_xdp.addresses.extend(&virtual_addresses);
             }
