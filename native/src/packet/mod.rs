@@ -12,6 +12,7 @@ pub mod ipv4;
 pub mod ipv6;
 pub mod ndp;
 pub mod pool;
+pub mod prefetch;
 pub mod tcp;
 pub mod udp;
 
@@ -39,10 +40,10 @@ pub enum Malformed {
 }
 
 /// The `N` bytes at `at`. The caller's `new_checked` has proved that they are there.
-fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+pub(crate) fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     *bytes[at..].first_chunk().expect("new_checked has proved the length")
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
+pub(crate) fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes(array(bytes, at))
 }
