@@ -14,6 +14,7 @@ pub mod memif;
 pub mod options;
 pub mod pair;
 pub mod pcap;
+pub mod polling;
 pub mod queue;
 pub mod tap;
 mod waiting;
