@@ -30,7 +30,7 @@ LAYERS = (
     ("connection", "request"),
     ("client", "flows", "server", "state"),
     ("cluster", "plugin"),
-    ("runtime", "vnf"),
+    ("control", "runtime", "vnf"),
     ("api", "testing"),
     ("cli", "__main__"),
 )
