@@ -32,7 +32,7 @@ LAYERS = (
     ("client", "flows", "server", "state"),
     ("frames",),
     ("cluster", "plugin"),
-    ("runtime", "vnf"),
+    ("control", "runtime", "vnf"),
     ("api", "testing"),
     ("cli", "__main__"),
 )
