@@ -281,7 +281,9 @@ impl Engine {
             });
             match meant {
                 Meant::Nothing => {}
-                Meant::Message(connection, payload) => Connection::datagram(&connection, py, Incoming::Body(Body::Slot(payload))),
+                Meant::Message(connection, payload) => {
+                    Connection::datagram(&connection, py, Incoming::Body(Body::Slot(payload)))
+                }
                 Meant::Unreachable(connection, reason) => self.unreachable(py, &connection, reason),
                 Meant::First(endpoint, datagram) => self.first(slf, py, index, &endpoint, datagram),
             }

@@ -61,10 +61,8 @@ impl Frame {
             Some(shell) => shell,
             None => {
                 let state = GilCell::new(State::EMPTY);
-                let whole = PyClassInitializer::from(Packet::empty()).add_subclass(Self {
-                    engine: engine.clone_ref(py),
-                    state,
-                });
+                let whole = PyClassInitializer::from(Packet::empty())
+                    .add_subclass(Self { engine: engine.clone_ref(py), state });
                 Py::new(py, whole)?
             }
         };

@@ -36,7 +36,8 @@ impl Engine {
         let (py, wanted) = (name.py(), name.to_str()?);
         let found = self.state.with(py, |state| state.ports.iter().position(|open| open.name == wanted));
         found.ok_or_else(|| {
-            let names = self.state.with(py, |state| state.ports.iter().map(|open| open.name.clone()).collect::<Vec<_>>());
+            let names =
+                self.state.with(py, |state| state.ports.iter().map(|open| open.name.clone()).collect::<Vec<_>>());
             PyValueError::new_err(format!("there is no port {wanted:?}: expected one of {}", names.join(", ")))
         })
     }
