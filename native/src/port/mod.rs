@@ -7,13 +7,17 @@
 //! where they are (see [`lent`]), for those that only pass through.
 
 pub mod af_xdp;
+mod counting;
+mod interface;
 pub mod lent;
 pub mod memif;
 pub mod options;
 pub mod pair;
 pub mod pcap;
+pub mod polling;
 pub mod queue;
 pub mod tap;
+mod waiting;
 
 use std::io;
 use std::os::fd::RawFd;
@@ -79,7 +83,7 @@ pub trait Port: Send {
     }
 
     /// Copies up to `max` waiting frames, each once, into slots of `pool` and appends them to `frames`; returns how
-    /// many were taken from the ring, dropped ones (dry pool, invalid descriptor) included.
+    /// many there were, those dropped for want of a slot included.
     fn receive(&mut self, pool: &Pool, frames: &mut Vec<Slot>, max: usize) -> usize {
         let (mut taken, mut dry) = (0, 0);
         let burst = self.lend(max);
