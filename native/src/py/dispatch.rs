@@ -14,6 +14,7 @@ use super::coroutine::{begin_coroutine, is_coroutine};
 use super::framing::IdSpec;
 use super::packet::{Body, Packet, is_unshared};
 use super::request::Request;
+use super::tracing;
 
 /// Messages that may wait for the handler of their request id.
 const EXCHANGE_QUEUE: usize = 1_024;
@@ -236,7 +237,10 @@ fn deliver(py: Python<'_>, connection: &Py<Connection>, incoming: Incoming) {
             return;
         }
         match incoming.into_packet(py, core.get()) {
-            Ok(packet) => Connection::to_inbox(connection, py, packet),
+            Ok(packet) => {
+                tracing::awaited();
+                Connection::to_inbox(connection, py, packet);
+            }
             Err(error) => Core::failed(core, py, Some(connection), None, error),
         }
         return;
@@ -360,6 +364,7 @@ fn run_message(
 ) {
     let core = &connection.get().core;
     let arguments = [connection.as_ptr(), request.as_ptr(), packet.as_ptr()];
+    tracing::called(py, "handler", handler);
     let outcome = with_current(py, core, connection, &request, || vectorcall(py, handler, &arguments));
     match outcome {
         Ok(result) if is_coroutine(&result) => {
@@ -412,6 +417,7 @@ pub fn run_plain(
     function: &Py<PyAny>,
     args: &Bound<'_, PyTuple>,
 ) {
+    tracing::called(py, "event handler", function);
     match function.bind(py).call1(args) {
         Ok(result) => {
             let result = result.unbind();
@@ -425,6 +431,7 @@ pub fn run_plain(
 
 pub fn run_session(py: Python<'_>, connection: &Py<Connection>, session: &Py<PyAny>) {
     let core = &connection.get().core;
+    tracing::called(py, "session", session);
     match vectorcall(py, session, &[connection.as_ptr()]) {
         Ok(result) if is_coroutine(&result) => {
             begin_coroutine(py, core, result, Done::Session { connection: connection.clone_ref(py) });
