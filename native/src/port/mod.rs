@@ -18,6 +18,7 @@ pub mod polling;
 pub mod queue;
 pub mod tap;
 mod waiting;
+pub mod watched;
 
 use std::io;
 use std::os::fd::RawFd;
@@ -144,6 +145,17 @@ pub trait Port: Send {
 
     /// Every counter by its name.
     fn counters(&self) -> Vec<(&'static str, u64)>;
+
+    /// The port within, for good, where this one only watches it.
+    fn unwatched(&mut self) -> Option<Box<dyn Port>> {
+        None
+    }
+}
+
+/// Whether a counter of that name counts packets that went no further.
+pub fn counts_drops(name: &str) -> bool {
+    const WORDS: [&str; 10] = ["drop", "dropped", "bad", "dry", "full", "long", "down", "lost", "invalid", "truncated"];
+    matches!(name, "connections_refused" | "requests_refused") || name.split('_').any(|word| WORDS.contains(&word))
 }
 
 /// Opens a port, and completes what its host is told by what only the open port knows.
