@@ -236,7 +236,9 @@ impl Engine {
     /// Takes a burst from one port and delivers it; how many frames there were.
     fn burst(slf: &Py<Self>, py: Python<'_>, index: usize, now: Instant, pool: &Pool, frames: &mut Vec<Slot>) -> usize {
         let inner = slf.get();
-        let got = inner.state.with(py, |state| forwarding::take(state, index, now, pool, frames, BURST));
+        let collected = inner.collect(py, index);
+        let got = collected
+            .unwrap_or_else(|| inner.state.with(py, |state| forwarding::take(state, index, now, pool, frames, BURST)));
         got + inner.deliver(slf, py, index, now, pool, frames)
     }
 
@@ -283,7 +285,9 @@ impl Engine {
             });
             match meant {
                 Meant::Nothing => {}
-                Meant::Message(connection, payload) => Connection::datagram(&connection, py, Incoming::Body(Body::Slot(payload))),
+                Meant::Message(connection, payload) => {
+                    Connection::datagram(&connection, py, Incoming::Body(Body::Slot(payload)))
+                }
                 Meant::Unreachable(connection, reason) => self.unreachable(py, &connection, reason),
                 Meant::First(endpoint, datagram) => self.first(slf, py, index, &endpoint, datagram),
             }

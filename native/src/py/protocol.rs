@@ -326,7 +326,7 @@ impl DatagramProtocol {
         match connection {
             Ok(Some(connection)) => {
                 Connection::datagram(&connection, py, Incoming::Body(Body::Bytes(data.unbind())));
-            },
+            }
             Ok(None) => {}
             Err(error) => Core::failed(&inner.core, py, None, None, error),
         }
