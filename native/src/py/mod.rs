@@ -49,6 +49,8 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<endpoint::Endpoint>()?;
     module.add_class::<engine::Engine>()?;
     module.add_class::<engine::Target>()?;
+    module.add_class::<frames::Batch>()?;
+    module.add_class::<frames::Column>()?;
     module.add_class::<frames::Frame>()?;
     module.add_class::<framing::Delimiter>()?;
     module.add_class::<framing::Field>()?;
