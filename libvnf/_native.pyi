@@ -36,7 +36,9 @@ __all__ = [
     "StreamProtocol",
     "Target",
     "attach_frames",
+    "build_frame",
     "core_distance_ns",
+    "parse_frame",
     "pass_inbox",
     "port_check",
     "port_kinds",
@@ -580,6 +582,12 @@ def relay(first: Connection, second: Connection, /) -> asyncio.Future[tuple[int,
 
 def pass_inbox(source: Connection, sink: Connection, /) -> int:
     """Queues what is unread on ``source`` on ``sink``, as it came; returns how many bytes. Raises as ``relay`` does."""
+
+def build_frame(layers: tuple[Any, ...], payload: Buffer, /) -> bytes:
+    """The bytes of layers of :mod:`libvnf.packet`, from the outside in, around ``payload``."""
+
+def parse_frame(data: Buffer, is_ip: bool, /) -> tuple[Any, ...]:
+    """The layers of a frame, or with ``is_ip`` of an IP packet, and behind them their payload."""
 
 def port_kinds() -> list[tuple[str, list[str], int]]:
     """Every kind of port: its name, its keys, and how many of the first ones need no name in the one-line form."""
