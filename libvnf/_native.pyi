@@ -38,7 +38,9 @@ __all__ = [
     "StreamProtocol",
     "Target",
     "attach_frames",
+    "build_frame",
     "core_distance_ns",
+    "parse_frame",
     "pass_inbox",
     "port_check",
     "port_kinds",
@@ -735,6 +737,11 @@ def trace_take(engine: Engine, /) -> tuple[list[dict[str, Any]], int, int]:
 
 def trace_stop(engine: Engine, /) -> None:
     """Ends the trace, if there is one: the ports are as before."""
+def build_frame(layers: tuple[Any, ...], payload: Buffer, /) -> bytes:
+    """The bytes of layers of :mod:`libvnf.packet`, from the outside in, around ``payload``."""
+
+def parse_frame(data: Buffer, is_ip: bool, /) -> tuple[Any, ...]:
+    """The layers of a frame, or with ``is_ip`` of an IP packet, and behind them their payload."""
 
 def port_kinds() -> list[tuple[str, list[str], int]]:
     """Every kind of port: its name, its keys, and how many of the first ones need no name in the one-line form."""
