@@ -125,6 +125,13 @@ impl Ring {
         unsafe { [self.base.add(at).cast().as_ref(), self.base.add(at + 8).cast().as_ref()] }
     }
 
+    /// Where the descriptor at `index` is, to ask for its cache line ahead.
+    #[inline]
+    pub fn address(&self, index: u16) -> NonNull<u8> {
+        // SAFETY: within the ring, as in `words`.
+        unsafe { self.base.add(DESCRIPTORS_AT + self.slot(index) * DESCRIPTOR_BYTES) }
+    }
+
     #[inline]
     pub fn descriptor(&self, index: u16) -> Descriptor {
         let [first, second] = self.words(index).map(|word| u64::from_le(word.load(Ordering::Relaxed)));
