@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use super::region::Region;
-use super::ring::{Descriptor, Layout, NEXT, Ring};
+use super::ring::{Descriptor, NEXT, Ring};
 use super::traffic::{Buffers, Counters, Cursor, prefetch};
 use crate::port::lent::Lent;
 
@@ -33,14 +33,15 @@ pub struct Sender {
 }
 
 impl Sender {
-    pub fn of_server(ring: Ring, regions: Vec<Arc<Region>>) -> Self {
-        let (cursor, buffers) = (Cursor::of_server(ring), Buffers::Offered { regions });
-        Self { cursor, buffers, queued_frames: 0, queued_bytes: 0 }
+    pub fn of_server(ring: Ring, regions: Arc<[Arc<Region>]>) -> Self {
+        Self::new(Cursor::of_server(ring), Buffers::Offered { regions })
     }
 
-    pub fn of_client(ring: Ring, region: Arc<Region>, layout: Layout) -> Self {
-        let cursor = Cursor::of_client(ring, true);
-        let buffers = Buffers::Own { region, first: layout.buffers_offset(true), bytes: layout.buffer_bytes };
+    pub fn of_client(ring: Ring, buffers: Buffers) -> Self {
+        Self::new(Cursor::of_client(ring, true), buffers)
+    }
+
+    fn new(cursor: Cursor, buffers: Buffers) -> Self {
         Self { cursor, buffers, queued_frames: 0, queued_bytes: 0 }
     }
 
@@ -102,7 +103,7 @@ impl Sender {
     #[inline]
     fn empty(&self, index: u16) -> Option<(Descriptor, NonNull<u8>)> {
         let slot = self.cursor.ring.slot(index);
-        let descriptor = self.buffers.own(slot).unwrap_or_else(|| self.cursor.ring.descriptor(index));
+        let descriptor = self.buffers.empty(slot).unwrap_or_else(|| self.cursor.ring.descriptor(index));
         Some((descriptor, self.buffers.locate(slot, &descriptor)?))
     }
 
