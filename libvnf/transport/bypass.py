@@ -79,6 +79,7 @@ class BypassTransport:
     def __init__(self, driver: EngineDriver, port: PortConfig) -> None:
         self.name = port.name
         self._driver, self._port = driver, port
+        self.engine: _native.Engine | None = driver.engine
         self._networks = [ipaddress.ip_interface(text).network for text in port.options.get("address", ())]
         try:
             if port.type == "queue":
@@ -136,7 +137,7 @@ class BypassTransport:
 
     def take_frames(self, connection: _native.Connection, batches: Callable[..., Any] | None) -> None:
         try:
-            _native.attach_frames(self._driver.engine, self.name, connection)
+            _native.attach_frames(self._driver.engine, self.name, connection, batches)
         except ValueError as error:
             raise ConfigError(str(error)) from None
 
