@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import random
+from collections.abc import Callable
 from typing import Any
 
 from .. import _native
@@ -114,6 +115,9 @@ class StackTransport:
             raise AddressInUse(f"{url}: {error}") from None
         await self._port.listen(EndpointURL(url.scheme, host if is_ip(host) else "", number), endpoint)
         return [str(EndpointURL(url.scheme, host or self.station.name, number))]
+
+    def take_frames(self, connection: _native.Connection, batches: Callable[..., Any] | None) -> None:
+        self._port.take_frames(connection, batches)
 
     def close_server(self, url: str, endpoint: _native.Endpoint) -> None:
         """One server less: connections are refused, datagrams of new peers dropped."""

@@ -11,9 +11,13 @@ use super::cell::GilCell;
 use super::connection::{Connection, Phase};
 use super::core::Core;
 use super::coroutine::{begin_coroutine, is_coroutine};
+use super::engine::Engine;
+use super::frames::Frame;
 use super::framing::IdSpec;
 use super::packet::{Body, Packet, is_unshared};
 use super::request::Request;
+use super::tracing;
+use crate::packet::Slot;
 
 /// Messages that may wait for the handler of their request id.
 const EXCHANGE_QUEUE: usize = 1_024;
@@ -154,9 +158,19 @@ pub fn waiting(ids: &Bound<'_, PyDict>) -> usize {
 pub enum Incoming {
     Body(Body),
     Packet(Py<Packet>),
+    /// That came by a port of that engine.
+    Frame(Py<Engine>, usize, Slot),
 }
 
 impl Incoming {
+    pub fn bytes<'a>(&'a self, py: Python<'a>) -> &'a [u8] {
+        match self {
+            Self::Body(body) => body.bytes(py),
+            Self::Packet(packet) => packet.get().bytes(py),
+            Self::Frame(_, _, slot) => slot,
+        }
+    }
+
     pub fn into_packet(self, py: Python<'_>, core: &Core) -> PyResult<Py<Packet>> {
         match self {
             Self::Packet(packet) => Ok(packet),
@@ -167,6 +181,10 @@ impl Incoming {
                 }
                 Packet::from_body(py, body)
             }
+            Self::Frame(engine, port, slot) => {
+                let frame = Frame::wrap(py, &engine, port, None, Body::Slot(slot))?;
+                Ok(frame.into_bound(py).into_super().unbind())
+            }
         }
     }
 }
@@ -174,6 +192,12 @@ impl Incoming {
 /// After the handler: the shell serves again, or its buffer counts as kept.
 pub fn retire_packet(py: Python<'_>, core: &Core, connection: &Py<Connection>, packet: Py<Packet>) {
     if is_unshared(&packet) {
+        if packet.bind(py).is_exact_instance_of::<Frame>() {
+            if let Ok(frame) = packet.into_bound(py).into_any().cast_into_exact::<Frame>() {
+                Frame::retire(frame.unbind(), py);
+            }
+            return;
+        }
         packet.get().fill(py, Body::Empty);
         let old = core.state.with(py, |state| state.shell.replace(packet));
         drop(old);
@@ -236,7 +260,10 @@ fn deliver(py: Python<'_>, connection: &Py<Connection>, incoming: Incoming) {
             return;
         }
         match incoming.into_packet(py, core.get()) {
-            Ok(packet) => Connection::to_inbox(connection, py, packet),
+            Ok(packet) => {
+                tracing::awaited();
+                Connection::to_inbox(connection, py, packet);
+            }
             Err(error) => Core::failed(core, py, Some(connection), None, error),
         }
         return;
@@ -360,6 +387,7 @@ fn run_message(
 ) {
     let core = &connection.get().core;
     let arguments = [connection.as_ptr(), request.as_ptr(), packet.as_ptr()];
+    tracing::called(py, "handler", handler);
     let outcome = with_current(py, core, connection, &request, || vectorcall(py, handler, &arguments));
     match outcome {
         Ok(result) if is_coroutine(&result) => {
@@ -412,6 +440,7 @@ pub fn run_plain(
     function: &Py<PyAny>,
     args: &Bound<'_, PyTuple>,
 ) {
+    tracing::called(py, "event handler", function);
     match function.bind(py).call1(args) {
         Ok(result) => {
             let result = result.unbind();
@@ -425,6 +454,7 @@ pub fn run_plain(
 
 pub fn run_session(py: Python<'_>, connection: &Py<Connection>, session: &Py<PyAny>) {
     let core = &connection.get().core;
+    tracing::called(py, "session", session);
     match vectorcall(py, session, &[connection.as_ptr()]) {
         Ok(result) if is_coroutine(&result) => {
             begin_coroutine(py, core, result, Done::Session { connection: connection.clone_ref(py) });
@@ -435,7 +465,7 @@ pub fn run_session(py: Python<'_>, connection: &Py<Connection>, session: &Py<PyA
 }
 
 /// Calls with borrowed arguments, so that reference counts tell afterwards who kept them.
-fn vectorcall(py: Python<'_>, function: &Py<PyAny>, arguments: &[*mut ffi::PyObject]) -> PyResult<Py<PyAny>> {
+pub fn vectorcall(py: Python<'_>, function: &Py<PyAny>, arguments: &[*mut ffi::PyObject]) -> PyResult<Py<PyAny>> {
     // SAFETY: `arguments` are live objects for the length of the call; the result is a new reference or null with an
     // exception set.
     unsafe {
