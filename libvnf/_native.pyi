@@ -508,8 +508,8 @@ def port_check(options: dict[str, Any], /) -> None:
     """Whether these options (as for ``add_port``) make a whole port; ``ValueError`` names the key that is missing."""
 
 def port_option(kind: str, key: str, value: Any, /) -> str | list[str]:
-    """The value of one key of a port of that kind: a text, or a list of them where there may be many. ``ValueError`` says what
-    is allowed, and not what was found."""
+    """The value of one key of a port of that kind: a text, or a list of them where there may be many. ``ValueError``
+    says what is allowed, and not what was found."""
 
 def run_load(options: dict[str, Any], progress: Callable[[dict[str, Any]], bool], /) -> dict[str, Any]:
     """Runs the load generator (``vnf load``) and returns its report.

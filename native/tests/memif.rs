@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use libvnf_native::packet::{Pool, PoolConfig, Slot};
+use libvnf_native::port::lent::Lent;
 use libvnf_native::port::memif::{HANDSHAKE_TIMEOUT, Memif, MemifConfig, Role};
 use libvnf_native::port::{Link, Port, Sent};
 
@@ -129,6 +130,111 @@ fn a_frame_longer_than_a_buffer_is_chained() {
         assert_eq!(receive(&mut client), [frame.clone(), b"short".to_vec()]);
     }
     assert_eq!(client.send(&[&frame, b"x"]), Sent::TooLong);
+}
+
+/// What a port lends at once, copied out.
+fn lent(port: &mut Memif, max: usize) -> Vec<Vec<u8>> {
+    let burst = port.lend(max);
+    burst
+        .iter()
+        .map(|frame| {
+            let mut copy = vec![0; frame.len()];
+            frame.copy_to(0, &mut copy);
+            copy
+        })
+        .collect()
+}
+
+#[test]
+fn what_is_lent_stays_in_the_ring_until_it_is_given_back() {
+    for turn in [false, true] {
+        let (mut server, mut client) = connected(configs(&fresh_path()));
+        let (sender, receiver) = if turn { (&mut server, &mut client) } else { (&mut client, &mut server) };
+        for number in 0..16u8 {
+            assert_eq!(sender.send(&[&[number; 60]]), Sent::Queued);
+        }
+        sender.flush();
+        assert_eq!(lent(receiver, 3), [0, 1, 2].map(|number| vec![number; 60]));
+        assert_eq!(sender.send(&[b"no room"]), Sent::Full);
+        receiver.give_back(0);
+        for _ in 0..3 {
+            assert_eq!(sender.send(&[b"room"]), Sent::Queued);
+        }
+        assert_eq!(sender.send(&[b"no room"]), Sent::Full);
+        assert_eq!(lent(receiver, 64).len(), 13);
+        receiver.give_back(2);
+        sender.flush();
+        assert_eq!(lent(receiver, 64), [b"room"; 3]);
+        receiver.give_back(0);
+        assert!(lent(receiver, 64).is_empty());
+        receiver.give_back(0);
+        assert_eq!(["rx_frames", "rx_pool_dry"].map(|name| counter(receiver, name)), [17, 2]);
+    }
+}
+
+#[test]
+fn no_more_than_a_burst_is_lent_at_once() {
+    let (server, mut client) = configs(&fresh_path());
+    client.ring_slots = 64;
+    let (mut server, mut client) = connected((server, client));
+    for number in 0..64u8 {
+        client.send(&[&[number; 60]]);
+    }
+    client.flush();
+    for first in [0, 32] {
+        assert_eq!(lent(&mut server, usize::MAX), (first..first + 32).map(|number| [number; 60]).collect::<Vec<_>>());
+        server.give_back(0);
+    }
+    assert!(lent(&mut server, 64).is_empty());
+}
+
+#[test]
+fn a_frame_goes_from_ring_to_ring_behind_a_new_head() {
+    let (mut left, mut near) = connected(configs(&fresh_path()));
+    let (mut far, mut right) = connected(configs(&fresh_path()));
+    left.send(&[b"old head", b"payload"]);
+    left.send(&[b"whole"]);
+    left.flush();
+    let burst = near.lend(32);
+    assert_eq!(far.send_lent(b"new", burst[0].skip(3)), Sent::Queued);
+    assert_eq!(far.send_lent(b"", burst[1]), Sent::Queued);
+    assert_eq!(far.send_lent(b"", burst[1].first(0)), Sent::TooLong);
+    assert_eq!(far.send_lent(&[0; 1514], burst[1]), Sent::TooLong);
+    near.give_back(0);
+    far.flush();
+    assert_eq!(receive(&mut right), [b"new headpayload".to_vec(), b"whole".to_vec()]);
+    drop(right);
+    far.service(Instant::now());
+    assert_eq!(far.send_lent(b"x", Lent::EMPTY), Sent::Down);
+}
+
+#[test]
+fn chained_frames_are_lent_whole_a_few_at_a_time() {
+    let (mut server, mut client) = configs(&fresh_path());
+    (server.mtu, client.mtu) = (9000, 9000);
+    (client.buffer_bytes, client.ring_slots) = (1024, 256);
+    let (mut server, mut client) = connected((server, client));
+    let frames: Vec<_> = (0..20u8).map(|number| vec![number; 9000]).collect();
+    for frame in &frames {
+        assert_eq!(client.send_lent(b"head", Lent::of(frame)), Sent::Queued);
+        assert_eq!(client.send(&[&[number(frame); 60]]), Sent::Queued);
+    }
+    client.flush();
+    let mut seen = Vec::new();
+    loop {
+        let burst = lent(&mut server, 32);
+        server.give_back(0);
+        if burst.is_empty() {
+            break;
+        }
+        seen.extend(burst);
+    }
+    let wanted = frames.iter().flat_map(|frame| [[b"head", &frame[..]].concat(), vec![number(frame); 60]]);
+    assert_eq!(seen, wanted.collect::<Vec<_>>());
+}
+
+fn number(frame: &[u8]) -> u8 {
+    frame[0]
 }
 
 #[test]

@@ -83,8 +83,15 @@ def test_every_counter_is_in_the_guide_and_no_other(tmp_path: Path) -> None:
     assert {name for name in told if f"`{name}`" not in text} == set()
 
 
-def test_every_option_of_a_port_is_in_the_guide() -> None:
-    assert names("ports.md", "memif") == set(PORT_KEYS["memif"])
+@pytest.mark.parametrize(
+    ("kind", "section"), [("memif", "memif"), ("af_xdp", "AF_XDP"), ("tap", "TAP and TUN"), ("pcap", "Captures")]
+)
+def test_every_option_of_a_port_is_in_the_guide(kind: str, section: str) -> None:
+    assert names("ports.md", section) | names("ports.md", "Every port") == set(PORT_KEYS[kind])
+
+
+def test_every_kind_of_port_is_in_the_guide() -> None:
+    assert set(PORT_KEYS) == {"kernel", "memif", "af_xdp", "tap", "pcap"}
 
 
 @pytest.mark.parametrize(("page", "command"), [("running.md", run), ("load.md", load)])

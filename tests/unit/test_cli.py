@@ -48,7 +48,7 @@ def vnf(tmp_path: Path, source: str | None, *options: str, spec: str = "b.py") -
             GOOD,
             "b.py",
             ["--transport", "mmif:/x"],
-            "--transport 'mmif:/x': expected kernel, memif (did you mean memif?)",
+            "--transport 'mmif:/x': expected kernel, memif, af_xdp, tap, pcap (did you mean memif?)",
         ),
         (GOOD, "b.py", ["--config", "no.toml"], "no.toml: cannot be read: No such file or directory"),
         (

@@ -121,7 +121,8 @@ def test_an_error_names_file_line_and_key(tmp_path: Path) -> None:
         ),
         ("[prot.x]\n", "vnf.toml:1: prot: unknown table: expected vnf or port (did you mean port?)"),
         ("vnf = 3", "vnf.toml:1: vnf: expected tables such as [vnf.NAME]"),
-        ("[port.d]\ntype = 'tap'", "vnf.toml:2: port.d.type: 'tap' is not supported yet: expected kernel or memif"),
+        ("[port.d]\ntype = 'tap'", "vnf.toml:1: port.d.interface: missing: the name of the network interface"),
+        ("[port.d]\ntype = 'pcap'", "vnf.toml:1: port.d.input: missing: a capture to read, to write, or both"),
         ("[port.d]\n", "vnf.toml:1: port.d.type: missing: expected one of kernel, memif, af_xdp, tap, pcap"),
         ("[port.d]\ntype='memif'", "vnf.toml:1: port.d.path: missing: the path of the memif control socket"),
         (
@@ -271,8 +272,14 @@ def test_the_one_line_form_is_the_port_table(tmp_path: Path) -> None:
     assert str(line) == "memif:/run/b.sock"
 
 
-def test_a_memif_port_is_a_server_unless_told_otherwise() -> None:
-    assert parse_transport("memif:/x", {}).options["role"] == "server"
+def test_the_first_keys_of_a_port_need_no_name_in_one_line() -> None:
+    port = parse_transport("pcap:in.pcap,out.pcap,pace=recorded", {})
+    assert dict(port.options) == {"input": "in.pcap", "output": "out.pcap", "pace": "recorded"}
+    assert str(port) == "pcap:in.pcap,out.pcap"
+    assert str(parse_transport("pcap:in.pcap,mtu=1500", {})) == "pcap:in.pcap"
+    assert dict(parse_transport("pcap:,out.pcap", {}).options) == {"input": "", "output": "out.pcap"}
+    assert parse_transport("af_xdp:eth1,queue=0,queue=1", {}).options["queue"] == ["0", "1"]
+    assert str(parse_transport("tap:vnf0", {})) == "tap:vnf0"
 
 
 def test_the_default_transport_is_the_kernel() -> None:
@@ -287,13 +294,16 @@ def test_a_transport_can_be_a_port_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("mmif:/x", "--transport 'mmif:/x': expected kernel, memif (did you mean memif?)"),
-        ("tap:vnf0", "--transport 'tap:vnf0': type: 'tap' is not supported yet: expected kernel or memif"),
+        ("mmif:/x", "--transport 'mmif:/x': expected kernel, memif, af_xdp, tap, pcap (did you mean memif?)"),
+        ("tap", "--transport 'tap': interface: missing: the name of the network interface"),
+        ("af_xdp:eth0,take=sctp:1", "--transport 'af_xdp:eth0,take=sctp:1': take: 'sctp:1': expected addresses, all, "
+         "udp:PORT or tcp:PORT"),
+        ("pcap:in,out,x", "--transport 'pcap:in,out,x': 'x' is not key=value"),
         ("memif", "--transport 'memif': path: missing: the path of the memif control socket"),
         ("memif:/x,rol=server", "--transport 'memif:/x,rol=server': rol: unknown key: memif knows path, role, id, "
-         "secret, ring_slots, buffer_bytes, mtu, mac, address, virtual, gateway, tcp_rto_ms, tcp_user_timeout_s, "
-         "tcp_handshake_timeout_s, tcp_keep_alive_s, tcp_time_wait_s, tcp_half_open, tcp_half_open_per_source, "
-         "tcp_buffer_bytes (did you mean role?)"),
+         "secret, ring_slots, buffer_bytes, queues, mtu, mac, address, virtual, gateway, tcp_rto_ms, "
+         "tcp_user_timeout_s, tcp_handshake_timeout_s, tcp_keep_alive_s, tcp_time_wait_s, tcp_half_open, "
+         "tcp_half_open_per_source, tcp_buffer_bytes (did you mean role?)"),
         ("memif:/x,role=client,role=server", "--transport 'memif:/x,role=client,role=server': role: "
          "['client', 'server']: expected one value"),
         ("memif:/x,tcp_buffer_bytes=5000", "--transport 'memif:/x,tcp_buffer_bytes=5000': tcp_buffer_bytes: '5000': "

@@ -6,12 +6,25 @@
 //!
 //! Sans-I/O; the time is an argument.
 
+pub mod edit;
+mod expiry;
+pub mod fuzzing;
 pub mod head;
+mod index;
+mod key;
+mod limit;
+mod refused;
+mod rules;
+mod search;
+mod table;
 
 use std::net::IpAddr;
 use std::time::Duration;
 
+pub use edit::Failed;
 pub use head::Head;
+pub use refused::Refused;
+pub use table::{Counters, Listed, Table};
 
 use crate::packet::ethernet::Mac;
 use crate::stack::Cidr;
@@ -31,7 +44,7 @@ pub struct Match {
     pub source: Option<Cidr>,
     pub destination: Option<Cidr>,
     pub protocol: Option<u8>,
-    /// Of TCP and UDP; an ICMP echo's identifier is the port of the side that asks. Fragments have none.
+    /// Of TCP and UDP; an ICMP query's identifier is the port of the side that asks. Fragments have none.
     pub source_port: Option<u16>,
     pub destination_port: Option<u16>,
     /// Of a GTP-U G-PDU.
@@ -45,7 +58,7 @@ pub struct Match {
 pub struct Rewrite {
     pub source_mac: Option<Mac>,
     pub destination_mac: Option<Mac>,
-    /// 0: without a tag.
+    /// 0: the outermost tag is taken off.
     pub vlan: Option<u16>,
     pub source: Option<IpAddr>,
     pub destination: Option<IpAddr>,

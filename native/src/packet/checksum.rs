@@ -45,6 +45,31 @@ impl Sum {
     }
 }
 
+/// What changed of the data under a checksum (RFC 1624 §3). Fields have an even length, and lie at even offsets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    pub old: Sum,
+    pub new: Sum,
+}
+
+impl Change {
+    /// Puts `value` where `field` was.
+    #[inline]
+    pub fn replace(&mut self, field: &mut [u8], value: &[u8]) {
+        (self.old, self.new) = (self.old.bytes(field), self.new.bytes(value));
+        field.copy_from_slice(value);
+    }
+
+    /// Brings the checksum at the beginning of `bytes` up to date: RFC 1624's equation 3, which never turns a right one
+    /// into the other form of zero.
+    #[inline]
+    pub fn apply(self, bytes: &mut [u8]) {
+        let checksum = bytes.first_chunk_mut::<2>().expect("a checksum has two bytes");
+        let new = self.new.word(!u16::from_be_bytes(*checksum)).word(self.old.finish());
+        *checksum = new.finish().to_be_bytes();
+    }
+}
+
 /// The pseudo-header of RFC 768, without the length.
 #[inline]
 pub fn pseudo_v4(source: Ipv4Addr, destination: Ipv4Addr, protocol: u8) -> Sum {

@@ -6,16 +6,12 @@
 
 use std::net::IpAddr;
 
-use super::{array, ethernet, ipv6, protocol, u16_at};
+use super::{array, ethernet, gtpu, icmp, ipv4, ipv6, protocol, tcp, u16_at, vlan};
 
-/// 802.1Q and 802.1ad tags (IEEE 802.1Q §9.6).
-pub const VLAN: u16 = 0x8100;
-pub const SERVICE_VLAN: u16 = 0x88a8;
 /// Tags that are read; a frame with more has no network header.
 const MOST_TAGS: u8 = 2;
-/// GTP-U's port and G-PDU message type (3GPP TS 29.281 §4.4.2, §6.1).
+/// GTP-U's port (3GPP TS 29.281 §4.4.2).
 pub const GTP_PORT: u16 = 2152;
-const G_PDU: u8 = 255;
 
 /// The kinds of [`Headers::kinds`].
 pub mod kind {
@@ -44,13 +40,13 @@ pub struct Headers {
     pub vlan: u16,
     pub tags: u8,
     pub protocol: u8,
-    /// Where the network header begins; 0: there is none that is known.
+    /// Where what the tags are put on begins: the network header, if its type is known. 0: it has too many tags.
     pub network: u16,
     /// Where the transport header begins; 0: none, as in all fragments but the first.
     pub transport: u16,
     /// Where the IP packet ends: what follows is padding.
     pub end: u16,
-    /// Of TCP and UDP. Of an ICMP echo, the identifier stands as the port of the side that asks.
+    /// Of TCP and UDP. Of an ICMP query, the identifier stands as the port of the side that asks.
     pub source_port: u16,
     pub destination_port: u16,
     /// Of a G-PDU.
@@ -86,23 +82,41 @@ impl Headers {
         }
     }
 
+    /// What an ICMP error says of the packet that it quotes (RFC 792, RFC 4443 §3), whose end is missing: where that
+    /// packet's headers are in `bytes`, and its ports. None: it is no such error, or too little is quoted.
+    pub fn quoted(&self, bytes: &[u8]) -> Option<Self> {
+        let error = usize::from(self.transport);
+        if !self.is(kind::ICMP) || error == 0 || !icmp::is_error(self.protocol, *bytes.get(error)?) {
+            return None;
+        }
+        let (at, end) = (error + icmp::HEADER, usize::from(self.end).min(bytes.len()));
+        let packet = bytes.get(at..end)?;
+        let mut quoted = Self { ethertype: self.ethertype, network: at as u16, end: end as u16, ..Self::default() };
+        let upper = if self.is(kind::IPV4) { quoted.ipv4(packet)?.0 } else { quoted.ipv6(packet)?.0 };
+        // A fragment but the first: nothing tells whose it is.
+        let segment = packet.get(upper?..)?.first_chunk::<8>()?;
+        quoted.transport = (at + upper?) as u16;
+        quoted.ports(segment);
+        Some(quoted)
+    }
+
     #[inline]
     fn link(&mut self, bytes: &[u8]) -> Option<()> {
         if bytes.len() < ethernet::HEADER {
             return None;
         }
         let (mut ethertype, mut at) = (u16_at(bytes, 12), ethernet::HEADER);
-        while (ethertype == VLAN || ethertype == SERVICE_VLAN) && self.tags < MOST_TAGS {
-            let tag = bytes.get(at..at + 4)?;
+        while vlan::is_tag(ethertype) && self.tags < MOST_TAGS {
+            let tag = bytes.get(at..at + vlan::TAG)?;
             if self.tags == 0 {
-                self.vlan = u16_at(tag, 0) & 0x0fff;
+                self.vlan = u16_at(tag, 0) & vlan::ID;
             }
             ethertype = u16_at(tag, 2);
             self.tags += 1;
-            at += 4;
+            at += vlan::TAG;
         }
         self.ethertype = ethertype;
-        self.network = at as u16;
+        self.network = if vlan::is_tag(ethertype) { 0 } else { at as u16 };
         Some(())
     }
 
@@ -110,98 +124,115 @@ impl Headers {
     fn network(&mut self, bytes: &[u8], len: usize) -> Option<()> {
         let at = usize::from(self.network);
         let packet = bytes.get(at..)?;
-        match self.ethertype {
-            ethernet::IPV4 => {
-                if packet.len() < 20 || packet[0] >> 4 != 4 {
-                    return None;
-                }
-                let (header, total) = (usize::from(packet[0] & 15) * 4, usize::from(u16_at(packet, 2)));
-                if header < 20 || packet.len() < header || total < header || at + total > len {
-                    return None;
-                }
-                self.kinds |= kind::IPV4;
-                self.end = (at + total) as u16;
-                self.protocol = packet[9];
-                let fragment = u16_at(packet, 6);
-                if fragment & 0x3fff != 0 {
-                    self.kinds |= kind::FRAGMENT;
-                }
-                if fragment & 0x1fff == 0 { self.transport(bytes, at + header) } else { Some(()) }
-            }
-            ethernet::IPV6 => {
-                if packet.len() < 40 || packet[0] >> 4 != 6 {
-                    return None;
-                }
-                let end = at + 40 + usize::from(u16_at(packet, 4));
-                if end > len {
-                    return None;
-                }
-                self.kinds |= kind::IPV6;
-                self.end = end as u16;
-                let (next, offset, fragment) = ipv6::skip_extensions(packet)?;
-                self.protocol = next;
-                if fragment.is_some() {
-                    self.kinds |= kind::FRAGMENT;
-                }
-                if fragment.unwrap_or(0) == 0 { self.transport(bytes, at + offset) } else { Some(()) }
-            }
+        let (upper, stated) = match self.ethertype {
+            ethernet::IPV4 => self.ipv4(packet)?,
+            ethernet::IPV6 => self.ipv6(packet)?,
             ethernet::ARP => {
                 self.kinds |= kind::ARP;
-                Some(())
+                return Some(());
             }
-            _ => {
-                self.network = if self.ethertype == VLAN || self.ethertype == SERVICE_VLAN { 0 } else { self.network };
-                Some(())
-            }
+            _ => return Some(()),
+        };
+        let end = at + stated;
+        if end > len || upper.is_some_and(|upper| upper > stated) {
+            return None;
         }
+        // No port carries frames that long.
+        self.end = u16::try_from(end).ok()?;
+        upper.map_or(Some(()), |upper| self.transport(bytes, at + upper))
+    }
+
+    /// Where the transport header begins, unless this is a later fragment, and the length that the packet states.
+    #[inline]
+    fn ipv4(&mut self, packet: &[u8]) -> Option<(Option<usize>, usize)> {
+        if packet.len() < ipv4::HEADER || packet[0] >> 4 != 4 {
+            return None;
+        }
+        let (header, total) = (usize::from(packet[0] & 15) * 4, usize::from(u16_at(packet, 2)));
+        if header < ipv4::HEADER || header > packet.len().min(total) {
+            return None;
+        }
+        self.kinds |= kind::IPV4;
+        self.protocol = packet[9];
+        let fragment = u16_at(packet, 6);
+        if fragment & 0x3fff != 0 {
+            self.kinds |= kind::FRAGMENT;
+        }
+        Some(((fragment & 0x1fff == 0).then_some(header), total))
+    }
+
+    /// The same. Jumbograms (RFC 2675) are not known.
+    #[inline]
+    fn ipv6(&mut self, packet: &[u8]) -> Option<(Option<usize>, usize)> {
+        if packet.len() < ipv6::HEADER || packet[0] >> 4 != 6 {
+            return None;
+        }
+        self.kinds |= kind::IPV6;
+        let (next, offset, fragment) = ipv6::skip_extensions(packet)?;
+        self.protocol = next;
+        if fragment.is_some() {
+            self.kinds |= kind::FRAGMENT;
+        }
+        Some(((fragment.unwrap_or(0) == 0).then_some(offset), ipv6::HEADER + usize::from(u16_at(packet, 4))))
     }
 
     #[inline]
     fn transport(&mut self, bytes: &[u8], at: usize) -> Option<()> {
-        let end = usize::from(self.end);
-        let least = match self.protocol {
-            protocol::TCP => 20,
-            protocol::UDP | protocol::ICMP | protocol::ICMPV6 => 8,
-            _ => {
-                self.transport = at as u16;
-                return Some(());
-            }
-        };
-        if at + least > end || at + least > bytes.len() {
-            return None;
-        }
+        let end = usize::from(self.end).min(bytes.len());
+        let least = if self.protocol == protocol::TCP { tcp::HEADER } else { 8 };
+        let segment = bytes.get(at..end)?;
         self.transport = at as u16;
+        match segment.first_chunk::<8>() {
+            Some(first) if segment.len() >= least => {
+                self.ports(first);
+                if self.is(kind::UDP) {
+                    self.gtp(&segment[8..]);
+                }
+                Some(())
+            }
+            // Too short for ports: right only for what has none.
+            _ => (!self.has_known_header()).then_some(()),
+        }
+    }
+
+    /// Is the protocol one whose header is read?
+    #[inline]
+    fn has_known_header(&self) -> bool {
         match self.protocol {
+            protocol::TCP | protocol::UDP => true,
+            protocol::ICMP => self.is(kind::IPV4),
+            protocol::ICMPV6 => self.is(kind::IPV6),
+            _ => false,
+        }
+    }
+
+    /// Reads the first bytes of the transport header.
+    #[inline]
+    fn ports(&mut self, segment: &[u8; 8]) {
+        match self.protocol {
+            _ if !self.has_known_header() => {}
             protocol::ICMP | protocol::ICMPV6 => {
                 self.kinds |= kind::ICMP;
-                // Echo request and reply: RFC 792, RFC 4443 §4.
-                match (self.protocol, bytes[at]) {
-                    (protocol::ICMP, 8) | (protocol::ICMPV6, 128) => self.source_port = u16_at(bytes, at + 4),
-                    (protocol::ICMP, 0) | (protocol::ICMPV6, 129) => self.destination_port = u16_at(bytes, at + 4),
-                    _ => {}
+                match icmp::asks(self.protocol, segment[0]) {
+                    Some(true) => self.source_port = u16_at(segment, 4),
+                    Some(false) => self.destination_port = u16_at(segment, 4),
+                    None => {}
                 }
             }
             transport => {
-                (self.source_port, self.destination_port) = (u16_at(bytes, at), u16_at(bytes, at + 2));
-                if transport == protocol::TCP {
-                    self.kinds |= kind::TCP;
-                } else {
-                    self.kinds |= kind::UDP;
-                    self.gtp(bytes, at + 8);
-                }
+                (self.source_port, self.destination_port) = (u16_at(segment, 0), u16_at(segment, 2));
+                self.kinds |= if transport == protocol::TCP { kind::TCP } else { kind::UDP };
             }
         }
-        Some(())
     }
 
     /// 3GPP TS 29.281 §5.1: version 1, protocol type GTP, and the message type of user data.
     #[inline]
-    fn gtp(&mut self, bytes: &[u8], at: usize) {
+    fn gtp(&mut self, message: &[u8]) {
         if self.destination_port == GTP_PORT
-            && at + 8 <= usize::from(self.end)
-            && let Some(header) = bytes.get(at..at + 8)
-            && header[0] >> 4 == 0b0011
-            && header[1] == G_PDU
+            && let Some(header) = message.first_chunk::<{ gtpu::HEADER }>()
+            && header[0] & 0xf0 == gtpu::VERSION
+            && header[1] == gtpu::G_PDU
         {
             self.kinds |= kind::GTPU;
             self.teid = u32::from_be_bytes(array(header, 4));

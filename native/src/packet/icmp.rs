@@ -3,6 +3,7 @@
 //! ICMPv6's checksum covers a pseudo-header, ICMP's does not: its `pseudo` is [`Sum::ZERO`].
 
 use super::checksum::Sum;
+use super::protocol::{ICMP, ICMPV6};
 use super::{Malformed, array};
 
 pub const HEADER: usize = 8;
@@ -12,6 +13,8 @@ pub mod v4 {
     pub const ECHO_REPLY: u8 = 0;
     pub const UNREACHABLE: u8 = 3;
     pub const ECHO_REQUEST: u8 = 8;
+    pub const TIMESTAMP_REQUEST: u8 = 13;
+    pub const TIMESTAMP_REPLY: u8 = 14;
     pub const TIME_EXCEEDED: u8 = 11;
     pub const PARAMETER_PROBLEM: u8 = 12;
     /// Codes of `UNREACHABLE`.
@@ -34,6 +37,28 @@ pub mod v6 {
     pub const PORT: u8 = 4;
     /// Code of `PARAMETER_PROBLEM`.
     pub const UNRECOGNIZED_NEXT_HEADER: u8 = 1;
+}
+
+/// A query has an identifier in its fifth and sixth byte, by which one that asks knows its answers (RFC 5508 §3): echo and
+/// timestamp. Does a message of that type ask? None: it is no query.
+#[inline]
+pub fn asks(protocol: u8, kind: u8) -> Option<bool> {
+    match (protocol, kind) {
+        (ICMP, v4::ECHO_REQUEST | v4::TIMESTAMP_REQUEST) | (ICMPV6, v6::ECHO_REQUEST) => Some(true),
+        (ICMP, v4::ECHO_REPLY | v4::TIMESTAMP_REPLY) | (ICMPV6, v6::ECHO_REPLY) => Some(false),
+        _ => None,
+    }
+}
+
+/// Does a message of that type quote the packet that it is about? Source quench and redirect, which do, are not meant for
+/// who sent that (RFC 6633, RFC 1812 §5.2.7.2).
+#[inline]
+pub fn is_error(protocol: u8, kind: u8) -> bool {
+    match protocol {
+        ICMP => matches!(kind, v4::UNREACHABLE | v4::TIME_EXCEEDED | v4::PARAMETER_PROBLEM),
+        ICMPV6 => (v6::UNREACHABLE..=v6::PARAMETER_PROBLEM).contains(&kind),
+        _ => false,
+    }
 }
 
 #[derive(Clone, Copy, Debug)]

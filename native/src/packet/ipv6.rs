@@ -138,6 +138,30 @@ pub fn skip_extensions(packet: &[u8]) -> Option<(u8, usize, Option<usize>)> {
     fragment.map(|_| (header, at, fragment))
 }
 
+/// Is a source route on its way? Then the header's destination is not the last one (RFC 8200 §4.4).
+pub fn has_segments_left(packet: &[u8]) -> bool {
+    let (mut header, mut at) = (packet[6], HEADER);
+    for _ in 0..=MAX_EXTENSIONS {
+        let Some(&[next, units, _, segments_left]) = packet.get(at..).and_then(|rest| rest.first_chunk()) else {
+            return false;
+        };
+        at += match header {
+            ROUTING if segments_left != 0 => return true,
+            HOP_BY_HOP | DESTINATION_OPTIONS | ROUTING => 8 + usize::from(units) * 8,
+            FRAGMENT => FRAGMENT_HEADER,
+            _ => return false,
+        };
+        header = next;
+    }
+    false
+}
+
+/// `class` is DSCP and ECN (RFC 8200 §7).
+pub fn set_traffic_class(packet: &mut [u8], class: u8) {
+    packet[0] = packet[0] & 0xf0 | class >> 4;
+    packet[1] = class << 4 | packet[1] & 0x0f;
+}
+
 /// The extension header at `at`, whose second byte counts its 8-byte units after the first.
 fn extension(bytes: &[u8], at: usize) -> Result<&[u8], Malformed> {
     let units = *bytes.get(at + 1).ok_or(Malformed::Truncated)?;

@@ -6,6 +6,7 @@
 pub mod arp;
 pub mod checksum;
 pub mod ethernet;
+pub mod gtpu;
 pub mod headers;
 pub mod icmp;
 pub mod ipv4;
@@ -15,6 +16,7 @@ pub mod pool;
 pub mod prefetch;
 pub mod tcp;
 pub mod udp;
+pub mod vlan;
 
 pub use pool::{Pool, PoolConfig, Slot};
 
@@ -23,8 +25,10 @@ pub mod protocol {
     pub const ICMP: u8 = 1;
     pub const TCP: u8 = 6;
     pub const UDP: u8 = 17;
+    pub const DCCP: u8 = 33;
     pub const ICMPV6: u8 = 58;
     pub const NO_NEXT_HEADER: u8 = 59;
+    pub const UDP_LITE: u8 = 136;
 }
 
 /// Why bytes are not the header they should be.
@@ -40,10 +44,12 @@ pub enum Malformed {
 }
 
 /// The `N` bytes at `at`. The caller's `new_checked` has proved that they are there.
+#[inline]
 pub(crate) fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     *bytes[at..].first_chunk().expect("new_checked has proved the length")
 }
 
+#[inline]
 pub(crate) fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes(array(bytes, at))
 }

@@ -79,7 +79,7 @@ pub trait Port: Send {
     }
 
     /// Copies up to `max` waiting frames, each once, into slots of `pool` and appends them to `frames`; returns how
-    /// many were taken from the ring, dropped ones (dry pool, invalid descriptor) included.
+    /// many there were, those dropped for want of a slot included.
     fn receive(&mut self, pool: &Pool, frames: &mut Vec<Slot>, max: usize) -> usize {
         let (mut taken, mut dry) = (0, 0);
         let burst = self.lend(max);

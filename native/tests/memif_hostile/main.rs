@@ -118,7 +118,7 @@ fn a_mapped_region_cannot_be_truncated_under_us() {
     };
     assert_eq!(punched, 0);
     puppet.publish(0, &[good()]);
-    assert_eq!(receive(&mut server), (1, 1));
+    assert_eq!(receive(&mut server), 1);
 }
 
 #[test]
@@ -162,7 +162,7 @@ fn an_index_that_jumps_ends_the_connection_with_a_reason() {
         let puppet = Puppet::connected(&mut server);
         puppet.outgoing.store(Index::Head, jump);
         assert!(!server.arm(), "there is something to do");
-        assert_eq!(receive(&mut server), (0, 0));
+        assert_eq!(receive(&mut server), 0);
         assert!(puppet.farewell().contains("more than 8 slots"));
         assert!(down(&server).contains("ring Head"), "{}", down(&server));
 
@@ -189,10 +189,10 @@ fn bad_descriptors_are_counted_and_good_ones_between_them_pass() {
         Descriptor { length: u32::MAX, ..good() },
     ];
     puppet.publish(0, &bad);
-    assert_eq!((receive(&mut server), counter(&server, "rx_bad_descriptor")), ((0, 6), 6));
+    assert_eq!((receive(&mut server), counter(&server, "rx_bad_descriptor")), (0, 6));
     let mixed = [good(), bad[0], Descriptor { offset: end - 60, ..good() }, Descriptor { length: 1519, ..good() }];
     puppet.publish(6, &mixed);
-    assert_eq!(receive(&mut server), (2, 4));
+    assert_eq!(receive(&mut server), 2);
     assert_eq!((counter(&server, "rx_bad_descriptor"), counter(&server, "rx_too_long")), (7, 1));
     assert_eq!((puppet.outgoing.load(Index::Tail), server.link()), (10, Link::Up));
 }
@@ -204,11 +204,11 @@ fn chains_without_end_or_with_a_lie_in_them_are_dropped_whole() {
     let puppet = Puppet::connected(&mut server);
     let chained = Descriptor { flags: NEXT, ..good() };
     puppet.publish(0, &[chained; SLOTS as usize]);
-    assert_eq!((receive(&mut server), counter(&server, "rx_bad_chain")), ((0, 1), 1));
+    assert_eq!((receive(&mut server), counter(&server, "rx_bad_chain")), (0, 1));
     puppet.publish(8, &[chained, Descriptor { length: 0, ..chained }, good(), good()]);
-    assert_eq!((receive(&mut server), counter(&server, "rx_bad_chain")), ((1, 2), 2));
+    assert_eq!((receive(&mut server), counter(&server, "rx_bad_chain")), (1, 2));
     puppet.publish(12, &[Descriptor { length: 1500, ..chained }, good(), chained, chained, good()]);
-    assert_eq!((receive(&mut server), counter(&server, "rx_too_long")), ((1, 2), 1));
+    assert_eq!((receive(&mut server), counter(&server, "rx_too_long")), (1, 1));
     assert_eq!((counter(&server, "rx_bytes"), puppet.outgoing.load(Index::Tail)), (60 + 180, 17));
     // A flag that its writer forgets to clear (DPDK 22.11) is cleared for it.
     assert_eq!(puppet.outgoing.descriptor(14).flags, 0);
@@ -287,7 +287,7 @@ fn wake_ups_come_through_an_eventfd_that_is_never_read_and_may_block() {
         server.disarm();
         assert!(!puppet.outgoing.wants_kick());
         server.service(Instant::now());
-        assert_eq!(receive(&mut server), (1, 1));
+        assert_eq!(receive(&mut server), 1);
     }
 }
 
@@ -359,10 +359,10 @@ fn a_client_survives_a_server_that_lies_about_frames() {
             incoming.set_descriptor(index, Descriptor { length, ..offered });
         }
         incoming.store(Index::Tail, 4);
-        assert_eq!((receive(&mut client), counter(&client, "rx_bad_descriptor")), ((1, 4), 3));
+        assert_eq!((receive(&mut client), counter(&client, "rx_bad_descriptor")), (1, 3));
         assert_eq!((incoming.load(Index::Head), incoming.descriptor(0)), (SLOTS + 4, offered));
         incoming.store(Index::Tail, 4 + SLOTS + 1);
-        assert_eq!(receive(&mut client), (0, 0));
+        assert_eq!(receive(&mut client), 0);
         assert!(down(&client).contains("ring Tail at 13"), "{}", down(&client));
         assert!(matches!(socket.heard(), Some(Message::Disconnect { .. })));
         assert!(client.deadline().is_some(), "it will connect again");

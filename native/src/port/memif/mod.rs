@@ -1,15 +1,17 @@
 //! memif: Ethernet frames through shared memory. Both roles, against a peer that may do anything.
 //!
 //! From the bottom up: [`control`] (messages), [`region`] and [`ring`] (shared memory), [`handshake`] (the control
-//! channel's state machines), [`kick`] (waking the peer), `socket` (the control channel's descriptors), [`traffic`]
-//! (frames), and here the port that owns them. A peer's mistake ends its connection with a reason, never the port: a
+//! channel's state machines), [`kick`] (waking the peer), `socket` (the control channel's descriptors), [`traffic`],
+//! [`receiver`] and [`sender`] (frames), and here the port that owns them. A peer's mistake ends its connection with a reason, never the port: a
 //! server then waits for the next client, a client connects again, for ever.
 
 pub mod control;
 pub mod handshake;
 pub mod kick;
+pub mod receiver;
 pub mod region;
 pub mod ring;
+pub mod sender;
 mod socket;
 pub mod traffic;
 
@@ -22,13 +24,14 @@ use std::time::{Duration, Instant};
 use self::control::{Message, SECRET_BYTES};
 use self::handshake::{Attach, Effect, End, Step};
 use self::kick::Kicker;
+use self::receiver::Receiver;
 use self::region::{Region, prove_eventfd};
 use self::ring::{COOKIE, Layout, MAX_LOG2_SLOTS, Ring};
+use self::sender::{Outcome, Sender};
 use self::socket::{Control, Epoll, Incoming, Listener};
-use self::traffic::{Counters, Outcome, Receiver, Sender};
-use super::lent::Burst;
+use self::traffic::Counters;
+use super::lent::{Burst, Lent};
 use super::{HEADER_BYTES, Link, Port, Sent};
-use crate::packet::{Pool, Slot};
 
 /// From accepting or connecting to CONNECTED.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -480,6 +483,34 @@ impl HalfOpen {
 }
 
 impl Memif {
+    fn queue(&mut self, parts: &[Lent<'_>]) -> Sent {
+        let Some(peer) = &mut self.peer else {
+            self.counters.tx_down += 1;
+            return Sent::Down;
+        };
+        let total = parts.iter().map(|part| part.len()).sum();
+        if total == 0 || total > self.config.mtu + HEADER_BYTES {
+            self.counters.tx_too_long += 1;
+            return Sent::TooLong;
+        }
+        match peer.sender.send(parts, total) {
+            Ok(Outcome::Queued) => Sent::Queued,
+            Ok(Outcome::Full) => {
+                self.counters.tx_full += 1;
+                Sent::Full
+            }
+            Ok(Outcome::TooLong) => {
+                self.counters.tx_too_long += 1;
+                Sent::TooLong
+            }
+            Err(reason) => {
+                self.hang_up(End::Refused(reason), Instant::now());
+                self.counters.tx_down += 1;
+                Sent::Down
+            }
+        }
+    }
+
     fn kick(&mut self) {
         let Some(peer) = &self.peer else { return };
         if self.kicker.kick(&peer.send_eventfd) {
@@ -525,49 +556,33 @@ impl Port for Memif {
         self.half_open.iter().map(|half| half.deadline).chain(self.retry_at).min()
     }
 
-    fn receive(&mut self, pool: &Pool, frames: &mut Vec<Slot>, max: usize) -> usize {
-        let Some(peer) = &mut self.peer else { return 0 };
-        match peer.receiver.receive(pool, frames, max, &mut self.counters) {
-            Ok(taken) => taken,
-            Err(reason) => {
-                self.hang_up(End::Refused(reason), Instant::now());
-                0
-            }
+    fn lend(&mut self, max: usize) -> Burst<'_> {
+        let Some(peer) = &mut self.peer else { return Burst::EMPTY };
+        if let Err(reason) = peer.receiver.refresh(max) {
+            self.hang_up(End::Refused(reason), Instant::now());
+            return Burst::EMPTY;
         }
+        self.peer.as_mut().map_or(Burst::EMPTY, |peer| peer.receiver.lend(max, &mut self.counters))
     }
 
-    fn lend(&mut self, _max: usize) -> Burst<'_> {
-        Burst::EMPTY
+    fn give_back(&mut self, dropped: usize) {
+        if let Some(peer) = &mut self.peer {
+            peer.receiver.give_back();
+        }
+        self.counters.rx_frames -= dropped as u64;
+        self.counters.rx_pool_dry += dropped as u64;
     }
-
-    fn give_back(&mut self, _dropped: usize) {}
 
     fn send(&mut self, parts: &[&[u8]]) -> Sent {
-        let Some(peer) = &mut self.peer else {
-            self.counters.tx_down += 1;
-            return Sent::Down;
-        };
-        let total = parts.iter().map(|part| part.len()).sum();
-        if total == 0 || total > self.config.mtu + HEADER_BYTES {
-            self.counters.tx_too_long += 1;
-            return Sent::TooLong;
+        match *parts {
+            [one] => self.queue(&[Lent::of(one)]),
+            [one, two] => self.queue(&[Lent::of(one), Lent::of(two)]),
+            _ => self.queue(&parts.iter().map(|part| Lent::of(part)).collect::<Vec<_>>()),
         }
-        match peer.sender.send(parts, total) {
-            Ok(Outcome::Queued) => Sent::Queued,
-            Ok(Outcome::Full) => {
-                self.counters.tx_full += 1;
-                Sent::Full
-            }
-            Ok(Outcome::TooLong) => {
-                self.counters.tx_too_long += 1;
-                Sent::TooLong
-            }
-            Err(reason) => {
-                self.hang_up(End::Refused(reason), Instant::now());
-                self.counters.tx_down += 1;
-                Sent::Down
-            }
-        }
+    }
+
+    fn send_lent(&mut self, head: &[u8], rest: Lent<'_>) -> Sent {
+        self.queue(&[Lent::of(head), rest])
     }
 
     fn room(&mut self) -> usize {
