@@ -15,6 +15,7 @@ NATIVE = {
     "libvnf.connection": "Connection is the Python half of a native class",
     "libvnf.request": "Request is the Python half of a native class",
     "libvnf.client": "requests and replies are matched natively",
+    "libvnf.frames": "a port's handler is a native Connection that stands for the port",
     "libvnf.server": "a server is a native Endpoint with the author's handlers",
     "libvnf.vnf": "owns the Core that everything of one VNF hangs on",
     "libvnf.transport.": "feeds the native protocols, or opens native ports",
@@ -29,8 +30,9 @@ LAYERS = (
     ("transport",),
     ("connection", "request"),
     ("client", "flows", "server", "state"),
+    ("frames",),
     ("cluster", "plugin"),
-    ("runtime", "vnf"),
+    ("control", "runtime", "vnf"),
     ("api", "testing"),
     ("cli", "__main__"),
 )
@@ -168,7 +170,7 @@ def in_rust(path: Path, *places: str) -> bool:
 
 def product(path: Path) -> str:
     """The source of ``path`` without its tests: nothing, when it is made for tests and fuzzing alone."""
-    if path.stem in {"tests", "fuzzing"} or "tests" in path.parts:
+    if {"tests", "fuzzing"} & {path.stem, *path.parts}:
         return ""
     return RUST[path].split("#[cfg(test)]\nmod ", 1)[0]
 
