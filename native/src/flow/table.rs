@@ -357,7 +357,7 @@ impl Table {
 
     fn tag(&self, tuple: usize, narrow: &[u64; NARROW], more: &[u64; MORE]) -> Tag {
         let is_narrow = self.tuples[tuple].as_ref().is_none_or(|tuple| tuple.is_narrow);
-        if is_narrow { tag(&self.seed, narrow, &[]) } else { tag(&self.seed, narrow, more) }
+        tag(&self.seed, narrow, (!is_narrow).then_some(more))
     }
 
     /// A place for a rule that is not there yet, under its key.

@@ -5,8 +5,8 @@ use std::ptr::NonNull;
 
 const LINE: usize = 64;
 
-/// Asks for the cache lines of `length` bytes at `address`, to be written or only read.
-#[inline]
+/// Asks for the cache lines of `length` bytes from the one of `address` on, to be written or only read.
+#[inline(always)]
 pub fn prefetch(address: NonNull<u8>, length: usize, to_write: bool) {
     #[cfg(target_arch = "x86_64")]
     for line in (0..length).step_by(LINE) {
