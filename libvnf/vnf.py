@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -403,6 +404,15 @@ class VNF:
             }
         )
         return counters
+
+    def ports(self) -> dict[str, Any]:
+        """What ``vnf ports`` shows: each port with its ``counters``, the ``core`` counters, and when that was."""
+        told = []
+        for transport in self._transports + self._unix:
+            found = transport.statistics()
+            port = found if "counters" in found else {"type": "kernel", "counters": found}
+            told.append({**port, "name": transport.name, "place": transport.describe()})
+        return {"ports": told, "core": self.core.statistics(), "at_s": time.monotonic()}
 
     def run(self) -> None:
         """At the end of a file: ``python b.py`` is then ``vnf run b.py``, with the same options."""

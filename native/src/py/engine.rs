@@ -21,10 +21,10 @@ use super::forwarding;
 use super::frames::{self, Frame};
 use super::opened::Open;
 use super::packet::Body;
-use super::polling::Polling;
 use super::ports;
 use crate::packet::{Pool, Slot};
 use crate::port::Link;
+use crate::port::polling::{self, Polling};
 use crate::port::queue::{Queue, QueuePort};
 use crate::stack::{BindError, Datagram, Input, To, Unreachable};
 
@@ -34,8 +34,6 @@ const BURST: usize = 32;
 const HAND_OVER: usize = 8;
 /// How long a turn may take before the loop's timers and tasks get their chance.
 const SLICE: Duration = Duration::from_micros(50);
-/// The longest silence that is polled through.
-const POLL: Duration = Duration::from_micros(100);
 /// A shorter sleep is not worth a timer.
 const SHORTEST: Duration = Duration::from_micros(100);
 /// Batches of a turn whose clock stands still meanwhile.
@@ -353,7 +351,7 @@ impl Engine {
                     frames: Vec::with_capacity(2 * BURST),
                     shell: None,
                     scratch: Vec::new(),
-                    polling: Polling::new(POLL, base),
+                    polling: Polling::new(polling::LONGEST, base),
                     armed: false,
                     in_turn: false,
                     pending: false,

@@ -4,7 +4,7 @@
 //! * `connection`, `life`, `inbound`, `outbound` — one connection; `wire` — what is under it.
 //! * `request`, `packet`, `framing`, `client` — the values that handlers get and give.
 //! * `sockets`, `stream`, `datagrams` — kernel sockets; `protocol` — the way in from asyncio transports; `engine`, `opened`,
-//!   `flows`, `tcp`, `ports`, `polling` — from bypass ports.
+//!   `flows`, `tcp`, `ports` — from bypass ports.
 //! * `splice_relay` — two connections joined; `splicer`, `loader` — faces of `crate::splice` and `crate::load`.
 
 mod cell;
@@ -26,7 +26,6 @@ mod loader;
 mod opened;
 mod outbound;
 mod packet;
-mod polling;
 mod ports;
 mod protocol;
 mod request;
