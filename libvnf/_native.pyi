@@ -40,7 +40,9 @@ __all__ = [
     "StreamProtocol",
     "Target",
     "attach_frames",
+    "build_frame",
     "core_distance_ns",
+    "parse_frame",
     "pass_inbox",
     "port_check",
     "port_kinds",
@@ -506,6 +508,30 @@ def relay(first: Connection, second: Connection, /) -> asyncio.Future[tuple[int,
 
 def pass_inbox(source: Connection, sink: Connection, /) -> int:
     """Queues what is unread on ``source`` on ``sink``, as it came; returns how many bytes. Raises as ``relay`` does."""
+
+def counts_drops(name: str, /) -> bool:
+    """Whether a counter of that name counts packets that went no further."""
+
+def trace_start(engine: Engine, count: int, options: dict[str, Any], /) -> None:
+    """Traces the next ``count`` (at most 10,000) frames that match: port (its name), vlan, kind (``udp``, ``gtpu`` …),
+    protocol, ip and number (address or network, port number: of either side), src_ip, dst_ip, src_port, dst_port, teid,
+    dropped (only those that something dropped). While it lasts frames are dealt with one by one. ``ValueError`` for what
+    cannot be matched, ``RuntimeError`` while another trace runs."""
+
+def trace_take(engine: Engine, /) -> tuple[list[dict[str, Any]], int, int]:
+    """What was traced since, how many more are wanted, and how many frames came through at all.
+
+    Each: at_s (since 1970), ns (from the ring until all that followed was done), frame and out (port, bytes, header
+    fields; of out also what ``became`` of it), notes (who dealt with it), counters (those that rose, by port; the VNF's
+    own under "")."""
+
+def trace_stop(engine: Engine, /) -> None:
+    """Ends the trace, if there is one: the ports are as before."""
+def build_frame(layers: tuple[Any, ...], payload: Buffer, /) -> bytes:
+    """The bytes of layers of :mod:`libvnf.packet`, from the outside in, around ``payload``."""
+
+def parse_frame(data: Buffer, is_ip: bool, /) -> tuple[Any, ...]:
+    """The layers of a frame, or with ``is_ip`` of an IP packet, and behind them their payload."""
 
 def port_kinds() -> list[tuple[str, list[str], int]]:
     """Every kind of port: its name, its keys, and how many of the first ones need no name in the one-line form."""

@@ -79,6 +79,7 @@ class BypassTransport:
     def __init__(self, driver: EngineDriver, port: PortConfig) -> None:
         self.name = port.name
         self._driver, self._port = driver, port
+        self.engine: _native.Engine | None = driver.engine
         self._networks = [ipaddress.ip_interface(text).network for text in port.options.get("address", ())]
         try:
             if port.type == "queue":

@@ -22,6 +22,7 @@ use super::frames::{self, Frame};
 use super::opened::Open;
 use super::packet::Body;
 use super::ports;
+use super::tracing::{self, Trace};
 use crate::packet::{Pool, Slot};
 use crate::port::Link;
 use crate::port::polling::{self, Polling};
@@ -54,6 +55,7 @@ pub struct State {
     pub in_turn: bool,
     /// A host has something to tell, without a frame.
     pub pending: bool,
+    pub trace: Option<Box<Trace>>,
     sleep: Sleep,
 }
 
@@ -236,10 +238,13 @@ impl Engine {
     /// Takes a burst from one port and delivers it; how many frames there were.
     fn burst(slf: &Py<Self>, py: Python<'_>, index: usize, now: Instant, pool: &Pool, frames: &mut Vec<Slot>) -> usize {
         let inner = slf.get();
+        let traced = tracing::before(inner, py);
         let collected = inner.collect(py, index).or_else(|| inner.take_burst(py, index, frames));
         let got = collected
             .unwrap_or_else(|| inner.state.with(py, |state| forwarding::take(state, index, now, pool, frames, BURST)));
-        got + inner.deliver(slf, py, index, now, pool, frames)
+        let got = got + inner.deliver(slf, py, index, now, pool, frames);
+        tracing::after(inner, py, traced);
+        got
     }
 
     /// What frames mean, to flows and listeners; how many events of TCP there were among it.
@@ -358,6 +363,7 @@ impl Engine {
                     armed: false,
                     in_turn: false,
                     pending: false,
+                    trace: None,
                     sleep: Sleep::No,
                 }),
                 core: core.clone_ref(py),
@@ -529,7 +535,9 @@ impl Engine {
                 got += inner.service(py, now);
             }
             if got == 0 {
-                let until = inner.state.with(py, |state| state.polling.until(now, begin + SLICE));
+                let until = inner
+                    .state
+                    .with(py, |state| state.polling.until(now, begin + SLICE).filter(|_| state.trace.is_none()));
                 let found = until.filter(|_| polls).and_then(|until| inner.spin(py, until, &pool, &mut frames));
                 now = inner.now(py);
                 let Some(index) = found else {

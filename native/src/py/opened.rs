@@ -188,8 +188,12 @@ impl Open {
             link: self.port.link(),
             mac: self.config.mac,
             addresses: addresses.iter().map(|cidr| format!("{}/{}", cidr.address, cidr.prefix)).collect(),
-            counters: self.port.counters().into_iter().chain(self.host.counters()).collect(),
+            counters: self.counters(),
         }
+    }
+
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.port.counters().into_iter().chain(self.host.counters()).collect()
     }
 
     pub fn traverse(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {

@@ -340,7 +340,9 @@ impl Port for Pcap {
             return Sent::Full;
         }
         if output.is_pcapng {
-            write::packet(&mut output.records, 0, since_1970(), Direction::Out, parts);
+            write::packet(&mut output.records, 0, since_1970(), Direction::Out, len, |to| {
+                parts.iter().for_each(|part| to.extend_from_slice(part));
+            });
         } else {
             write::pcap_record(&mut output.records, since_1970(), parts);
         }

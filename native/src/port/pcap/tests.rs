@@ -131,7 +131,7 @@ fn what_is_written_is_read_back() {
     let mut pcapng = Vec::new();
     write::section(&mut pcapng);
     write::interface(&mut pcapng, "port0");
-    write::packet(&mut pcapng, 0, at, Direction::In, &[b"a", b"", b"bcde"]);
+    write::packet(&mut pcapng, 0, at, Direction::In, 5, |to| to.extend_from_slice(b"abcde"));
     write::statistics(&mut pcapng, 0, at, 1, 2);
     let mut pcap = write::pcap_header().to_vec();
     write::pcap_record(&mut pcap, at, &[b"a", b"bcde"]);

@@ -78,14 +78,21 @@ pub fn interface(to: &mut Vec<u8>, name: &str) {
     });
 }
 
-pub fn packet(to: &mut Vec<u8>, interface: u32, at: Duration, direction: Direction, parts: &[&[u8]]) {
-    let len = parts.iter().map(|part| part.len()).sum::<usize>();
+/// A frame of `len` bytes, which `write` appends.
+pub fn packet(
+    to: &mut Vec<u8>,
+    interface: u32,
+    at: Duration,
+    direction: Direction,
+    len: usize,
+    write: impl FnOnce(&mut Vec<u8>),
+) {
     let nanoseconds = at.as_nanos() as u64;
     block(to, 6, |to| {
         for field in [interface, (nanoseconds >> 32) as u32, nanoseconds as u32, len as u32, len as u32] {
             to.extend_from_slice(&field.to_le_bytes());
         }
-        parts.iter().for_each(|part| to.extend_from_slice(part));
+        write(to);
         pad(to, len);
         option(to, 2, &(direction as u32).to_le_bytes());
         option(to, 0, &[]);
