@@ -23,6 +23,7 @@ from .control import Control, Question
 from .errors import ConfigError, VNFError
 
 if TYPE_CHECKING:
+    from .frames import Frames
     from .server import Server
     from .vnf import VNF
 
@@ -292,7 +293,7 @@ def questions(vnf: VNF) -> dict[str, Question]:
     return {"ports": lambda asked: {"vnf": vnf.name, "pid": os.getpid(), "up_s": _age_s(), **vnf.ports()}}
 
 
-async def _serve_until(vnf: VNF, kind: str, signals: Signals, listening: list[tuple[Server, str, str]]) -> int:
+async def _serve_until(vnf: VNF, kind: str, signals: Signals, listening: list[tuple[Server | Frames, str, str]]) -> int:
     for _, place, transport in listening:
         say(vnf, f"serving {place} ({transport})")
     say(vnf, f"ready in {_age_s():.2f} s ({kind}, pid {os.getpid()})")
