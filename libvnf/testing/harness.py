@@ -181,7 +181,8 @@ class Network:
         listening = await made.start(transports=lambda core: [self._transport(core, name, made.limits)])
         self._running[name] = made, made.core
         for server, url, _ in listening:
-            self._framings[self._found(url)] = server.framing
+            if isinstance(server, Server):
+                self._framings[self._found(url)] = server.framing
         return made
 
     def _transport(

@@ -87,6 +87,7 @@ class StackTransport:
         self.segment, self.station = segment, segment.station(host)
         self._memory = MemoryTransport(core, self.station.host)
         self._driver = VirtualDriver(core, segment, self.station, connect_s)
+        self.engine: _native.Engine | None = self._driver.engine
         self._chosen = FIRST_CHOSEN_PORT
         # Every address is on the link: a literal in a URL may come from any network.
         addresses = [f"{self.station.ipv4}/0", f"{self.station.ipv6}/0", *map(alone, self.station.further)]
@@ -114,6 +115,9 @@ class StackTransport:
             raise AddressInUse(f"{url}: {error}") from None
         await self._port.listen(EndpointURL(url.scheme, host if is_ip(host) else "", number), endpoint)
         return [str(EndpointURL(url.scheme, host or self.station.name, number))]
+
+    def take_frames(self, connection: _native.Connection, batches: Callable[..., Any] | None) -> None:
+        self._port.take_frames(connection, batches)
 
     def close_server(self, url: str, endpoint: _native.Endpoint) -> None:
         """One server less: connections are refused, datagrams of new peers dropped."""

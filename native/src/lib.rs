@@ -5,6 +5,8 @@
 //! * [`packet`] — pooled buffers and checked views of protocol headers. Bytes in, values out; no I/O.
 //! * [`framing`] — where one message of a byte stream ends. Pure.
 //! * [`port`] — where frames enter and leave: memif, and an in-memory pair for tests.
+//! * [`flow`] — what is done with packets that match: matches, actions, their edits. Sans-I/O.
+//! * [`forward`] — the way of frames from port to port, by flows, bridges and routes.
 //! * [`stack`] — one host's ARP/NDP, ICMP and UDP on a port. Sans-I/O: frames and the time come in as arguments.
 //! * [`splice`] — joins two kernel sockets without touching their bytes.
 //! * [`load`] — the load generator and responder behind `vnf load`.
@@ -13,6 +15,7 @@
 //! Everything but `py` builds and tests without Python.
 
 pub mod flow;
+pub mod forward;
 pub mod framing;
 pub mod load;
 pub mod packet;

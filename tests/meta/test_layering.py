@@ -15,10 +15,12 @@ NATIVE = {
     "libvnf.connection": "Connection is the Python half of a native class",
     "libvnf.request": "Request is the Python half of a native class",
     "libvnf.client": "requests and replies are matched natively",
+    "libvnf.frames": "a port's handler is a native Connection that stands for the port",
     "libvnf.server": "a server is a native Endpoint with the author's handlers",
     "libvnf.vnf": "owns the Core that everything of one VNF hangs on",
     "libvnf.transport.": "feeds the native protocols, or opens native ports",
     "libvnf.testing.": "an in-memory network under the same native dispatch",
+    "libvnf.tracing": "a trace is taken by the native engine",
     "libvnf.cli.load": "vnf load is the native load generator's command line",
 }
 
@@ -29,8 +31,9 @@ LAYERS = (
     ("transport",),
     ("connection", "request"),
     ("client", "flows", "server", "state"),
+    ("frames",),
     ("cluster", "plugin"),
-    ("control", "runtime", "vnf"),
+    ("control", "runtime", "tracing", "vnf"),
     ("api", "testing"),
     ("cli", "__main__"),
 )

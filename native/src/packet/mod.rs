@@ -14,6 +14,7 @@ pub mod ipv6;
 pub mod layers;
 pub mod ndp;
 pub mod pool;
+pub mod prefetch;
 pub mod tcp;
 pub mod udp;
 pub mod vlan;
@@ -49,7 +50,7 @@ pub enum Malformed {
 
 /// The `N` bytes at `at`. The caller's `new_checked` has proved that they are there.
 #[inline]
-fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+pub(crate) fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     *bytes[at..].first_chunk().expect("new_checked has proved the length")
 }
 

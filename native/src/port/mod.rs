@@ -14,10 +14,11 @@ pub mod memif;
 pub mod options;
 pub mod pair;
 pub mod pcap;
+pub mod polling;
 pub mod queue;
 pub mod tap;
-pub mod watched;
 mod waiting;
+pub mod watched;
 
 use std::io;
 use std::os::fd::RawFd;
@@ -153,8 +154,7 @@ pub trait Port: Send {
 
 /// Whether a counter of that name counts packets that went no further.
 pub fn counts_drops(name: &str) -> bool {
-    const WORDS: [&str; 10] =
-        ["drop", "dropped", "bad", "dry", "full", "long", "down", "lost", "invalid", "truncated"];
+    const WORDS: [&str; 10] = ["drop", "dropped", "bad", "dry", "full", "long", "down", "lost", "invalid", "truncated"];
     matches!(name, "connections_refused" | "requests_refused") || name.split('_').any(|word| WORDS.contains(&word))
 }
 

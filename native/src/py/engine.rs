@@ -15,16 +15,17 @@ use pyo3::{PyTraverseError, PyVisit};
 use super::cell::{Counter, GilCell};
 use super::connection::Connection;
 use super::core::Core;
+use super::dispatch::Incoming;
 use super::endpoint::Endpoint;
 use super::forwarding;
-use super::frames;
+use super::frames::{self, Frame};
 use super::opened::Open;
 use super::packet::Body;
-use super::polling::Polling;
 use super::ports;
 use super::tracing::{self, Trace};
 use crate::packet::{Pool, Slot};
 use crate::port::Link;
+use crate::port::polling::{self, Polling};
 use crate::port::queue::{Queue, QueuePort};
 use crate::stack::{BindError, Datagram, Input, To, Unreachable};
 
@@ -34,8 +35,6 @@ const BURST: usize = 32;
 const HAND_OVER: usize = 8;
 /// How long a turn may take before the loop's timers and tasks get their chance.
 const SLICE: Duration = Duration::from_micros(50);
-/// The longest silence that is polled through.
-const POLL: Duration = Duration::from_micros(100);
 /// A shorter sleep is not worth a timer.
 const SHORTEST: Duration = Duration::from_micros(100);
 /// Batches of a turn whose clock stands still meanwhile.
@@ -44,6 +43,8 @@ const ROUNDS: usize = 16;
 pub struct State {
     pub ports: Vec<Open>,
     frames: Vec<Slot>,
+    /// The shell of a frame that nobody kept.
+    pub shell: Option<Py<Frame>>,
     /// Where bytes of streams stay between their host and their connection.
     pub scratch: Vec<u8>,
     pub polling: Polling,
@@ -285,7 +286,9 @@ impl Engine {
             });
             match meant {
                 Meant::Nothing => {}
-                Meant::Message(connection, payload) => Connection::datagram(&connection, py, Body::Slot(payload)),
+                Meant::Message(connection, payload) => {
+                    Connection::datagram(&connection, py, Incoming::Body(Body::Slot(payload)))
+                }
                 Meant::Unreachable(connection, reason) => self.unreachable(py, &connection, reason),
                 Meant::First(endpoint, datagram) => self.first(slf, py, index, &endpoint, datagram),
             }
@@ -349,8 +352,9 @@ impl Engine {
                 state: GilCell::new(State {
                     ports: Vec::new(),
                     frames: Vec::with_capacity(2 * BURST),
+                    shell: None,
                     scratch: Vec::new(),
-                    polling: Polling::new(POLL, base),
+                    polling: Polling::new(polling::LONGEST, base),
                     armed: false,
                     in_turn: false,
                     pending: false,
@@ -526,9 +530,9 @@ impl Engine {
                 got += inner.service(py, now);
             }
             if got == 0 {
-                let until = inner.state.with(py, |state| {
-                    state.polling.until(now, begin + SLICE).filter(|_| state.trace.is_none())
-                });
+                let until = inner
+                    .state
+                    .with(py, |state| state.polling.until(now, begin + SLICE).filter(|_| state.trace.is_none()));
                 let found = until.filter(|_| polls).and_then(|until| inner.spin(py, until, &pool, &mut frames));
                 now = inner.now(py);
                 let Some(index) = found else {
@@ -603,11 +607,12 @@ impl Engine {
         let now = self.now(py);
         let (mut ports, wake) =
             (self.state.with(py, |state| std::mem::take(&mut state.ports)), self.wake.with(py, Option::take));
+        let shell = self.state.with(py, |state| state.shell.take());
         for open in &mut ports {
             open.host.tcp_flush(now, open.port.as_mut());
             open.port.flush();
         }
-        drop((ports, wake));
+        drop((ports, wake, shell));
         left
     }
 
@@ -615,13 +620,18 @@ impl Engine {
         visit.call(&self.core)?;
         self.clock.as_ref().map_or(Ok(()), |clock| visit.call(&clock.read))?;
         self.wake.peek(|wake| visit.call(wake)).unwrap_or(Ok(()))?;
-        self.state.peek(|state| state.ports.iter().try_for_each(|open| open.traverse(visit))).unwrap_or(Ok(()))
+        self.state
+            .peek(|state| {
+                visit.call(&state.shell)?;
+                state.ports.iter().try_for_each(|open| open.traverse(visit))
+            })
+            .unwrap_or(Ok(()))
     }
 
     fn __clear__(&self, py: Python<'_>) {
-        let ports = self.state.with(py, |state| std::mem::take(&mut state.ports));
+        let old = self.state.with(py, |state| (std::mem::take(&mut state.ports), state.shell.take()));
         let wake = self.wake.with(py, Option::take);
-        drop((ports, wake));
+        drop((old, wake));
     }
 }
 

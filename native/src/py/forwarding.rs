@@ -26,4 +26,9 @@ impl Engine {
         Core::schedule_flush(&self.core, py);
         sent
     }
+
+    /// One frame through the flow table again; without a rule for it, nobody is left to decide.
+    pub fn again(slf: &Py<Self>, _py: Python<'_>, _port: usize, _slot: Slot) {
+        slf.get().core.get().counters.drop_undecided.bump();
+    }
 }

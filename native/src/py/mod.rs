@@ -4,7 +4,7 @@
 //! * `connection`, `life`, `inbound`, `outbound` — one connection; `wire` — what is under it.
 //! * `request`, `packet`, `framing`, `client` — the values that handlers get and give.
 //! * `sockets`, `stream`, `datagrams` — kernel sockets; `protocol` — the way in from asyncio transports; `engine`, `opened`,
-//!   `flows`, `tcp`, `ports`, `polling` — from bypass ports; `tracing` — what became of their frames.
+//!   `flows`, `tcp`, `ports` — from bypass ports; `tracing` — what became of their frames.
 //! * `splice_relay` — two connections joined; `splicer`, `loader` — faces of `crate::splice` and `crate::load`.
 
 mod cell;
@@ -26,7 +26,6 @@ mod loader;
 mod opened;
 mod outbound;
 mod packet;
-mod polling;
 mod ports;
 mod protocol;
 mod request;
@@ -50,6 +49,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<endpoint::Endpoint>()?;
     module.add_class::<engine::Engine>()?;
     module.add_class::<engine::Target>()?;
+    module.add_class::<frames::Frame>()?;
     module.add_class::<framing::Delimiter>()?;
     module.add_class::<framing::Field>()?;
     module.add_class::<framing::Fixed>()?;
@@ -62,6 +62,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<sockets::SocketTarget>()?;
     module.add_class::<splicer::Splice>()?;
     module.add_class::<stream::Stream>()?;
+    module.add_function(wrap_pyfunction!(frames::attach_frames, module)?)?;
     module.add_function(wrap_pyfunction!(ports::counts_drops, module)?)?;
     module.add_function(wrap_pyfunction!(ports::port_kinds, module)?)?;
     module.add_function(wrap_pyfunction!(ports::port_check, module)?)?;

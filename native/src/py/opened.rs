@@ -12,6 +12,8 @@ use pyo3::{PyTraverseError, PyVisit};
 
 use super::connection::Connection;
 use super::endpoint::Endpoint;
+use super::frames::Handler;
+use crate::packet::Slot;
 use crate::port::queue::Queue;
 use crate::port::{Link, Port};
 use crate::stack::tcp::{TcpEvent, TcpId, Welcome};
@@ -43,6 +45,9 @@ pub struct Open {
     pub unflushed: bool,
     /// What comes in is for `@vnf.frames`; only what that accepts is for the host.
     pub has_handler: bool,
+    pub handler: Option<Handler>,
+    /// What it accepted, on its way to the host.
+    pub accepted: Vec<Slot>,
 }
 
 /// Where the host asks whether a stranger may come in: it does so while nothing of Python can be reached.
@@ -131,6 +136,8 @@ impl Open {
             gate: Arc::default(),
             unflushed: false,
             has_handler: false,
+            handler: None,
+            accepted: Vec::new(),
         }
     }
 
@@ -183,6 +190,7 @@ impl Open {
 
     pub fn traverse(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         self.listeners.iter().try_for_each(|endpoint| visit.call(endpoint))?;
-        self.flows.iter().try_for_each(|flow| visit.call(flow))
+        self.flows.iter().try_for_each(|flow| visit.call(flow))?;
+        self.handler.as_ref().map_or(Ok(()), |handler| handler.traverse(visit))
     }
 }

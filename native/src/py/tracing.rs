@@ -17,8 +17,8 @@ use super::core::Core;
 use super::engine::{Engine, State};
 use crate::packet::headers::{Headers, kind};
 use crate::packet::protocol;
-use crate::port::{self, Sent};
 use crate::port::watched::{self, Glimpse, Noting, Watch, Watched, WatchedPort};
+use crate::port::{self, Sent};
 use crate::stack::Cidr;
 
 /// Frames that one trace may be for.
@@ -159,8 +159,7 @@ pub fn before(engine: &Engine, py: Python<'_>) -> Option<Counted> {
 /// Called when the burst has been delivered, with what `before` returned.
 pub fn after(engine: &Engine, py: Python<'_>, before: Option<Counted>) {
     let Some(before) = before else { return };
-    let has_frame =
-        engine.state.with(py, |state| state.trace.as_ref().is_some_and(|trace| trace.watch.has_frame()));
+    let has_frame = engine.state.with(py, |state| state.trace.as_ref().is_some_and(|trace| trace.watch.has_frame()));
     if has_frame {
         Core::settle(&engine.core, py);
     }
@@ -192,7 +191,9 @@ fn rose(before: &Counted, now: &Counted) -> Vec<(usize, &'static str, u64)> {
     places
         .flat_map(|(place, (old, new))| {
             let pairs = old.iter().zip(new);
-            pairs.filter(|(old, new)| old.0 == new.0 && new.1 > old.1).map(move |(old, new)| (place, new.0, new.1 - old.1))
+            pairs
+                .filter(|(old, new)| old.0 == new.0 && new.1 > old.1)
+                .map(move |(old, new)| (place, new.0, new.1 - old.1))
         })
         .collect()
 }

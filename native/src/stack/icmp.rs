@@ -271,8 +271,9 @@ impl Host {
         }
     }
 
+    /// An error about a packet, from the address that `envelope` has as its destination.
     #[expect(clippy::too_many_arguments, reason = "the fields of one message and what it is about")]
-    fn refuse(
+    pub(super) fn refuse(
         &mut self,
         kind: u8,
         code: u8,

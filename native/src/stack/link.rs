@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Instant;
 
 use super::host::{Envelope, Host, Link};
-use super::neighbours::{Heard, Solicit};
+use super::neighbours::{Heard, Pending, Solicit};
 use crate::packet::arp::{self, Operation};
 use crate::packet::checksum::pseudo_v6;
 use crate::packet::ethernet::{self, Mac};
@@ -177,7 +177,11 @@ impl Host {
                     break;
                 }
             }
-            self.count_udp(sent, pending.frames.len() as u64);
+            if pending.flow == Pending::NO_FLOW {
+                self.counters.drop_port += u64::from(sent != Sent::Queued);
+            } else {
+                self.count_udp(sent, pending.frames.len() as u64);
+            }
         }
     }
 

@@ -4,7 +4,7 @@
 //! listener it is for), `icmp` (echo, errors) or `link` (ARP and NDP, which feed `neighbours`). A datagram's way out:
 //! [`Host::send`] (`udp`) copies the flow's prebuilt header (`flows`); what does not fit the MTU takes the way through
 //! `output`, what has no link address yet waits in `neighbours`. `path` is what a flow, of either protocol, knows of its
-//! way there. TCP has a map of its own ([`tcp`]).
+//! way there. TCP has a map of its own ([`tcp`]). `transit` is for packets of others that leave by its port.
 //!
 //! Not supported, and dropped with a count: multicast and broadcast datagrams, VLAN tags, source routes and jumbograms,
 //! redirects and router advertisements (routes are configured). Nothing is sent of duplicate address detection, MLD or
@@ -27,6 +27,7 @@ mod reassembly;
 pub mod tcp;
 #[cfg(test)]
 mod tests;
+mod transit;
 mod udp;
 
 use std::net::{IpAddr, SocketAddr};
@@ -34,6 +35,7 @@ use std::net::{IpAddr, SocketAddr};
 use crate::packet::Slot;
 
 pub use host::Host;
+pub use transit::{NextHop, Stopped};
 
 /// An address and the length of its network prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

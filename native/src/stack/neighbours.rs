@@ -28,12 +28,14 @@ const MAX_PENDING_BYTES: usize = 1 << 20;
 /// A datagram that waits: its frames, complete but for the destination's link address.
 #[derive(Debug)]
 pub(super) struct Pending {
-    /// The flow it was sent on, and that flow's serial number.
+    /// The flow it was sent on, and that flow's serial number; `NO_FLOW` for what is not the host's own.
     pub flow: (u32, u64),
     pub frames: Vec<Vec<u8>>,
 }
 
 impl Pending {
+    pub const NO_FLOW: (u32, u64) = (u32::MAX, 0);
+
     fn bytes(&self) -> usize {
         self.frames.iter().map(Vec::len).sum()
     }

@@ -6,7 +6,11 @@
 //! taking the core away from this thread.
 #![allow(unsafe_code)]
 
+use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
+
+/// The longest silence that is polled through.
+pub const LONGEST: Duration = Duration::from_micros(100);
 
 /// Where the budget begins again after it fell to nothing.
 const SMALLEST: Duration = Duration::from_micros(10);
@@ -99,6 +103,14 @@ fn involuntary_switches() -> i64 {
         let mut usage: libc::rusage = std::mem::zeroed();
         if libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) == 0 { usage.ru_nivcsw } else { 0 }
     }
+}
+
+/// Sleeps until one of `fds` is readable, a signal came, or `timeout` is over.
+pub fn sleep_on(fds: &[RawFd], timeout: Duration) {
+    let mut polled: Vec<_> = fds.iter().map(|&fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 }).collect();
+    let millis = timeout.as_micros().div_ceil(1000).min(60_000) as libc::c_int;
+    // SAFETY: as many entries as are told; a negative descriptor is one that poll(2) passes over.
+    unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, millis) };
 }
 
 #[cfg(test)]

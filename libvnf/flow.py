@@ -1,0 +1,416 @@
+"""What is done with packets that match, decided once: plain values.
+
+``vnf.flows.install(Match(…), [actions])`` gives them to the native table, and packets that match are not seen by Python
+any more. What cannot be true (an address that is none, an action after the last one, a tunnel from IPv4 to IPv6) is a
+:class:`~libvnf.ConfigError` where the value is made, or where a rule is made of them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
+
+from .errors import ConfigError
+
+__all__ = [
+    "Action",
+    "FiveTuple",
+    "Match",
+    "Statistics",
+    "accept",
+    "count",
+    "decapsulate",
+    "drop",
+    "encapsulate",
+    "forward",
+    "limit",
+    "reply",
+    "rewrite",
+    "route",
+    "to_python",
+]
+
+PROTOCOLS = {"icmp": 1, "igmp": 2, "tcp": 6, "udp": 17, "gre": 47, "esp": 50, "ah": 51, "icmp6": 58, "sctp": 132}
+"""IANA's protocol numbers, of those that have a name here."""
+ETHERTYPES = {"ipv4": 0x0800, "arp": 0x0806, "ipv6": 0x86DD}
+GTP_PORT = 2152
+"""GTP-U (3GPP TS 29.281 §4.4.2)."""
+WITH_PORTS = (1, 6, 17, 58)
+"""TCP and UDP; of an ICMP echo the identifier is the port of the side that asks."""
+MOST_ACTIONS = 16
+
+
+def _wrong(name: str, value: object, wanted: str) -> ConfigError:
+    return ConfigError(f"{value!r}: expected {wanted}", key=name)
+
+
+def _number(name: str, value: Any, low: int, high: int) -> int:
+    if type(value) is int and low <= value <= high:
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
+        return int(value)
+    raise _wrong(name, value, f"a whole number from {low} to {high}")
+
+
+def _positive(name: str, value: Any, least: float = 0) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise _wrong(name, value, "a number")
+    if value <= 0 or value < least:
+        raise _wrong(name, value, f"at least {least:g}" if least else "more than 0")
+    return float(value)
+
+
+def _named(name: str, value: Any, names: dict[str, int], high: int) -> int:
+    if isinstance(value, str):
+        if value.lower() not in names:
+            raise _wrong(name, value, f"a number from 0 to {high}, or {', '.join(names)}")
+        return names[value.lower()]
+    return _number(name, value, 0, high)
+
+
+def _address(name: str, value: Any) -> str:
+    try:
+        return str(ipaddress.ip_address(value if isinstance(value, str) else str(value)))
+    except ValueError:
+        raise _wrong(name, value, "an address such as 10.0.0.2 or fd00::2") from None
+
+
+def _prefix(name: str, value: Any) -> str:
+    """One address, or all that begin alike."""
+    if "/" not in str(value):
+        return _address(name, value)
+    try:
+        network = ipaddress.ip_network(str(value))
+    except ValueError as error:
+        hint = ": the bits after the prefix are not 0" if "host bits" in str(error) else ""
+        raise _wrong(name, value, f"an address, or a prefix such as 10.0.0.0/8{hint}") from None
+    alone = network.prefixlen == network.max_prefixlen
+    return str(network.network_address if alone else network)
+
+
+def _mac(name: str, value: Any) -> str:
+    if isinstance(value, str) and re.fullmatch(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", value):
+        return value.lower()
+    raise _wrong(name, value, "six bytes such as 02:00:00:00:00:02")
+
+
+def _port_name(name: str, value: Any) -> str:
+    if isinstance(value, str) and value:
+        return value
+    raise _wrong(name, value, "the name of a port")
+
+
+READERS: dict[str, Any] = {
+    "port": _port_name,
+    "src_mac": _mac,
+    "dst_mac": _mac,
+    "vlan": lambda name, value: _number(name, value, 0, 4094),
+    "ethertype": lambda name, value: _named(name, value, ETHERTYPES, 0xFFFF),
+    "protocol": lambda name, value: _named(name, value, PROTOCOLS, 255),
+    "src_port": lambda name, value: _number(name, value, 0, 0xFFFF),
+    "dst_port": lambda name, value: _number(name, value, 0, 0xFFFF),
+    "teid": lambda name, value: _number(name, value, 0, 0xFFFF_FFFF),
+    "ttl": lambda name, value: _number(name, value, 1, 255),
+    "dscp": lambda name, value: _number(name, value, 0, 63),
+    "priority": lambda name, value: _number(name, value, -(2**31), 2**31 - 1),
+}
+"""How each field is read, and in what form it is kept."""
+
+
+def _read(value: Any, address: Any) -> None:
+    """Checks the fields of a value that is being made, and keeps each in its one form."""
+    for spec in fields(value):
+        given = getattr(value, spec.name)
+        if given is not None:
+            try:
+                kept = READERS.get(spec.name, address)(spec.name, given)
+            except ConfigError as error:
+                raise ConfigError(error.problem, key=f"{type(value).__name__}: {error.key}") from None
+            object.__setattr__(value, spec.name, kept)
+
+
+def _version(*addresses: str | None) -> int | None:
+    """4 or 6; None when nothing is said. ``ConfigError`` when they differ."""
+    versions = {6 if ":" in address else 4 for address in addresses if address is not None}
+    if len(versions) > 1:
+        raise ConfigError(f"{' and '.join(str(one) for one in addresses)}: expected both IPv4, or both IPv6")
+    return versions.pop() if versions else None
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """What a packet must be like. What is not said may be anything.
+
+    ``port`` is the port it came by; ``src_ip`` and ``dst_ip`` are addresses or prefixes ("10.0.0.0/8"); ``protocol`` is a
+    number or a name ("tcp"); ``src_port`` and ``dst_port`` are those of TCP and UDP, and of an ICMP echo its identifier as
+    the port of the side that asks (fragments have none); ``vlan`` is the outermost tag's id, 0 for untagged; ``teid`` is
+    that of a GTP-U packet. Of several that match, the highest ``priority`` counts; of equals the one that says more, then
+    the older one.
+    """
+
+    port: str | None = None
+    src_mac: str | None = None
+    dst_mac: str | None = None
+    vlan: int | None = None
+    ethertype: int | str | None = None
+    src_ip: str | None = None
+    dst_ip: str | None = None
+    protocol: int | str | None = None
+    src_port: int | None = None
+    dst_port: int | None = None
+    teid: int | None = None
+    priority: int = 0
+
+    def __post_init__(self) -> None:
+        _read(self, _prefix)
+        version = _version(self.src_ip, self.dst_ip)
+        if self.ethertype is not None and version is not None and self.ethertype != (0x0800 if version == 4 else 0x86DD):
+            raise ConfigError(f"{self.ethertype:#06x} has no IPv{version} addresses", key="Match: ethertype")
+        ports = self.src_port is not None or self.dst_port is not None
+        if ports and self.protocol is not None and self.protocol not in WITH_PORTS:
+            raise ConfigError(f"protocol {self.protocol} has no ports: expected tcp, udp or icmp", key="Match: protocol")
+        if self.teid is not None and self.protocol not in (None, 17):
+            raise ConfigError("GTP-U runs over udp", key="Match: protocol")
+
+    @property
+    def version(self) -> int | None:
+        """4 or 6, where addresses or the ethertype say so."""
+        by_type = {0x0800: 4, 0x86DD: 6}.get(self.ethertype) if isinstance(self.ethertype, int) else None
+        return by_type or _version(self.src_ip, self.dst_ip)
+
+
+@dataclass(frozen=True, slots=True)
+class FiveTuple:
+    """What tells one conversation from all others."""
+
+    protocol: int | str
+    src_ip: str
+    src_port: int
+    dst_ip: str
+    dst_port: int
+
+    def __post_init__(self) -> None:
+        _read(self, _address)
+        _version(self.src_ip, self.dst_ip)
+
+    def reversed(self) -> FiveTuple:
+        """That of the answers."""
+        return FiveTuple(self.protocol, self.dst_ip, self.dst_port, self.src_ip, self.src_port)
+
+    def match(self, port: str | None = None, priority: int = 0) -> Match:
+        """Just these packets, that came by ``port``."""
+        return Match(
+            port=port,
+            src_ip=self.src_ip,
+            dst_ip=self.dst_ip,
+            protocol=self.protocol,
+            src_port=self.src_port,
+            dst_port=self.dst_port,
+            priority=priority,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Of one rule, since it was installed."""
+
+    packets: int
+    bytes: int
+    limited: int
+    """Of the packets, dropped by its token bucket."""
+    failed: int
+    """Of the packets, dropped because an action was not possible: no room, no GTP-U, another IP version."""
+    idle_s: float
+    """Since the last packet; since it was installed, when there was none."""
+
+
+# --- actions ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One step of a rule. Exactly the last one of a rule ends it: forward, route, reply, drop, accept, to_python."""
+
+    kind: ClassVar[str] = ""
+    ends: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plain(Action):
+    """An action that needs no more said: ``drop``, or ``drop()``."""
+
+    kind: str  # type: ignore[misc]
+    ends: bool  # type: ignore[misc]
+
+    def __call__(self) -> Plain:
+        return self
+
+
+count = Plain("count", False)
+"""Only counts, as every rule does: for a rule that is read later."""
+decapsulate = Plain("decapsulate", False)
+"""Takes the outer IP, UDP and GTP-U headers off; the Ethernet header stays."""
+drop = Plain("drop", True)
+reply = Plain("reply", True)
+"""Back out of the port it came by, link addresses exchanged."""
+accept = Plain("accept", True)
+"""To the port's own host: ARP, TCP, UDP, as without rules."""
+to_python = Plain("to_python", True)
+"""To the ``@vnf.frames`` handler of the port it came by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forward(Action):
+    kind: ClassVar[str] = "forward"
+    ends: ClassVar[bool] = True
+    port: str
+
+    def __post_init__(self) -> None:
+        _read(self, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Route(Action):
+    kind: ClassVar[str] = "route"
+    ends: ClassVar[bool] = True
+    port: str
+
+    def __post_init__(self) -> None:
+        _read(self, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Limit(Action):
+    kind: ClassVar[str] = "limit"
+    bps: float
+    burst_bytes: float
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("bps", self.bps, 0), ("burst_bytes", self.burst_bytes, 64)):
+            object.__setattr__(self, name, _positive(f"limit: {name}", value, least))
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite(Action):
+    kind: ClassVar[str] = "rewrite"
+    src_mac: str | None = None
+    dst_mac: str | None = None
+    vlan: int | None = None
+    src_ip: str | None = None
+    dst_ip: str | None = None
+    src_port: int | None = None
+    dst_port: int | None = None
+    ttl: int | None = None
+    dscp: int | None = None
+
+    def __post_init__(self) -> None:
+        if all(getattr(self, spec.name) is None for spec in fields(self)):
+            raise ConfigError("rewrite(): nothing is to be rewritten")
+        _read(self, _address)
+        _version(self.src_ip, self.dst_ip)
+
+
+@dataclass(frozen=True, slots=True)
+class Encapsulate(Action):
+    kind: ClassVar[str] = "encapsulate"
+    teid: int
+    src_ip: str
+    dst_ip: str
+    src_port: int
+
+    def __post_init__(self) -> None:
+        if self.src_ip is None or self.dst_ip is None:
+            raise ConfigError("encapsulate: expected src_ip and dst_ip, of the tunnel's two ends")
+        _read(self, _address)
+        _version(self.src_ip, self.dst_ip)
+
+
+def forward(port: str) -> Forward:
+    """Out of ``port`` as it is."""
+    return Forward(port)
+
+
+def route(port: str) -> Route:
+    """Out of ``port`` as a router does it: the hop limit one less, to the next hop's link address."""
+    return Route(port)
+
+
+def limit(bps: float, burst_bytes: float) -> Limit:
+    """A token bucket: ``bps`` bits a second on average, ``burst_bytes`` at once; what is more is dropped."""
+    return Limit(bps, burst_bytes)
+
+
+def rewrite(
+    *,
+    src_mac: str | None = None,
+    dst_mac: str | None = None,
+    vlan: int | None = None,
+    src_ip: str | None = None,
+    dst_ip: str | None = None,
+    src_port: int | None = None,
+    dst_port: int | None = None,
+    ttl: int | None = None,
+    dscp: int | None = None,
+) -> Rewrite:
+    """New values of header fields; checksums follow. ``vlan=0`` takes the tag off."""
+    return Rewrite(src_mac, dst_mac, vlan, src_ip, dst_ip, src_port, dst_port, ttl, dscp)
+
+
+def encapsulate(teid: int, src_ip: str, dst_ip: str, src_port: int = GTP_PORT) -> Encapsulate:
+    """Into a GTP-U tunnel (3GPP TS 29.281) between two addresses; the Ethernet header stays."""
+    return Encapsulate(teid, src_ip, dst_ip, src_port)
+
+
+# --- rules -----------------------------------------------------------------------------------------------------------
+
+
+def checked(match: Match, actions: Action | Iterable[Action]) -> tuple[Action, ...]:
+    """The actions, if they are a rule for ``match``; else :class:`ConfigError`."""
+    if not isinstance(match, Match):
+        raise ConfigError(f"{match!r} is not a Match")
+    steps = (actions,) if isinstance(actions, Action) else tuple(actions)
+    for step in steps:
+        if not isinstance(step, Action):
+            raise ConfigError(f"{step!r} is not an action: expected forward(…), drop or another of libvnf.flow")
+    if not steps or not steps[-1].ends:
+        raise ConfigError("the last action must say where the packet goes: forward, route, reply, drop, accept, to_python")
+    if len(steps) > MOST_ACTIONS:
+        raise ConfigError(f"{len(steps)} actions: expected at most {MOST_ACTIONS}")
+    version, protocol = match.version, match.protocol
+    for number, step in enumerate(steps, 1):
+        if step.ends and number < len(steps):
+            raise ConfigError(f"{step.kind} ends the rule: expected it to be the last of {len(steps)} actions, not {number}.")
+        if isinstance(step, Rewrite):
+            _check_rewrite(step, version, protocol)
+        elif isinstance(step, Encapsulate):
+            if version is None and match.ethertype is not None and step is steps[0]:
+                raise ConfigError(f"encapsulate: a tunnel carries IPv4 and IPv6, not {match.ethertype:#06x}")
+            version, protocol = _version(step.src_ip), 17
+        elif step is decapsulate:
+            if protocol not in (None, 17):
+                raise ConfigError(f"decapsulate: GTP-U runs over udp, and the packets are of protocol {protocol}")
+            version = protocol = None  # of the inner packet nothing is known
+    return steps
+
+
+def _check_rewrite(step: Rewrite, version: int | None, protocol: int | str | None) -> None:
+    wanted = _version(step.src_ip, step.dst_ip)
+    if None not in (wanted, version) and wanted != version:
+        raise ConfigError(f"rewrite: {step.src_ip or step.dst_ip} is IPv{wanted}, and the packets are IPv{version}")
+    if protocol not in (None, *WITH_PORTS) and (step.src_port is not None or step.dst_port is not None):
+        raise ConfigError(f"rewrite: protocol {protocol} has no ports: expected tcp, udp or icmp")
+
+
+def port_names(match: Match, steps: Iterable[Action]) -> list[str]:
+    """Every port that a rule speaks of."""
+    names = [step.port for step in steps if isinstance(step, (Forward, Route))]
+    return names if match.port is None else [match.port, *names]
+
+
+def named(match: Match, names: dict[str, str]) -> Match:
+    """The same on a port of another name."""
+    return replace(match, port=names.get(match.port, match.port)) if match.port is not None else match
