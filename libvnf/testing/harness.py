@@ -23,7 +23,7 @@ from ..connection import ASK_S, Connection
 from ..errors import ConfigError, VNFError
 from ..handlers import check_handler
 from ..request import Request
-from ..server import request_type
+from ..server import Server, request_type
 from ..vnf import VNF
 from .capture import Capture
 from .clock import Clock

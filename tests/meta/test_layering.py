@@ -47,6 +47,7 @@ UPWARDS = {
 UNSAFE = {
     "port": "memory shared with a peer, and the system calls that share it",
     "packet/pool": "slots of one allocation, handed out and taken back",
+    "packet/prefetch": "a hint to the processor, which cannot fault",
     "stack/tcp/arena": "ring buffers for connections, out of one mapping",
     "stack/tcp/smoltcp": "those rings lent to the protocol engine",
     "py": "buffers lent to Python, coroutines stepped by its C API",

@@ -7,6 +7,7 @@
 //! Sans-I/O; the time is an argument.
 
 pub mod edit;
+pub mod fuzzing;
 pub mod head;
 
 use std::net::IpAddr;

@@ -7,6 +7,7 @@
 //! where they are (see [`lent`]), for those that only pass through.
 
 pub mod af_xdp;
+pub mod capture;
 mod counting;
 mod interface;
 pub mod lent;
@@ -61,7 +62,7 @@ pub trait Port: Send {
     fn generation(&self) -> u64;
 
     /// Readable (level-triggered, an epoll descriptor) when `service` has work or, while armed, frames arrived. -1 for a
-    /// port whose owner gives it its frames.
+    /// port that nothing but its owner or the time wakes.
     fn wake_fd(&self) -> RawFd;
 
     /// Accepts, shakes hands, notices a dead peer, reconnects. Cheap when there is nothing to do; call it when

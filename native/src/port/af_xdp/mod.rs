@@ -13,6 +13,8 @@ pub mod queue;
 pub mod ring;
 mod session;
 mod sys;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::net::IpAddr;
