@@ -16,6 +16,7 @@ from .errors import (
     Unsupported,
     VNFError,
 )
+from .frames import Frames
 from .request import Request, Timer
 from .server import Server
 from .state import Table, local
@@ -31,6 +32,7 @@ __all__ = [
     "Delimiter",
     "Field",
     "Fixed",
+    "Frames",
     "FramingError",
     "LengthPrefixed",
     "Limits",

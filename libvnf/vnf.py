@@ -251,7 +251,8 @@ class VNF:
     ) -> list[tuple[Server | Frames, str, str]]:
         """Starts on the running loop: every server listens, clients connect, timers run. Undone whole when it fails.
 
-        Returns (server, url, transport) per listening address, and per port whose frames are taken. ``transports`` makes other ones than ``ports`` say.
+        Returns (server, url, transport) per listening address, and per port whose frames are taken. ``transports``
+        makes other ones than ``ports`` say.
         """
         if self._core is not None or self.closed:
             raise RuntimeError(f"{self.name} runs already, or has run")

@@ -210,14 +210,14 @@ async def test_what_cannot_be_matched_is_refused(bench: Bench, count: Any, match
 
 async def test_one_trace_at_a_time(bench: Bench) -> None:
     first = Trace(bench.engine, {"count": 1})
-    with pytest.raises(VNFError, match="^another trace runs$"):
+    with pytest.raises(VNFError, match=r"^another trace runs$"):
         Trace(bench.engine, {"count": 1})
     first.close()
     Trace(bench.engine, {"count": 1}).close()
 
 
 async def test_without_ports_there_is_nothing_to_trace() -> None:
-    with pytest.raises(VNFError, match="^no port of it to trace: what comes over kernel sockets, tcpdump shows$"):
+    with pytest.raises(VNFError, match=r"^no port of it to trace: what comes over kernel sockets, tcpdump shows$"):
         Trace(None, {"count": 1})
 
 

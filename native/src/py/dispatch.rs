@@ -465,7 +465,7 @@ pub fn run_session(py: Python<'_>, connection: &Py<Connection>, session: &Py<PyA
 }
 
 /// Calls with borrowed arguments, so that reference counts tell afterwards who kept them.
-fn vectorcall(py: Python<'_>, function: &Py<PyAny>, arguments: &[*mut ffi::PyObject]) -> PyResult<Py<PyAny>> {
+pub fn vectorcall(py: Python<'_>, function: &Py<PyAny>, arguments: &[*mut ffi::PyObject]) -> PyResult<Py<PyAny>> {
     // SAFETY: `arguments` are live objects for the length of the call; the result is a new reference or null with an
     // exception set.
     unsafe {

@@ -237,7 +237,9 @@ impl Engine {
     fn burst(slf: &Py<Self>, py: Python<'_>, index: usize, now: Instant, pool: &Pool, frames: &mut Vec<Slot>) -> usize {
         let inner = slf.get();
         let traced = tracing::before(inner, py);
-        let got = inner.state.with(py, |state| forwarding::take(state, index, now, pool, frames, BURST));
+        let collected = inner.collect(py, index);
+        let got = collected
+            .unwrap_or_else(|| inner.state.with(py, |state| forwarding::take(state, index, now, pool, frames, BURST)));
         let got = got + inner.deliver(slf, py, index, now, pool, frames);
         tracing::after(inner, py, traced);
         got

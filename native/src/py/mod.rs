@@ -2,11 +2,13 @@
 //!
 //! * `core`, `dispatch`, `coroutine`, `endpoint` — the batch, the calling of handlers, what connections have in common.
 //! * `connection`, `life`, `inbound`, `outbound` — one connection; `wire` — what is under it.
-//! * `request`, `packet`, `framing`, `client` — the values that handlers get and give.
+//! * `request`, `packet`, `framing`, `client` — the values that handlers get and give; `building` — frames from layers
+//!   and back.
 //! * `sockets`, `stream`, `datagrams` — kernel sockets; `protocol` — the way in from asyncio transports; `engine`, `opened`,
 //!   `flows`, `tcp`, `ports` — from bypass ports; `tracing` — what became of their frames.
 //! * `splice_relay` — two connections joined; `splicer`, `loader` — faces of `crate::splice` and `crate::load`.
 
+mod building;
 mod cell;
 mod client;
 mod connection;
@@ -49,6 +51,8 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<endpoint::Endpoint>()?;
     module.add_class::<engine::Engine>()?;
     module.add_class::<engine::Target>()?;
+    module.add_class::<frames::Batch>()?;
+    module.add_class::<frames::Column>()?;
     module.add_class::<frames::Frame>()?;
     module.add_class::<framing::Delimiter>()?;
     module.add_class::<framing::Field>()?;
@@ -64,6 +68,8 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<stream::Stream>()?;
     module.add_function(wrap_pyfunction!(frames::attach_frames, module)?)?;
     module.add_function(wrap_pyfunction!(ports::counts_drops, module)?)?;
+    module.add_function(wrap_pyfunction!(building::build_frame, module)?)?;
+    module.add_function(wrap_pyfunction!(building::parse_frame, module)?)?;
     module.add_function(wrap_pyfunction!(ports::port_kinds, module)?)?;
     module.add_function(wrap_pyfunction!(ports::port_check, module)?)?;
     module.add_function(wrap_pyfunction!(ports::port_option, module)?)?;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from click.testing import CliRunner, Result
@@ -90,7 +90,7 @@ def test_headers_in_one_line(frame: dict[str, Any], words: str) -> None:
 class Traced(Peer):
     """Answers with two packets."""
 
-    asked: dict[str, Any] = {}
+    asked: ClassVar[dict[str, Any]] = {}
 
     def listen(self, question: str, timeout_s: float | None = 5.0, **fields: Any) -> Iterator[dict[str, Any]]:
         Traced.asked = {"ask": question, "timeout_s": timeout_s, **fields}

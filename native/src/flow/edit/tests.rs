@@ -358,6 +358,19 @@ fn what_is_not_there_is_not_rewritten() {
 }
 
 #[test]
+fn a_packet_without_anything_in_it_has_addresses() {
+    for is_v4 in [true, false] {
+        let empty = |host| match ip(is_v4, host, 2) {
+            Layer::Ipv4(ip) => frame(&[ethernet(), Layer::Ipv4(Ipv4 { protocol: Some(59), ..ip })], b""),
+            Layer::Ipv6(ip) => frame(&[ethernet(), Layer::Ipv6(Ipv6 { next_header: Some(59), ..ip })], b""),
+            _ => unreachable!(),
+        };
+        let to = Rewrite { source: Some(address(is_v4, 9)), ..Rewrite::default() };
+        assert_eq!(rewritten(&empty(1), to), Ok(empty(9)));
+    }
+}
+
+#[test]
 fn a_source_route_on_its_way_keeps_its_destination() {
     let routed = |source: u8, segments_left| {
         let Layer::Ipv6(ip) = ip(false, source, 2) else { unreachable!() };

@@ -1,6 +1,5 @@
 use std::os::fd::{AsFd, OwnedFd};
 
-use crate::port::af_xdp::interface::Interface;
 use crate::port::af_xdp::ring::{Consumer, Producer};
 use crate::port::memif::region::Region;
 
@@ -43,13 +42,4 @@ fn a_ring_outside_its_memory_is_refused() {
     for at in [odd, far] {
         assert!(Producer::<u64>::map(region.as_fd(), 0, &at, 8).is_err());
     }
-}
-
-#[test]
-fn the_kernel_tells_what_an_interface_is() {
-    let loopback = Interface::watch("lo").unwrap();
-    let facts = loopback.facts.clone().unwrap();
-    assert_eq!((facts.index, facts.mac, facts.is_ethernet), (1, [0; 6], false));
-    assert_eq!(loopback.queues(), 1);
-    assert_eq!(Interface::watch("no-such-one").unwrap().facts, None);
 }
