@@ -42,6 +42,7 @@ __all__ = [
     "attach_frames",
     "build_frame",
     "core_distance_ns",
+    "counts_drops",
     "generate_frames",
     "parse_frame",
     "pass_inbox",
@@ -50,6 +51,9 @@ __all__ = [
     "port_option",
     "relay",
     "run_load",
+    "trace_start",
+    "trace_stop",
+    "trace_take",
 ]
 
 @disjoint_base
@@ -514,10 +518,10 @@ def counts_drops(name: str, /) -> bool:
     """Whether a counter of that name counts packets that went no further."""
 
 def trace_start(engine: Engine, count: int, options: dict[str, Any], /) -> None:
-    """Traces the next ``count`` (at most 10,000) frames that match: port (its name), vlan, kind (``udp``, ``gtpu`` …),
+    """Traces the next ``count`` (at most 10,000) frames that match: port (its name), vlan, kind (``"udp"``, ``"arp"``),
     protocol, ip and number (address or network, port number: of either side), src_ip, dst_ip, src_port, dst_port, teid,
-    dropped (only those that something dropped). While it lasts frames are dealt with one by one. ``ValueError`` for what
-    cannot be matched, ``RuntimeError`` while another trace runs."""
+    dropped (only those that something dropped). While it lasts frames are dealt with one by one. ``ValueError`` for
+    what cannot be matched, ``RuntimeError`` while another trace runs."""
 
 def trace_take(engine: Engine, /) -> tuple[list[dict[str, Any]], int, int]:
     """What was traced since, how many more are wanted, and how many frames came through at all.

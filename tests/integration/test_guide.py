@@ -119,7 +119,12 @@ def test_every_kind_of_port_is_in_the_guide() -> None:
     assert set(PORT_KEYS) == {"kernel", "memif", "af_xdp", "tap", "pcap"}
 
 
-OPTIONS = [("running.md", None, "run"), ("load.md", None, "load"), ("operating.md", "vnf ports", "ports")]
+OPTIONS = [
+    ("running.md", None, "run"),
+    ("load.md", None, "load"),
+    ("operating.md", "vnf ports", "ports"),
+    ("operating.md", "vnf trace", "trace"),
+]
 
 
 @pytest.mark.parametrize(("page", "heading", "name"), OPTIONS)

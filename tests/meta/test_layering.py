@@ -21,6 +21,7 @@ NATIVE = {
     "libvnf.vnf": "owns the Core that everything of one VNF hangs on",
     "libvnf.transport.": "feeds the native protocols, or opens native ports",
     "libvnf.testing.": "an in-memory network under the same native dispatch",
+    "libvnf.tracing": "a trace is taken by the native engine",
     "libvnf.cli.load": "vnf load is the native load generator's command line",
 }
 
@@ -33,7 +34,7 @@ LAYERS = (
     ("client", "flows", "server", "state"),
     ("frames",),
     ("cluster", "plugin"),
-    ("control", "runtime", "vnf"),
+    ("control", "runtime", "tracing", "vnf"),
     ("api", "testing"),
     ("cli", "__main__"),
 )
