@@ -11,7 +11,7 @@ import ipaddress
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from .errors import ConfigError
@@ -42,6 +42,7 @@ GTP_PORT = 2152
 WITH_PORTS = (1, 6, 17, 58)
 """TCP and UDP; of an ICMP echo the identifier is the port of the side that asks."""
 MOST_ACTIONS = 16
+ENDS = ("forward", "route", "reply", "drop", "accept", "to_python")
 
 
 def _wrong(name: str, value: object, wanted: str) -> ConfigError:
@@ -129,7 +130,7 @@ def _read(value: Any, address: Any) -> None:
             try:
                 kept = READERS.get(spec.name, address)(spec.name, given)
             except ConfigError as error:
-                raise ConfigError(error.problem, key=f"{type(value).__name__}: {error.key}") from None
+                raise ConfigError(error.problem, key=f"{type(value).__name__.lower()}: {error.key}") from None
             object.__setattr__(value, spec.name, kept)
 
 
@@ -165,16 +166,26 @@ class Match:
     teid: int | None = None
     priority: int = 0
 
+    def __repr__(self) -> str:
+        said = [(spec.name, value) for spec in fields(self) if (value := getattr(self, spec.name)) != spec.default]
+        return f"Match({', '.join(f'{name}={value!r}' for name, value in said)})"
+
     def __post_init__(self) -> None:
         _read(self, _prefix)
         version = _version(self.src_ip, self.dst_ip)
-        if self.ethertype is not None and version is not None and self.ethertype != (0x0800 if version == 4 else 0x86DD):
-            raise ConfigError(f"{self.ethertype:#06x} has no IPv{version} addresses", key="Match: ethertype")
+        if (
+            self.ethertype is not None
+            and version is not None
+            and self.ethertype != (0x0800 if version == 4 else 0x86DD)
+        ):
+            raise ConfigError(f"{self.ethertype:#06x} has no IPv{version} addresses", key="match: ethertype")
         ports = self.src_port is not None or self.dst_port is not None
         if ports and self.protocol is not None and self.protocol not in WITH_PORTS:
-            raise ConfigError(f"protocol {self.protocol} has no ports: expected tcp, udp or icmp", key="Match: protocol")
+            raise ConfigError(
+                f"protocol {self.protocol} has no ports: expected tcp, udp or icmp", key="match: protocol"
+            )
         if self.teid is not None and self.protocol not in (None, 17):
-            raise ConfigError("GTP-U runs over udp", key="Match: protocol")
+            raise ConfigError("GTP-U runs over udp", key="match: protocol")
 
     @property
     def version(self) -> int | None:
@@ -233,7 +244,7 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One step of a rule. Exactly the last one of a rule ends it: forward, route, reply, drop, accept, to_python."""
+    """One step of a rule. ``forward, route, reply, drop, accept, to_python`` end it."""
 
     kind: ClassVar[str] = ""
     ends: ClassVar[bool] = False
@@ -251,7 +262,7 @@ class Plain(Action):
 
 
 count = Plain("count", False)
-"""Only counts, as every rule does: for a rule that is read later."""
+"""Only counts, as every rule does: for rules that say no more."""
 decapsulate = Plain("decapsulate", False)
 """Takes the outer IP, UDP and GTP-U headers off; the Ethernet header stays."""
 drop = Plain("drop", True)
@@ -369,25 +380,33 @@ def encapsulate(teid: int, src_ip: str, dst_ip: str, src_port: int = GTP_PORT) -
 
 
 def checked(match: Match, actions: Action | Iterable[Action]) -> tuple[Action, ...]:
-    """The actions, if they are a rule for ``match``; else :class:`ConfigError`."""
+    """The actions, if they are a rule for ``match``; else :class:`ConfigError`.
+
+    A rule that only counts or limits need not say where packets go: as if no rule had matched.
+    """
     if not isinstance(match, Match):
         raise ConfigError(f"{match!r} is not a Match")
     steps = (actions,) if isinstance(actions, Action) else tuple(actions)
     for step in steps:
         if not isinstance(step, Action):
             raise ConfigError(f"{step!r} is not an action: expected forward(…), drop or another of libvnf.flow")
-    if not steps or not steps[-1].ends:
-        raise ConfigError("the last action must say where the packet goes: forward, route, reply, drop, accept, to_python")
-    if len(steps) > MOST_ACTIONS:
-        raise ConfigError(f"{len(steps)} actions: expected at most {MOST_ACTIONS}")
+    if not 1 <= len(steps) <= MOST_ACTIONS:
+        raise ConfigError(f"{len(steps)} actions: expected 1 to {MOST_ACTIONS}")
+    for number, step in enumerate(steps[:-1], 1):
+        if step.ends:
+            raise ConfigError(
+                f"{step.kind} ends the rule: it is action {number} of {len(steps)}, expected it to be the last"
+            )
+    if sum(isinstance(step, Limit) for step in steps) > 1:
+        raise ConfigError("two limits: expected one at most")
+    if not steps[-1].ends and not all(step is count or isinstance(step, Limit) for step in steps):
+        raise ConfigError(f"packets are changed, and then? Expected {', '.join(ENDS)} as the last action")
     version, protocol = match.version, match.protocol
-    for number, step in enumerate(steps, 1):
-        if step.ends and number < len(steps):
-            raise ConfigError(f"{step.kind} ends the rule: expected it to be the last of {len(steps)} actions, not {number}.")
+    for number, step in enumerate(steps):
         if isinstance(step, Rewrite):
             _check_rewrite(step, version, protocol)
         elif isinstance(step, Encapsulate):
-            if version is None and match.ethertype is not None and step is steps[0]:
+            if number == 0 and version is None and match.ethertype is not None:
                 raise ConfigError(f"encapsulate: a tunnel carries IPv4 and IPv6, not {match.ethertype:#06x}")
             version, protocol = _version(step.src_ip), 17
         elif step is decapsulate:
@@ -409,8 +428,3 @@ def port_names(match: Match, steps: Iterable[Action]) -> list[str]:
     """Every port that a rule speaks of."""
     names = [step.port for step in steps if isinstance(step, (Forward, Route))]
     return names if match.port is None else [match.port, *names]
-
-
-def named(match: Match, names: dict[str, str]) -> Match:
-    """The same on a port of another name."""
-    return replace(match, port=names.get(match.port, match.port)) if match.port is not None else match

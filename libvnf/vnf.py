@@ -19,6 +19,7 @@ from .client import Client
 from .config import Config, EndpointURL, Limits, PortConfig, T
 from .connection import ASK_S, Connection
 from .errors import ConfigError, Unsupported
+from .flows import Flows
 from .request import Request, Timer
 from .server import Server
 from .state import Table, local
@@ -55,6 +56,9 @@ class VNF:
         self._servers: list[Server] = []
         self._clients: list[Client] = []
         self._tables: dict[str, Table[Any, Any]] = {}
+        self.flows = Flows(self)
+        self._bridges: list[tuple[str, str]] = []
+        self._engine: _native.Engine | None = None
         self._early_timers: list[EarlyTimer] = []
         self._timers: weakref.WeakSet[Timer] = weakref.WeakSet()
         self._transports: list[Transport] = []
@@ -99,7 +103,7 @@ class VNF:
         self._servers.append(server)
         if self._core is not None:
             # The handlers that decorate it are registered before this callback runs.
-            self._spawn(self._listen(server))
+            self.spawn(self._listen(server))
         return server
 
     def client(
@@ -130,6 +134,28 @@ class VNF:
             raise ConfigError(f"there is a table {name!r} already")
         table = self._tables[name] = Table(name, key, value, durability)
         return table
+
+    def bridge(self, one: str, two: str) -> None:
+        """Joins two ports: what comes by one leaves by the other, natively, unless a rule of ``flows`` says otherwise.
+
+        Their own hosts get no frames any more, but those that a rule accepts.
+        """
+        if one == two:
+            raise ConfigError(f"a bridge from {one!r} to itself: expected two ports")
+        for pair in self._bridges:
+            if len({one, two, *pair}) == 3:
+                raise ConfigError(f"bridge {one!r}, {two!r}: {pair[0]!r} and {pair[1]!r} are bridged to each other")
+        self._bridges.append((one, two))
+        if self._core is not None:
+            self._join(one, two)
+
+    def _join(self, one: str, two: str) -> None:
+        if self._engine is None:
+            raise ConfigError(f"bridge {one!r}, {two!r}: kernel sockets have no frames: expected two ports")
+        try:
+            self._engine.bridge(one, two)
+        except ValueError as error:
+            raise ConfigError(f"bridge: {error}") from None
 
     def after(self, seconds: float, fn: Callable[..., Any], *args: object) -> Timer | EarlyTimer:
         """Calls ``fn(*args)``, ``def`` or ``async def``, once; a :class:`Timer` with ``cancel()``."""
@@ -251,6 +277,10 @@ class VNF:
                 self._transports.extend(transports(core))
             else:
                 self._open(ports or self.config.transports)
+            self._engine = next((t.engine for t in self._transports if t.engine is not None), None)
+            self.flows.start(self._engine)
+            for pair in self._bridges:
+                self._join(*pair)
             listening = [place for server in list(self._servers) for place in await self._listen(server)]
             for client in self._clients:
                 client.start()
@@ -293,7 +323,8 @@ class VNF:
         self._tick = self._loop.call_later(TICK_S, self._on_tick)
         self.core.tick()
 
-    def _spawn(self, coroutine: Any) -> None:
+    def spawn(self, coroutine: Any) -> None:
+        """Runs it as a task of the VNF's: what it raises is reported, and it ends with the VNF."""
         assert self._loop is not None
         task = self._loop.create_task(coroutine)
         self._tasks.add(task)
@@ -333,6 +364,8 @@ class VNF:
         for connection in core.connections():
             connection.abort("the VNF stops")
         core.empty_pools()
+        self.flows.close()
+        self._engine = None
         for transport in self._transports + self._unix:
             transport.close()
         ASK_S.pop(core, None)
@@ -364,6 +397,7 @@ class VNF:
                     c.url: {"connected": c.connected, "outstanding": c.outstanding, "reconnects": c.reconnects}
                     for c in self._clients
                 },
+                "flows": self.flows.counters(),
                 "tables": {name: {"entries": len(table)} for name, table in self._tables.items()},
                 "failures": self._failures.count,
             }

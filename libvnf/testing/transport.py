@@ -20,6 +20,7 @@ class MemoryTransport:
 
     name = "memory"
     carries_unix = True
+    engine = None
 
     def __init__(self, core: _native.Core, host: Host) -> None:
         self.core = core

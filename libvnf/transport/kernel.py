@@ -28,6 +28,7 @@ class KernelTransport:
     """See :class:`~libvnf.transport.base.Transport`."""
 
     carries_unix = True
+    engine = None
 
     def __init__(
         self,

@@ -5,8 +5,10 @@
 //! * `request`, `packet`, `framing`, `client` — the values that handlers get and give.
 //! * `sockets`, `stream`, `datagrams` — kernel sockets; `protocol` — the way in from asyncio transports; `engine`, `opened`,
 //!   `flows`, `tcp`, `ports` — from bypass ports.
+//! * `forwarding`, `flow_rules` — frames that only pass through, and the rules for them; `bridging` — `vnf bridge`.
 //! * `splice_relay` — two connections joined; `splicer`, `loader` — faces of `crate::splice` and `crate::load`.
 
+mod bridging;
 mod cell;
 mod client;
 mod connection;
@@ -16,6 +18,7 @@ mod datagrams;
 mod dispatch;
 mod endpoint;
 mod engine;
+mod flow_rules;
 mod flows;
 mod forwarding;
 mod frames;
@@ -40,6 +43,7 @@ use pyo3::prelude::*;
 
 #[pymodule(gil_used = true)]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<bridging::Bridge>()?;
     module.add_class::<client::Client>()?;
     module.add_class::<connection::Connection>()?;
     module.add_class::<core::Core>()?;
@@ -48,6 +52,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<endpoint::Endpoint>()?;
     module.add_class::<engine::Engine>()?;
     module.add_class::<engine::Target>()?;
+    module.add_class::<flow_rules::FlowTable>()?;
     module.add_class::<framing::Delimiter>()?;
     module.add_class::<framing::Field>()?;
     module.add_class::<framing::Fixed>()?;

@@ -12,6 +12,9 @@ use pyo3::{PyTraverseError, PyVisit};
 
 use super::connection::Connection;
 use super::endpoint::Endpoint;
+use crate::flow::PortIndex;
+use crate::forward::Counters;
+use crate::packet::Slot;
 use crate::port::queue::Queue;
 use crate::port::{Link, Port};
 use crate::stack::tcp::{TcpEvent, TcpId, Welcome};
@@ -43,6 +46,11 @@ pub struct Open {
     pub unflushed: bool,
     /// What comes in is for `@vnf.frames`; only what that accepts is for the host.
     pub has_handler: bool,
+    /// By which port frames leave that no rule matches.
+    pub bridge: Option<PortIndex>,
+    /// For the host, by rules, though there is a handler.
+    pub accepted: Vec<Slot>,
+    pub forwarding: Counters,
 }
 
 /// Where the host asks whether a stranger may come in: it does so while nothing of Python can be reached.
@@ -131,6 +139,9 @@ impl Open {
             gate: Arc::default(),
             unflushed: false,
             has_handler: false,
+            bridge: None,
+            accepted: Vec::new(),
+            forwarding: Counters::default(),
         }
     }
 
@@ -165,6 +176,10 @@ impl Open {
         self.flows.get(owner as usize)?.as_ref().map(|connection| connection.clone_ref(py))
     }
 
+    pub fn has_accepted(&self) -> bool {
+        !self.accepted.is_empty()
+    }
+
     pub fn row(&self) -> Row {
         let addresses = &self.config.addresses;
         Row {
@@ -173,7 +188,7 @@ impl Open {
             link: self.port.link(),
             mac: self.config.mac,
             addresses: addresses.iter().map(|cidr| format!("{}/{}", cidr.address, cidr.prefix)).collect(),
-            counters: self.port.counters().into_iter().chain(self.host.counters()).collect(),
+            counters: [self.port.counters(), self.forwarding.list(), self.host.counters()].concat(),
         }
     }
 
