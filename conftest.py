@@ -36,6 +36,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         _need(*mark.args)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def control_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """VNFs of tests are found by tests alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VNF_CONTROL", str(tmp_path_factory.mktemp("control")))
+        yield
+
+
 @pytest.fixture
 def free_port() -> Callable[[], int]:
     """``free_port()`` is a port of 127.0.0.1 that nothing uses, for TCP as well as UDP, another one at each call."""

@@ -25,6 +25,7 @@ __all__ = [
     "Engine",
     "Field",
     "Fixed",
+    "Frame",
     "LengthPrefixed",
     "Packet",
     "Request",
@@ -34,6 +35,7 @@ __all__ = [
     "Stream",
     "StreamProtocol",
     "Target",
+    "attach_frames",
     "core_distance_ns",
     "pass_inbox",
     "port_check",
@@ -43,7 +45,7 @@ __all__ = [
     "run_load",
 ]
 
-@final
+@disjoint_base
 class Packet:
     """A read-only message. It holds its buffer while anything refers to it, slices and memoryviews included.
 
@@ -68,6 +70,80 @@ class Packet:
     def u16(self, offset: int, /) -> int: ...
     def u32(self, offset: int, /) -> int: ...
     def u64(self, offset: int, /) -> int: ...
+
+@final
+class Frame(Packet):
+    """A packet below the transport layer: an Ethernet frame, with the fields of its headers and a verdict.
+
+    Fields are those of the frame as it came; ``rewrite`` changes only what leaves. Numbers are 0, and addresses None,
+    where the frame has no such field; of fragments only the first has ports. The first verdict counts; a frame that
+    dies without one is dropped and counted (``drop_undecided``). Who keeps a frame may decide later.
+    """
+
+    @property
+    def port(self) -> str:
+        """The name of the port it came by."""
+    @property
+    def src_mac(self) -> str | None: ...
+    @property
+    def dst_mac(self) -> str | None: ...
+    @property
+    def ethertype(self) -> int:
+        """What follows the tags."""
+    @property
+    def vlan(self) -> int:
+        """The outermost tag's id."""
+    @property
+    def src_ip(self) -> str | None: ...
+    @property
+    def dst_ip(self) -> str | None: ...
+    @property
+    def protocol(self) -> int: ...
+    @property
+    def ttl(self) -> int:
+        """Or hop limit."""
+    @property
+    def src_port(self) -> int:
+        """Of TCP and UDP; of an ICMP echo the identifier is the port of the side that asks."""
+    @property
+    def dst_port(self) -> int: ...
+    @property
+    def tcp_flags(self) -> int: ...
+    @property
+    def teid(self) -> int:
+        """Of a GTP-U packet with user data (``is_gtpu``)."""
+    @property
+    def is_ipv4(self) -> bool: ...
+    @property
+    def is_ipv6(self) -> bool: ...
+    @property
+    def is_arp(self) -> bool: ...
+    @property
+    def is_tcp(self) -> bool: ...
+    @property
+    def is_udp(self) -> bool: ...
+    @property
+    def is_icmp(self) -> bool:
+        """ICMP or ICMPv6."""
+    @property
+    def is_fragment(self) -> bool: ...
+    @property
+    def is_gtpu(self) -> bool: ...
+    @property
+    def is_malformed(self) -> bool:
+        """Headers that contradict themselves, or end before they should."""
+    @property
+    def payload(self) -> Packet:
+        """What is behind the innermost header above, without padding."""
+    def drop(self, /) -> None: ...
+    def forward(self, port: str, /) -> None:
+        """Out of that port as it is; ``ValueError`` when there is none of that name."""
+    def reply(self, /) -> None:
+        """Out of the port it came by, link addresses exchanged."""
+    def accept(self, /) -> None:
+        """To the host of the port it came by: ARP, ICMP, TCP, UDP."""
+    def again(self, /) -> None:
+        """Through the flow table once more; a frame that no flow matches is dropped and counted."""
 
 @final
 class Fixed:
@@ -487,6 +563,10 @@ class Splice:
         """Bytes first→second, bytes second→first, and the error that ended it, if any."""
     def close(self, /) -> None:
         """Stops it, if it still runs."""
+
+def attach_frames(engine: Engine, port: str, connection: Connection, /) -> None:
+    """From now on the frames of a port are for ``connection``, which stands for the port. ``ValueError`` when there is
+    no such port, or its frames have a handler already."""
 
 def relay(first: Connection, second: Connection, /) -> asyncio.Future[tuple[int, int]]:
     """Joins two open streams on the loop's thread: what is unread here and what comes is sent there, half-closes

@@ -24,6 +24,7 @@ from weakref import WeakKeyDictionary
 from .config import EndpointURL
 from .connection import Connection
 from .errors import ConfigError, StateError, Unsupported
+from .frames import Frames
 from .request import Request, Timer
 from .server import Server
 from .state import Table
@@ -77,7 +78,7 @@ class Boundary:
 _vnf: VNF | None = None
 _request: Request | None = None
 _boundaries: WeakKeyDictionary[Connection, Boundary] = WeakKeyDictionary()
-_timer_callbacks: WeakKeyDictionary[Server | Connection, Callback] = WeakKeyDictionary()
+_timer_callbacks: WeakKeyDictionary[Server | Frames | Connection, Callback] = WeakKeyDictionary()
 _tables: WeakKeyDictionary[VNF, dict[str, Table[Any, Any]]] = WeakKeyDictionary()
 
 
@@ -94,15 +95,24 @@ def _default() -> VNF:
 
 def _url(interface: str, address: str | None, port: int | None, protocol: str) -> str:
     if address is None or port is None:
-        raise Unsupported(f"{interface}: a null address (the whole interface as one connection) is not supported yet")
+        raise Unsupported(f"{interface}: a null address (the whole interface as one connection) is for createServer")
     if protocol not in (TCP, UDP, SCTP):
         raise ConfigError(f"{protocol!r} is not a protocol: expected TCP, UDP or SCTP")
     url = EndpointURL.parse(f"{protocol}://{f'[{address}]' if ':' in address else address}:{port}?port={interface}")
     return str(url.supported())
 
 
-def createServer(interface: str, localServerIP: str | None, localServerPort: int | None, protocol: str) -> Server:
-    """A server; ``registerCallback(serverID, "read", fn)`` gives it its handler."""
+def createServer(
+    interface: str, localServerIP: str | None, localServerPort: int | None, protocol: str | None
+) -> Server | Frames:
+    """A server; ``registerCallback(serverID, "read", fn)`` gives it its handler.
+
+    With a null address and port the whole interface is one connection, and each frame a message on it.
+    """
+    if localServerIP is None and localServerPort is None:
+        return _default().frames(interface, per_packet=True)
+    if protocol is None:
+        raise ConfigError(f"{interface}: expected TCP, UDP or SCTP with an address")
     return _default().server(_url(interface, localServerIP, localServerPort, protocol))
 
 
@@ -115,7 +125,7 @@ def createClient(interface: str, remoteServerIP: str | None, remoteServerPort: i
     return connection
 
 
-def registerCallback(connID: Server | Connection, event: str, fn: Callback) -> None:
+def registerCallback(connID: Server | Frames | Connection, event: str, fn: Callback) -> None:
     """``fn(connID, request, packet)``; for "close" and "error" the third is the reason, the error.
 
     "timer": ``fn(connID, request, None)``, called by ``registerTimer(seconds, connID, request)``.
@@ -213,10 +223,10 @@ def delState(table: str, key: Any, where: str, fn: Callback | None, connID: Conn
 
 
 def registerTimer(
-    seconds: float, fn: Callback | Server | Connection, requestObj: Request | None = None
+    seconds: float, fn: Callback | Server | Frames | Connection, requestObj: Request | None = None
 ) -> Timer | EarlyTimer:
     """Calls ``fn(requestObj)`` after ``seconds``; a connID instead of a function: its "timer" callback."""
-    if isinstance(fn, (Server, Connection)):
+    if isinstance(fn, (Server, Frames, Connection)):
         if fn not in _timer_callbacks:
             raise ConfigError('registerCallback(connID, "timer", fn) comes before registerTimer(seconds, connID)')
         args: tuple[object, ...] = (fn, requestObj, None)
@@ -250,15 +260,20 @@ def getRefPtr(packet: Any) -> Any:
     return packet
 
 
-def registerRequestIdExtractor(connID: Server | Connection, fn: Callable[..., Any]) -> None:
+def registerRequestIdExtractor(connID: Server | Frames | Connection, fn: Callable[..., Any]) -> None:
     """``fn(packet) -> id``, or a ``Field``, for a server before it runs."""
+    if isinstance(connID, Frames) and connID.connection is None:
+        connID.request_id = fn
+        return
     if not isinstance(connID, Server) or connID.endpoint is not None:
         raise ConfigError("registerRequestIdExtractor is for a server that does not run yet")
     connID.request_id = fn
 
 
-def registerPacketBoundary(connID: Server | Connection, fn: Any) -> None:
+def registerPacketBoundary(connID: Server | Frames | Connection, fn: Any) -> None:
     """``fn(buffered) -> int``, the size of the first message (0: more needed); on a server ``Fixed(…)`` too."""
+    if isinstance(connID, Frames):
+        raise ConfigError("registerPacketBoundary: on a whole interface each frame is a message")
     if isinstance(connID, Connection):
         boundary = _boundaries.get(connID)
         if boundary is None or not callable(fn):

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from . import _native
 from .errors import ConfigError, Unsupported
 
-__all__ = ["Config", "EndpointURL", "Limits", "PortConfig", "closest", "parse_transport"]
+__all__ = ["Config", "EndpointURL", "Limits", "PortConfig", "closest", "control_directories", "parse_transport"]
 
 T = TypeVar("T", str, int, float, bool, list[str])
 
@@ -259,6 +259,18 @@ def parse_transport(text: str, ports: Mapping[str, PortConfig], number: int = 0)
         return port_config(name, table)
     except ConfigError as error:
         raise ConfigError(f"--transport {shown!r}: {error}") from None
+
+
+# --- places ------------------------------------------------------------------------------------------------------
+
+
+def control_directories(uid: int, environment: Mapping[str, str] | None = None) -> list[str]:
+    """Where the control sockets of a user's VNFs are: the first that can be used. ``VNF_CONTROL`` names another one."""
+    environment = os.environ if environment is None else environment
+    if chosen := environment.get("VNF_CONTROL"):
+        return [chosen]
+    runtime = "/run" if uid == 0 else environment.get("XDG_RUNTIME_DIR") or f"/run/user/{uid}"
+    return [f"{runtime}/vnf", f"{environment.get('TMPDIR') or '/tmp'}/vnf-{uid}"]
 
 
 # --- the sources, merged -----------------------------------------------------------------------------------------

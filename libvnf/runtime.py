@@ -19,9 +19,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from .config import Config
+from .control import Control, Question
 from .errors import ConfigError, VNFError
 
 if TYPE_CHECKING:
+    from .server import Server
     from .vnf import VNF
 
 __all__ = ["LoadError", "configuration", "configured", "load", "run", "run_program"]
@@ -277,6 +279,20 @@ def _age_s() -> float:
 
 async def _serve(vnf: VNF, kind: str, signals: Signals) -> int:
     listening = await vnf.start()
+    control = Control(vnf.name, questions(vnf), vnf.log)
+    await control.open()
+    try:
+        return await _serve_until(vnf, kind, signals, listening)
+    finally:
+        control.close()
+
+
+def questions(vnf: VNF) -> dict[str, Question]:
+    """What the control socket answers."""
+    return {"ports": lambda asked: {"vnf": vnf.name, "pid": os.getpid(), "up_s": _age_s(), **vnf.ports()}}
+
+
+async def _serve_until(vnf: VNF, kind: str, signals: Signals, listening: list[tuple[Server, str, str]]) -> int:
     for _, place, transport in listening:
         say(vnf, f"serving {place} ({transport})")
     say(vnf, f"ready in {_age_s():.2f} s ({kind}, pid {os.getpid()})")

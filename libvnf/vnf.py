@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -20,6 +21,7 @@ from .config import Config, EndpointURL, Limits, PortConfig, T
 from .connection import ASK_S, Connection
 from .errors import ConfigError, Unsupported
 from .flows import Flows
+from .frames import Frames
 from .request import Request, Timer
 from .server import Server
 from .state import Table, local
@@ -55,6 +57,7 @@ class VNF:
         self._settings: set[str] = set()
         self._servers: list[Server] = []
         self._clients: list[Client] = []
+        self._frames: list[Frames] = []
         self._tables: dict[str, Table[Any, Any]] = {}
         self.flows = Flows(self)
         self._bridges: list[tuple[str, str]] = []
@@ -97,6 +100,23 @@ class VNF:
     def session(self, url: str, *, framing: _native.Framing | None = None, idle_s: float | None = None) -> Server:
         """A server at ``url``; decorate ``async fn(conn)``, run once per connection."""
         return self._add(Server(self, url, framing=framing, idle_s=idle_s, session=True))
+
+    def frames(
+        self,
+        port: str,
+        *,
+        per_packet: bool = False,
+        request_id: _native.Field | Callable[[_native.Frame], Any] | None = None,
+    ) -> Frames:
+        """The frames of a port; decorate their handler: ``fn(batch)``, or per packet ``fn(port, request, packet)``.
+
+        What the handler does not ``accept`` the port's own host does not get. Needs NumPy unless ``per_packet``.
+        """
+        if self._core is not None:
+            raise RuntimeError(f"frames of {port}: are taken before the VNF starts")
+        frames = Frames(self, port, per_packet=per_packet, request_id=request_id)
+        self._frames.append(frames)
+        return frames
 
     def _add(self, server: Server) -> Server:
         EndpointURL.parse(server.url).supported()
@@ -254,10 +274,10 @@ class VNF:
         ports: Sequence[PortConfig] | None = None,
         *,
         transports: Callable[[_native.Core], Sequence[Transport]] | None = None,
-    ) -> list[tuple[Server, str, str]]:
+    ) -> list[tuple[Server | Frames, str, str]]:
         """Starts on the running loop: every server listens, clients connect, timers run. Undone whole when it fails.
 
-        Returns (server, url, transport) per listening address. ``transports`` makes other ones than ``ports`` say.
+        Returns (server, url, transport) per listening address, and per port whose frames are taken. ``transports`` makes other ones than ``ports`` say.
         """
         if self._core is not None or self.closed:
             raise RuntimeError(f"{self.name} runs already, or has run")
@@ -281,7 +301,11 @@ class VNF:
             self.flows.start(self._engine)
             for pair in self._bridges:
                 self._join(*pair)
-            listening = [place for server in list(self._servers) for place in await self._listen(server)]
+            listening: list[tuple[Server | Frames, str, str]] = [
+                (frames, f"frames of {frames.port}", self._take(frames)) for frames in self._frames
+            ]
+            for server in list(self._servers):
+                listening += await self._listen(server)
             for client in self._clients:
                 client.start()
             for early in self._early_timers:
@@ -307,6 +331,16 @@ class VNF:
 
                 driver = driver or EngineDriver(self.core, connect_s=self.limits.connect_s)
                 self._transports.append(BypassTransport(driver, port))
+
+    def _take(self, frames: Frames) -> str:
+        """Gives the port's frames to ``frames``; the transport, for people."""
+        named = [transport for transport in self._transports if transport.name == frames.port]
+        if not named and len(self._transports) > 1:
+            names = ", ".join(transport.name for transport in self._transports)
+            raise ConfigError(f"there is no port {frames.port!r}: expected one of {names}")
+        transport = (named or self._transports)[0]
+        frames.start(self.core, transport)
+        return transport.describe()
 
     async def _listen(self, server: Server) -> list[tuple[Server, str, str]]:
         url = EndpointURL.parse(server.url)
@@ -403,6 +437,15 @@ class VNF:
             }
         )
         return counters
+
+    def ports(self) -> dict[str, Any]:
+        """What ``vnf ports`` shows: each port with its ``counters``, the ``core`` counters, and when that was."""
+        told = []
+        for transport in self._transports + self._unix:
+            found = transport.statistics()
+            port = found if "counters" in found else {"type": "kernel", "counters": found}
+            told.append({**port, "name": transport.name, "place": transport.describe()})
+        return {"ports": told, "core": self.core.statistics(), "at_s": time.monotonic()}
 
     def run(self) -> None:
         """At the end of a file: ``python b.py`` is then ``vnf run b.py``, with the same options."""

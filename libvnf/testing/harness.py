@@ -23,7 +23,7 @@ from ..connection import ASK_S, Connection
 from ..errors import ConfigError, VNFError
 from ..handlers import check_handler
 from ..request import Request
-from ..server import request_type
+from ..server import Server, request_type
 from ..vnf import VNF
 from .capture import Capture
 from .clock import Clock
@@ -181,7 +181,8 @@ class Network:
         listening = await made.start(transports=lambda core: [self._transport(core, name, made.limits)])
         self._running[name] = made, made.core
         for server, url, _ in listening:
-            self._framings[self._found(url)] = server.framing
+            if isinstance(server, Server):
+                self._framings[self._found(url)] = server.framing
         return made
 
     def _transport(

@@ -116,6 +116,9 @@ class StackTransport:
         await self._port.listen(EndpointURL(url.scheme, host if is_ip(host) else "", number), endpoint)
         return [str(EndpointURL(url.scheme, host or self.station.name, number))]
 
+    def take_frames(self, connection: _native.Connection, batches: Callable[..., Any] | None) -> None:
+        self._port.take_frames(connection, batches)
+
     def close_server(self, url: str, endpoint: _native.Endpoint) -> None:
         """One server less: connections are refused, datagrams of new peers dropped."""
         parsed = EndpointURL.parse(url)

@@ -5,11 +5,12 @@ It keeps the contract of ``libvnf.transport.base`` and feeds the same native pro
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from .. import _native
 from ..config import EndpointURL
-from ..errors import AddressInUse, ConfigError
+from ..errors import AddressInUse, ConfigError, Unsupported
 from .fabric import Host, Place
 
 __all__ = ["MemoryTransport"]
@@ -36,6 +37,9 @@ class MemoryTransport:
             raise AddressInUse(f"{url}: {error.strerror or error}") from None
         self._listeners.append(listener)
         return [str(listener.place)]
+
+    def take_frames(self, connection: _native.Connection, batches: Callable[..., Any] | None) -> None:
+        raise Unsupported("messages cross the in-memory network, not frames: vnf.test(stack=True) has those")
 
     def unlisten(self) -> None:
         """Streams are refused from now on; datagrams of known peers still come in."""

@@ -5,6 +5,7 @@ A transport feeds native connections and knows nothing of handlers; the VNF that
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from .. import _native
@@ -41,6 +42,12 @@ class Transport(Protocol):
         """Where connections to ``url`` go: a ``_native.Target``, or what has ``datagram`` and ``open(connection)``.
 
         Raises ``ConfigError`` or ``Unsupported`` when this transport cannot reach it.
+        """
+
+    def take_frames(self, connection: _native.Connection, batches: Callable[..., Any] | None) -> None:
+        """Every frame of the port is for ``connection``'s handler, or many at once for ``batches``.
+
+        ``Unsupported`` where frames do not come this way.
         """
 
     def describe(self) -> str:

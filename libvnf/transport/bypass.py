@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -142,6 +142,12 @@ class BypassTransport:
         own = [text.partition("/")[0] for text in self._port.options.get("address", ())]
         own += self._port.options.get("virtual", ())
         return [str(EndpointURL(url.scheme, address, url.port)) for address in own] or [str(url)]
+
+    def take_frames(self, connection: _native.Connection, batches: Callable[..., Any] | None) -> None:
+        try:
+            _native.attach_frames(self._driver.engine, self.name, connection)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
 
     def unlisten(self) -> None:
         """TCP is refused. Datagrams of known peers still come in: the endpoint refuses new ones (``accepting``)."""

@@ -11,7 +11,7 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .. import _native
@@ -138,6 +138,9 @@ class KernelTransport:
         status = os.lstat(path)
         self._paths[path] = (status.st_dev, status.st_ino)
         return sock
+
+    def take_frames(self, connection: _native.Connection, batches: Callable[..., Any] | None) -> None:
+        raise Unsupported("frames do not come by kernel sockets: expected --transport memif:, af_xdp:, tap: or pcap:")
 
     def unlisten(self) -> None:
         """Datagram sockets stay: their endpoints refuse new peers, the known ones are served on."""

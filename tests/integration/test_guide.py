@@ -18,8 +18,7 @@ import pytest
 
 import libvnf
 from libvnf import VNF, ConfigError, Limits, api
-from libvnf.cli.load import load
-from libvnf.cli.run import run
+from libvnf.cli import main
 from libvnf.config import PORT_KEYS, Config, parse_transport
 from libvnf.testing import Network
 from tests.integration.pages import ROOT, argv, blocks, commands
@@ -41,6 +40,13 @@ def rows(page: str, heading: str | None = None) -> Iterator[list[str]]:
 def names(page: str, heading: str | None = None) -> set[str]:
     """What stands in code style in the first column."""
     return {name for row in rows(page, heading) for name in re.findall("`([^`]+)`", row[0])}
+
+
+def command_of(name: str) -> click.Command:
+    """``vnf NAME``."""
+    found = main.get_command(click.Context(main), name)
+    assert found is not None
+    return found
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -94,9 +100,13 @@ def test_every_kind_of_port_is_in_the_guide() -> None:
     assert set(PORT_KEYS) == {"kernel", "memif", "af_xdp", "tap", "pcap"}
 
 
-@pytest.mark.parametrize(("page", "command"), [("running.md", run), ("load.md", load)])
-def test_every_option_of_a_command_is_in_the_guide(page: str, command: click.Command) -> None:
-    told = {name.split()[0] for name in names(page) if name.startswith("--")}
+OPTIONS = [("running.md", None, "run"), ("load.md", None, "load"), ("operating.md", "vnf ports", "ports")]
+
+
+@pytest.mark.parametrize(("page", "heading", "name"), OPTIONS)
+def test_every_option_of_a_command_is_in_the_guide(page: str, heading: str | None, name: str) -> None:
+    command = command_of(name)
+    told = {name.split()[0] for name in names(page, heading) if name.startswith("--")}
     assert told == {name for option in command.params if isinstance(option, click.Option) for name in option.opts}
 
 
@@ -161,8 +171,7 @@ def test_the_commands_of_the_guide_are_understood() -> None:
         for command in commands(page):
             words = shlex.split(command)
             if words[0] == "vnf":
-                tool = {"run": run, "load": load}[words[1]]
-                tool.make_context(words[1], words[2:], resilient_parsing=False)
+                command_of(words[1]).make_context(words[1], words[2:], resilient_parsing=False)
                 seen += 1
                 for option, value in itertools.pairwise(words):
                     if option == "--transport" and ":" in value:

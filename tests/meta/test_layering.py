@@ -15,6 +15,7 @@ NATIVE = {
     "libvnf.connection": "Connection is the Python half of a native class",
     "libvnf.request": "Request is the Python half of a native class",
     "libvnf.client": "requests and replies are matched natively",
+    "libvnf.frames": "a port's handler is a native Connection that stands for the port",
     "libvnf.server": "a server is a native Endpoint with the author's handlers",
     "libvnf.vnf": "owns the Core that everything of one VNF hangs on",
     "libvnf.transport.": "feeds the native protocols, or opens native ports",
@@ -29,8 +30,9 @@ LAYERS = (
     ("transport",),
     ("connection", "request"),
     ("client", "flows", "server", "state"),
+    ("frames",),
     ("cluster", "plugin"),
-    ("runtime", "vnf"),
+    ("control", "runtime", "vnf"),
     ("api", "testing"),
     ("cli", "__main__"),
 )
@@ -44,6 +46,7 @@ UPWARDS = {
 UNSAFE = {
     "port": "memory shared with a peer, and the system calls that share it",
     "packet/pool": "slots of one allocation, handed out and taken back",
+    "packet/prefetch": "a hint to the processor, which cannot fault",
     "stack/tcp/arena": "ring buffers for connections, out of one mapping",
     "stack/tcp/smoltcp": "those rings lent to the protocol engine",
     "py": "buffers lent to Python, coroutines stepped by its C API",

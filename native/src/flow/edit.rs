@@ -341,3 +341,6 @@ fn transport(bytes: &mut [u8], headers: &Headers, to: &Rewrite, pseudo: Change) 
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

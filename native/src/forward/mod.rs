@@ -81,8 +81,6 @@ counters! {
     drop_route_no_way,
     /// Routed, and not an IP packet to one station.
     drop_route_not_ip,
-    /// Given to a handler that decided nothing.
-    drop_undecided,
 }
 
 /// What comes of a frame that goes out of the port it came by.
@@ -108,6 +106,16 @@ impl Aside {
         rest.copy_to(0, &mut self.bytes[at..]);
         self.frames.push((head.len() + rest.len(), back));
     }
+}
+
+/// What came of a frame that went through the rules again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Again {
+    Finished,
+    /// Its host is to have it.
+    Accepted,
+    /// No rule decides, and the handler has had its turn.
+    Undecided,
 }
 
 /// A burst, and what was found out about it.
@@ -245,27 +253,25 @@ impl Forwarder {
         count
     }
 
-    /// Runs a frame that came by port `index`, and that its handler has, through the rules again. True: its host is to
-    /// have it. Nobody decides about what still matches no rule: it is dropped and counted.
-    pub fn again<P: Place>(&mut self, places: &mut [P], index: usize, frame: &[u8], now: Instant) -> bool {
-        let Some((place, mut others)) = apart(places, index) else { return false };
+    /// Runs a frame that came by port `index`, and that its handler has, through the rules again.
+    pub fn again<P: Place>(&mut self, places: &mut [P], index: usize, frame: &[u8], now: Instant) -> Again {
+        let Some((place, mut others)) = apart(places, index) else { return Again::Finished };
         let Work { heads, headers, verdicts, aside } = &mut self.work;
         let (frame, head, mut counts) = (Lent::of(frame), &mut heads[..1], Counters::default());
         head[0].take(frame);
         headers[0] = Headers::read(head[0].bytes(), frame.len());
         verdicts.clear();
         self.table.process(others.index, head, &headers[..1], now, verdicts);
-        let mut accepted = false;
         match (verdicts[0], place.bridge()) {
-            (Verdict::Miss, None) | (Verdict::ToPython, _) => counts.drop_undecided += 1,
-            (Verdict::Accept, _) => accepted = true,
+            (Verdict::Miss, None) | (Verdict::ToPython, _) => return Again::Undecided,
+            (Verdict::Accept, _) => return Again::Accepted,
             (verdict, bridge) => {
                 send_on(verdict, bridge, &mut head[0], &headers[0], frame, &mut others, now, aside, &mut counts);
             }
         }
         go_back(aside, &mut heads[0], place, now, &mut counts);
         place.counters().add(counts);
-        accepted
+        Again::Finished
     }
 }
 

@@ -110,6 +110,11 @@ impl<'a> Packet<'a> {
     }
 }
 
+/// Is it one of the extension headers that are followed?
+pub fn is_extension(header: u8) -> bool {
+    matches!(header, HOP_BY_HOP | DESTINATION_OPTIONS | ROUTING | FRAGMENT)
+}
+
 /// For those who pass a packet on: the protocol behind the extension headers, where that begins, and the fragment's
 /// offset in bytes if it is one. Options are for the receiver to judge.
 #[inline]

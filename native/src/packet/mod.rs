@@ -11,8 +11,10 @@ pub mod headers;
 pub mod icmp;
 pub mod ipv4;
 pub mod ipv6;
+pub mod layers;
 pub mod ndp;
 pub mod pool;
+pub mod prefetch;
 pub mod tcp;
 pub mod udp;
 pub mod vlan;
@@ -22,9 +24,13 @@ pub use pool::{Pool, PoolConfig, Slot};
 /// IANA protocol numbers, shared by IPv4's protocol and IPv6's next header.
 pub mod protocol {
     pub const ICMP: u8 = 1;
+    /// IPv4 in IP (RFC 2003).
+    pub const IPV4: u8 = 4;
     pub const TCP: u8 = 6;
     pub const UDP: u8 = 17;
     pub const DCCP: u8 = 33;
+    /// IPv6 in IP (RFC 2473).
+    pub const IPV6: u8 = 41;
     pub const ICMPV6: u8 = 58;
     pub const NO_NEXT_HEADER: u8 = 59;
     pub const UDP_LITE: u8 = 136;
@@ -44,7 +50,7 @@ pub enum Malformed {
 
 /// The `N` bytes at `at`. The caller's `new_checked` has proved that they are there.
 #[inline]
-fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+pub(crate) fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     *bytes[at..].first_chunk().expect("new_checked has proved the length")
 }
 

@@ -7,6 +7,8 @@
 //! where they are (see [`lent`]), for those that only pass through.
 
 pub mod af_xdp;
+mod counting;
+mod interface;
 pub mod lent;
 pub mod memif;
 pub mod options;
@@ -15,6 +17,7 @@ pub mod pcap;
 pub mod polling;
 pub mod queue;
 pub mod tap;
+mod waiting;
 
 use std::io;
 use std::os::fd::RawFd;

@@ -240,7 +240,7 @@ impl Draft {
             }
             Kind::Memif(memif) => memif.mtu = mtu.unwrap_or(memif.mtu),
             Kind::AfXdp(af_xdp) => {
-                af_xdp.mtu = mtu;
+                (af_xdp.mtu, af_xdp.mac) = (mtu, mac);
                 af_xdp.addresses = addresses.iter().map(|cidr| cidr.address).collect();
                 af_xdp.addresses.extend(&virtual_addresses);
             }
@@ -248,6 +248,9 @@ impl Draft {
             Kind::Pcap(pcap) => pcap.mtu = mtu.unwrap_or(pcap.mtu),
         }
         let made_up = mac.or(default_mac).unwrap_or_else(|| made_up_mac(&kind));
+        if let Kind::Tap(tap) = &mut kind {
+            tap.mac = made_up;
+        }
         let mtu_or_usual = mtu.unwrap_or(1500);
         let host = HostConfig { mac: made_up, addresses, virtual_addresses, gateways, mtu: mtu_or_usual, tcp };
         Ok(PortOptions { kind, host, mac_is_given: mac.is_some(), mtu_is_given: mtu.is_some() })

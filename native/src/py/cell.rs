@@ -25,6 +25,10 @@ impl<T> GilCell<T> {
         use_it(&mut self.0.borrow_mut())
     }
 
+    pub fn get_mut(&mut self) -> &mut T {
+        self.0.get_mut()
+    }
+
     /// For the garbage collector, which must not panic: nothing when the content is in use.
     pub fn peek<R>(&self, use_it: impl FnOnce(&T) -> R) -> Option<R> {
         self.0.try_borrow().ok().map(|value| use_it(&value))

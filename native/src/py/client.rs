@@ -90,6 +90,8 @@ impl Client {
                 }
                 (found, Incoming::Body(body))
             }
+            // No client has a port of its own.
+            (Some(IdSpec::Field(_)), incoming @ Incoming::Frame(..)) => (None, incoming),
             (Some(IdSpec::Field(field)), Incoming::Packet(packet)) => {
                 let field = field.get();
                 let found = field.read(packet.get().bytes(py)).and_then(|id| inner.remove(py, id));

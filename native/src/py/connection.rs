@@ -146,6 +146,10 @@ impl Connection {
         self.state.with(py, |state| state.phase)
     }
 
+    pub fn stands_for_port(&self, py: Python<'_>) -> bool {
+        self.state.with(py, |state| matches!(state.wire, Wire::Port { .. }))
+    }
+
     pub fn account(&self, py: Python<'_>) -> Arc<Account> {
         let parent = &self.core.get().account;
         self.state.with(py, |state| state.account.get_or_insert_with(|| Arc::new(Account::child(parent))).clone())

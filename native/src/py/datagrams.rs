@@ -14,6 +14,7 @@ use pyo3::{PyTraverseError, PyVisit, intern};
 use super::cell::GilCell;
 use super::connection::{Connection, Phase};
 use super::core::Core;
+use super::dispatch::Incoming;
 use super::endpoint::Endpoint;
 use super::packet::Body;
 use super::sockets::{Sockets, failure};
@@ -100,7 +101,8 @@ impl Datagrams {
                     (None, None) => None,
                 };
                 if let Some(connection) = connection {
-                    Connection::datagram(&connection, py, Body::copy(&core.pool, &scratch[..count]));
+                    let body = Body::copy(&core.pool, &scratch[..count]);
+                    Connection::datagram(&connection, py, Incoming::Body(body));
                 }
             }
             inner.state.with(py, |state| {

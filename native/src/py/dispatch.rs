@@ -11,9 +11,12 @@ use super::cell::GilCell;
 use super::connection::{Connection, Phase};
 use super::core::Core;
 use super::coroutine::{begin_coroutine, is_coroutine};
+use super::engine::Engine;
+use super::frames::Frame;
 use super::framing::IdSpec;
 use super::packet::{Body, Packet, is_unshared};
 use super::request::Request;
+use crate::packet::Slot;
 
 /// Messages that may wait for the handler of their request id.
 const EXCHANGE_QUEUE: usize = 1_024;
@@ -154,9 +157,19 @@ pub fn waiting(ids: &Bound<'_, PyDict>) -> usize {
 pub enum Incoming {
     Body(Body),
     Packet(Py<Packet>),
+    /// That came by a port of that engine.
+    Frame(Py<Engine>, usize, Slot),
 }
 
 impl Incoming {
+    pub fn bytes<'a>(&'a self, py: Python<'a>) -> &'a [u8] {
+        match self {
+            Self::Body(body) => body.bytes(py),
+            Self::Packet(packet) => packet.get().bytes(py),
+            Self::Frame(_, _, slot) => slot,
+        }
+    }
+
     pub fn into_packet(self, py: Python<'_>, core: &Core) -> PyResult<Py<Packet>> {
         match self {
             Self::Packet(packet) => Ok(packet),
@@ -167,6 +180,10 @@ impl Incoming {
                 }
                 Packet::from_body(py, body)
             }
+            Self::Frame(engine, port, slot) => {
+                let frame = Frame::wrap(py, &engine, port, None, Body::Slot(slot))?;
+                Ok(frame.into_bound(py).into_super().unbind())
+            }
         }
     }
 }
@@ -174,6 +191,12 @@ impl Incoming {
 /// After the handler: the shell serves again, or its buffer counts as kept.
 pub fn retire_packet(py: Python<'_>, core: &Core, connection: &Py<Connection>, packet: Py<Packet>) {
     if is_unshared(&packet) {
+        if packet.bind(py).is_exact_instance_of::<Frame>() {
+            if let Ok(frame) = packet.into_bound(py).into_any().cast_into_exact::<Frame>() {
+                Frame::retire(frame.unbind(), py);
+            }
+            return;
+        }
         packet.get().fill(py, Body::Empty);
         let old = core.state.with(py, |state| state.shell.replace(packet));
         drop(old);

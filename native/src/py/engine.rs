@@ -9,15 +9,16 @@ use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyList};
+use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 use pyo3::{PyTraverseError, PyVisit};
 
 use super::cell::{Counter, GilCell};
 use super::connection::Connection;
 use super::core::Core;
+use super::dispatch::Incoming;
 use super::endpoint::Endpoint;
 use super::forwarding::{self, Spun};
-use super::frames;
+use super::frames::{self, Frame};
 use super::opened::Open;
 use super::packet::Body;
 use super::ports;
@@ -43,6 +44,8 @@ const ROUNDS: usize = 16;
 pub struct State {
     pub ports: Vec<Open>,
     frames: Vec<Slot>,
+    /// The shell of a frame that nobody kept.
+    pub shell: Option<Py<Frame>>,
     /// Where bytes of streams stay between their host and their connection.
     pub scratch: Vec<u8>,
     pub polling: Polling,
@@ -264,11 +267,6 @@ impl Engine {
     ) -> usize {
         if self.state.with(py, |state| state.ports.get(index).is_some_and(|open| open.has_handler)) {
             frames::deliver(slf, py, index, now, frames);
-            self.state.with(py, |state| {
-                if let Some(open) = state.ports.get_mut(index) {
-                    frames.append(&mut open.accepted);
-                }
-            });
         }
         let refused = self.watch_gate(py, index, !frames.is_empty());
         for (count, frame) in frames.drain(..).enumerate() {
@@ -300,7 +298,9 @@ impl Engine {
             });
             match meant {
                 Meant::Nothing => {}
-                Meant::Message(connection, payload) => Connection::datagram(&connection, py, Body::Slot(payload)),
+                Meant::Message(connection, payload) => {
+                    Connection::datagram(&connection, py, Incoming::Body(Body::Slot(payload)))
+                }
                 Meant::Unreachable(connection, reason) => self.unreachable(py, &connection, reason),
                 Meant::First(endpoint, datagram) => self.first(slf, py, index, &endpoint, datagram),
             }
@@ -354,6 +354,7 @@ impl Engine {
                 state: GilCell::new(State {
                     ports: Vec::new(),
                     frames: Vec::with_capacity(2 * BURST),
+                    shell: None,
                     scratch: Vec::new(),
                     polling: Polling::new(polling::LONGEST, base),
                     armed: false,
@@ -598,7 +599,7 @@ impl Engine {
     }
 
     #[pyo3(signature = (one, two, /))]
-    fn bridge(&self, py: Python<'_>, one: &str, two: &str) -> PyResult<()> {
+    fn bridge(&self, py: Python<'_>, one: &Bound<'_, PyString>, two: &Bound<'_, PyString>) -> PyResult<()> {
         self.join(py, one, two)
     }
 
@@ -632,13 +633,14 @@ impl Engine {
         let now = self.now(py);
         let (mut ports, wake) =
             (self.state.with(py, |state| std::mem::take(&mut state.ports)), self.wake.with(py, Option::take));
+        let shell = self.state.with(py, |state| state.shell.take());
         for open in &mut ports {
             open.host.tcp_flush(now, open.port.as_mut());
             open.port.flush();
         }
         let on_ended = self.on_ended.with(py, Option::take);
         let forwarder = self.state.with(py, |state| state.forwarder.take());
-        drop((ports, wake, on_ended, forwarder));
+        drop((ports, wake, on_ended, forwarder, shell));
         left
     }
 
@@ -647,14 +649,19 @@ impl Engine {
         self.clock.as_ref().map_or(Ok(()), |clock| visit.call(&clock.read))?;
         self.wake.peek(|wake| visit.call(wake)).unwrap_or(Ok(()))?;
         self.on_ended.peek(|told| visit.call(told)).unwrap_or(Ok(()))?;
-        self.state.peek(|state| state.ports.iter().try_for_each(|open| open.traverse(visit))).unwrap_or(Ok(()))
+        self.state
+            .peek(|state| {
+                visit.call(&state.shell)?;
+                state.ports.iter().try_for_each(|open| open.traverse(visit))
+            })
+            .unwrap_or(Ok(()))
     }
 
     fn __clear__(&self, py: Python<'_>) {
-        let ports = self.state.with(py, |state| std::mem::take(&mut state.ports));
+        let old = self.state.with(py, |state| (std::mem::take(&mut state.ports), state.shell.take()));
         let wake = self.wake.with(py, Option::take);
         let on_ended = self.on_ended.with(py, Option::take);
-        drop((ports, wake, on_ended));
+        drop((old, wake, on_ended));
     }
 }
 

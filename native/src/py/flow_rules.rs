@@ -12,7 +12,7 @@ use pyo3::types::{PyDict, PyList, PyString};
 use pyo3::{PyTraverseError, PyVisit, intern};
 
 use super::engine::Engine;
-use crate::flow::{Action, Encapsulate, Expiry, Limit, Match, Refused, Rewrite, Rule, Statistics};
+use crate::flow::{Action, Encapsulate, Expiry, Limit, Match, PortIndex, Refused, Rewrite, Rule, Statistics};
 use crate::packet::ethernet::Mac;
 use crate::port::options;
 use crate::stack::Cidr;
@@ -125,7 +125,10 @@ impl FlowTable {
     }
 
     fn __len__(&self, py: Python<'_>) -> usize {
-        self.engine.get().state.with(py, |state| state.forwarder.as_ref().map_or(0, |forwarder| forwarder.table().len()))
+        self.engine
+            .get()
+            .state
+            .with(py, |state| state.forwarder.as_ref().map_or(0, |forwarder| forwarder.table().len()))
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
@@ -163,7 +166,9 @@ impl Engine {
         let names = self.port_names(py);
         let rows: Vec<_> = ended
             .iter()
-            .map(|(matching, reason, statistics)| (fields(&names, matching), self::reason(*reason), figures(*statistics)))
+            .map(|(matching, reason, statistics)| {
+                (fields(&names, matching), self::reason(*reason), figures(*statistics))
+            })
             .collect();
         if let Err(error) = PyList::new(py, rows).and_then(|rows| told.call1(py, (rows,))) {
             error.write_unraisable(py, None);
@@ -175,9 +180,9 @@ impl Engine {
     }
 
     fn read_match(&self, py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<Match> {
-        let port: Option<String> = value.getattr(intern!(py, "port"))?.extract()?;
+        let port = value.getattr(intern!(py, "port"))?;
         Ok(Match {
-            port: port.map(|name| self.index_of(py, &name)).transpose()?,
+            port: if port.is_none() { None } else { Some(self.port_named(port.cast()?)? as PortIndex) },
             source_mac: parsed(&value.getattr(intern!(py, "src_mac"))?, mac)?,
             destination_mac: parsed(&value.getattr(intern!(py, "dst_mac"))?, mac)?,
             vlan: value.getattr(intern!(py, "vlan"))?.extract()?,
@@ -194,9 +199,9 @@ impl Engine {
 
     fn read_action(&self, py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<Action> {
         let kind: String = value.getattr(intern!(py, "kind"))?.extract()?;
-        let port = || -> PyResult<_> {
-            let name: String = value.getattr(intern!(py, "port"))?.extract()?;
-            self.index_of(py, &name)
+        let port = || -> PyResult<PortIndex> {
+            let name = value.getattr(intern!(py, "port"))?;
+            Ok(self.port_named(name.cast()?)? as PortIndex)
         };
         let address = |name: &Bound<'_, PyString>| parsed(&value.getattr(name)?, ip);
         Ok(match kind.as_str() {

@@ -5,6 +5,7 @@ use pyo3::prelude::*;
 
 use super::connection::{Connection, Phase};
 use super::core::Core;
+use super::dispatch::Incoming;
 use super::endpoint::Endpoint;
 use super::engine::{Engine, Target};
 use super::packet::Body;
@@ -116,7 +117,7 @@ impl Engine {
             return core.counters.connections_refused.bump();
         };
         Connection::accepted(&connection, py, Wire::Flow { engine: slf.clone_ref(py), port: index, flow, owner });
-        Connection::datagram(&connection, py, Body::Slot(datagram.payload));
+        Connection::datagram(&connection, py, Incoming::Body(Body::Slot(datagram.payload)));
     }
 
     /// Ends the oldest idle flow among the first few that peers began, so that strangers cannot shut the door.

@@ -5,12 +5,13 @@ use std::time::Instant;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::types::PyString;
 
 use super::core::Core;
 use super::engine::{Engine, State};
 use super::opened::Open;
 use crate::flow::PortIndex;
-use crate::forward::{Counters, Forwarder, Place};
+use crate::forward::{Again, Counters, Forwarder, Place};
 use crate::packet::{Pool, Slot};
 use crate::port::lent::BURST;
 use crate::port::{Port, Sent};
@@ -111,53 +112,47 @@ impl Engine {
     }
 
     /// Runs a frame that a handler has through the rules again. What still matches none is dropped and counted.
-    pub fn again(&self, py: Python<'_>, index: usize, frame: Slot) {
-        let now = self.now(py);
-        let wakes = self.state.with(py, |state| {
+    pub fn again(slf: &Py<Self>, py: Python<'_>, index: usize, frame: Slot) {
+        let engine = slf.get();
+        let now = engine.now(py);
+        let (came_of_it, wakes) = engine.state.with(py, |state| {
             let State { ports, forwarder, .. } = state;
-            let Some(forwarder) = forwarder else { return false };
-            if !forwarder.again(ports, index, &frame, now) {
-                return false;
+            let Some(forwarder) = forwarder else { return (Again::Finished, false) };
+            let came_of_it = forwarder.again(ports, index, &frame, now);
+            if came_of_it != Again::Accepted {
+                return (came_of_it, false);
             }
             ports[index].accepted.push(frame);
             state.pending = true;
-            state.wakes_for(Some(now))
+            (came_of_it, state.wakes_for(Some(now)))
         });
-        Core::schedule_flush(&self.core, py);
+        if came_of_it == Again::Undecided {
+            engine.core.get().counters.drop_undecided.bump();
+        }
+        Core::schedule_flush(&engine.core, py);
         if wakes {
-            self.call_wake(py);
+            engine.call_wake(py);
         }
     }
 
-    /// The place of a port.
-    pub fn index_of(&self, py: Python<'_>, name: &str) -> PyResult<PortIndex> {
-        self.state.with(py, |state| {
-            let found = state.ports.iter().position(|open| open.name == name);
-            found.map(|index| index as PortIndex).ok_or_else(|| {
-                let names: Vec<_> = state.ports.iter().map(|open| open.name.as_str()).collect();
-                PyValueError::new_err(format!("there is no port {name:?}: expected {}", names.join(", ")))
-            })
-        })
-    }
-
     /// Joins two ports: what no rule matches leaves by the other one.
-    pub fn join(&self, py: Python<'_>, one: &str, two: &str) -> PyResult<()> {
+    pub fn join(&self, py: Python<'_>, one: &Bound<'_, PyString>, two: &Bound<'_, PyString>) -> PyResult<()> {
         self.core.get().check_thread()?;
-        let (left, right) = (self.index_of(py, one)?, self.index_of(py, two)?);
+        let (left, right) = (self.port_named(one)?, self.port_named(two)?);
         if left == right {
             return Err(PyValueError::new_err(format!("a bridge from {one:?} to itself: expected two ports")));
         }
         self.state.with(py, |state| {
             for (index, other) in [(left, right), (right, left)] {
-                let open = &state.ports[usize::from(index)];
-                if let Some(third) = open.bridge.filter(|third| *third != other) {
+                let open = &state.ports[index];
+                if let Some(third) = open.bridge.filter(|third| usize::from(*third) != other) {
                     let third = &state.ports[usize::from(third)].name;
                     let problem = format!("{:?} is bridged to {third:?} already", open.name);
                     return Err(PyValueError::new_err(problem));
                 }
             }
-            state.ports[usize::from(left)].bridge = Some(right);
-            state.ports[usize::from(right)].bridge = Some(left);
+            state.ports[left].bridge = Some(right as PortIndex);
+            state.ports[right].bridge = Some(left as PortIndex);
             Ok(())
         })
     }

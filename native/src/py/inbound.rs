@@ -297,7 +297,7 @@ impl Connection {
     }
 
     /// One datagram. Inside a batch.
-    pub fn datagram(slf: &Py<Self>, py: Python<'_>, body: Body) {
+    pub fn datagram(slf: &Py<Self>, py: Python<'_>, incoming: Incoming) {
         let inner = slf.get();
         let core = inner.core.get();
         let counters = &core.counters;
@@ -310,7 +310,7 @@ impl Connection {
             Quota,
             Closed,
         }
-        let (len, tick) = (body.bytes(py).len(), core.state.with(py, |state| state.tick));
+        let (len, tick) = (incoming.bytes(py).len(), core.state.with(py, |state| state.tick));
         let fate = inner.state.with(py, |state| {
             state.last_tick = tick;
             if state.phase != Phase::Open {
@@ -337,9 +337,9 @@ impl Connection {
         });
         match fate {
             Fate::Deliver => {
-                dispatch::message(py, slf, Incoming::Body(body));
+                dispatch::message(py, slf, incoming);
             }
-            Fate::Queue => match Packet::from_body(py, body) {
+            Fate::Queue => match incoming.into_packet(py, core) {
                 Ok(packet) => {
                     packet.get().count_as_kept(py, &inner.account(py));
                     inner.state.with(py, |state| state.queue.push_back(packet));

@@ -223,7 +223,8 @@ impl Connection {
         }
     }
 
-    /// After a handler raised: `error` handlers hear of it; without request ids the connection is over.
+    /// After a handler raised: `error` handlers hear of it; without request ids the connection is over, unless it stands
+    /// for a whole port.
     pub fn handler_failed(
         slf: &Py<Self>,
         py: Python<'_>,
@@ -238,8 +239,10 @@ impl Connection {
                 inner.core.get().report(py, Some(slf), request, second.value(py));
             }
         }
+        let stays = inner.stands_for_port(py);
         match request {
-            Some(request) if inner.endpoint.get().request_id.is_some() => request.get().finish(py),
+            Some(request) if stays || inner.endpoint.get().request_id.is_some() => request.get().finish(py),
+            _ if stays => {}
             _ => Self::abort_with(slf, py, "handler error"),
         }
     }
@@ -307,7 +310,7 @@ impl Connection {
                 close_wire(py, &wire, false)
             }
             Wire::Socket(_) | Wire::Tcp { .. } => close_wire(py, &wire, false),
-            Wire::None | Wire::Stream { .. } => {}
+            Wire::None | Wire::Stream { .. } | Wire::Port { .. } => {}
         }
         drop(wire);
         if let Some(place) = place {

@@ -53,6 +53,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<engine::Engine>()?;
     module.add_class::<engine::Target>()?;
     module.add_class::<flow_rules::FlowTable>()?;
+    module.add_class::<frames::Frame>()?;
     module.add_class::<framing::Delimiter>()?;
     module.add_class::<framing::Field>()?;
     module.add_class::<framing::Fixed>()?;
@@ -65,6 +66,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<sockets::SocketTarget>()?;
     module.add_class::<splicer::Splice>()?;
     module.add_class::<stream::Stream>()?;
+    module.add_function(wrap_pyfunction!(frames::attach_frames, module)?)?;
     module.add_function(wrap_pyfunction!(ports::port_kinds, module)?)?;
     module.add_function(wrap_pyfunction!(ports::port_check, module)?)?;
     module.add_function(wrap_pyfunction!(ports::port_option, module)?)?;

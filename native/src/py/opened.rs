@@ -12,6 +12,7 @@ use pyo3::{PyTraverseError, PyVisit};
 
 use super::connection::Connection;
 use super::endpoint::Endpoint;
+use super::frames::Handler;
 use crate::flow::PortIndex;
 use crate::forward::Counters;
 use crate::packet::Slot;
@@ -46,10 +47,11 @@ pub struct Open {
     pub unflushed: bool,
     /// What comes in is for `@vnf.frames`; only what that accepts is for the host.
     pub has_handler: bool,
+    pub handler: Option<Handler>,
+    /// What it accepted, on its way to the host.
+    pub accepted: Vec<Slot>,
     /// By which port frames leave that no rule matches.
     pub bridge: Option<PortIndex>,
-    /// For the host, by rules, though there is a handler.
-    pub accepted: Vec<Slot>,
     pub forwarding: Counters,
 }
 
@@ -139,8 +141,9 @@ impl Open {
             gate: Arc::default(),
             unflushed: false,
             has_handler: false,
-            bridge: None,
+            handler: None,
             accepted: Vec::new(),
+            bridge: None,
             forwarding: Counters::default(),
         }
     }
@@ -194,6 +197,7 @@ impl Open {
 
     pub fn traverse(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         self.listeners.iter().try_for_each(|endpoint| visit.call(endpoint))?;
-        self.flows.iter().try_for_each(|flow| visit.call(flow))
+        self.flows.iter().try_for_each(|flow| visit.call(flow))?;
+        self.handler.as_ref().map_or(Ok(()), |handler| handler.traverse(visit))
     }
 }

@@ -13,6 +13,7 @@ use super::core::{Core, PoolKey};
 use super::datagrams::Datagrams;
 use super::endpoint::Event;
 use super::engine::Engine;
+use super::frames::{Decision, Frame};
 use super::packet::{Packet, with_bytes};
 use super::wire::{Wire, close_wire};
 use crate::stack::FlowId;
@@ -30,6 +31,7 @@ enum Route {
     Datagram(Py<PyAny>, Option<Py<PyAny>>),
     Socket(Py<Datagrams>, Option<SocketAddr>),
     Flow(Py<Engine>, usize, FlowId),
+    Port(Py<Engine>, usize),
     Full(usize),
     Closed(Cow<'static, str>),
 }
@@ -60,6 +62,15 @@ impl Connection {
                 let whole = packet.get().as_bytes_object(py).map(|bytes| bytes.into_bound(py));
                 return Self::send_bytes(slf.as_unbound(), py, packet.get().bytes(py), whole);
             }
+            if let Ok(frame) = part.cast_exact::<Frame>() {
+                let frame = frame.to_owned();
+                Frame::with_outgoing(&frame, |bytes| Self::send_bytes(slf.as_unbound(), py, bytes, None))?;
+                // To send a frame on is a decision about it.
+                if slf.get().stands_for_port(py) {
+                    Frame::decide(&frame, Decision::Sent)?;
+                }
+                return Ok(());
+            }
         }
         joined(parts, |bytes| Self::send_bytes(slf.as_unbound(), py, bytes, None))?
     }
@@ -78,6 +89,7 @@ impl Connection {
             }
             match &state.wire {
                 Wire::Flow { engine, port, flow, .. } => (Route::Flow(engine.clone_ref(py), *port, *flow), false),
+                Wire::Port { engine, port } => (Route::Port(engine.clone_ref(py), *port), false),
                 Wire::Datagram { sendto, address, .. } => {
                     let address = address.as_ref().map(|address| address.clone_ref(py));
                     (Route::Datagram(sendto.clone_ref(py), address), false)
@@ -114,6 +126,9 @@ impl Connection {
                 }
             }
             Route::Flow(engine, port, flow) => engine.get().send(py, port, flow, bytes),
+            Route::Port(engine, port) => {
+                engine.get().emit(py, port, &[bytes]);
+            }
             Route::Socket(socket, address) => {
                 socket.get().send(py, bytes, address);
                 Self::mark_sent(slf, py);
@@ -418,6 +433,7 @@ impl Connection {
             Text(String),
             Flow(Py<Engine>, usize, FlowId),
             Tcp(Py<Engine>, usize, TcpId),
+            Port(Py<Engine>, usize),
             None,
         }
         let found = self.state.with(py, |state| match &state.wire {
@@ -425,6 +441,7 @@ impl Connection {
             Wire::Datagrams { address: Some(address), .. } if !local => Found::Text(address.to_string()),
             Wire::Flow { engine, port, flow, .. } => Found::Flow(engine.clone_ref(py), *port, *flow),
             Wire::Tcp { engine, port, id, .. } => Found::Tcp(engine.clone_ref(py), *port, *id),
+            Wire::Port { engine, port } if local => Found::Port(engine.clone_ref(py), *port),
             wire => wire.transport(py).map_or(Found::None, Found::Transport),
         });
         let address = match found {
@@ -435,6 +452,7 @@ impl Connection {
             }
             Found::Flow(engine, port, flow) => return Ok(engine.get().address(py, port, flow, local)),
             Found::Tcp(engine, port, id) => return Ok(engine.get().tcp_address(py, port, id, local)),
+            Found::Port(engine, port) => return Ok(engine.get().port_name(py, port)),
             Found::Address(address) => address,
             Found::Text(address) => return Ok(address),
             Found::Transport(transport) => {

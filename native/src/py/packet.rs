@@ -122,22 +122,24 @@ impl Drop for Inner {
 }
 
 /// A read-only message. Equal to, and hashes like, the ``bytes`` with the same content.
-#[pyclass(frozen, module = "libvnf._native")]
+#[pyclass(frozen, subclass, module = "libvnf._native")]
 pub struct Packet(GilCell<Inner>);
 
 impl Packet {
     pub fn from_body(py: Python<'_>, body: Body) -> PyResult<Py<Self>> {
-        let packet = Py::new(
-            py,
-            Self(GilCell::new(Inner {
-                body: Body::Empty,
-                start: std::ptr::NonNull::dangling().as_ptr(),
-                len: 0,
-                account: None,
-            })),
-        )?;
+        let packet = Py::new(py, Self::empty())?;
         packet.get().fill(py, body);
         Ok(packet)
+    }
+
+    /// A shell, to be filled.
+    pub fn empty() -> Self {
+        Self(GilCell::new(Inner {
+            body: Body::Empty,
+            start: std::ptr::NonNull::dangling().as_ptr(),
+            len: 0,
+            account: None,
+        }))
     }
 
     /// Gives the shell a new content. Only for a packet that nobody else refers to.
@@ -182,7 +184,7 @@ impl Packet {
         })
     }
 
-    fn view(slf: &Bound<'_, Self>, start: usize, len: usize) -> PyResult<Py<Self>> {
+    pub fn view(slf: &Bound<'_, Self>, start: usize, len: usize) -> PyResult<Py<Self>> {
         let py = slf.py();
         let root = slf.get().0.with(py, |inner| match &inner.body {
             Body::View { of, start: base, .. } => Some((of.clone_ref(py), *base)),
@@ -210,7 +212,7 @@ pub fn with_bytes<R>(object: &Bound<'_, PyAny>, use_it: impl FnOnce(&[u8]) -> R)
     if let Ok(bytes) = object.cast_exact::<PyBytes>() {
         return Ok(use_it(bytes.as_bytes()));
     }
-    if let Ok(packet) = object.cast_exact::<Packet>() {
+    if let Ok(packet) = object.cast::<Packet>() {
         return Ok(use_it(packet.get().bytes(py)));
     }
     let buffer = PyBuffer::<u8>::get(object).map_err(|_| {

@@ -8,6 +8,7 @@ use pyo3::{PyTraverseError, PyVisit, intern};
 use super::cell::GilCell;
 use super::connection::{Connection, Phase};
 use super::core::Core;
+use super::dispatch::Incoming;
 use super::endpoint::Endpoint;
 use super::packet::Body;
 use super::wire::{Wire, close_wire};
@@ -323,7 +324,9 @@ impl DatagramProtocol {
             (None, None) => Ok(None),
         };
         match connection {
-            Ok(Some(connection)) => Connection::datagram(&connection, py, Body::Bytes(data.unbind())),
+            Ok(Some(connection)) => {
+                Connection::datagram(&connection, py, Incoming::Body(Body::Bytes(data.unbind())));
+            }
             Ok(None) => {}
             Err(error) => Core::failed(&inner.core, py, None, None, error),
         }

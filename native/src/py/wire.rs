@@ -30,6 +30,8 @@ pub enum Wire {
     Flow { engine: Py<Engine>, port: usize, flow: FlowId, owner: u32 },
     /// A TCP connection on a bypass port.
     Tcp { engine: Py<Engine>, port: usize, id: TcpId, owner: u32 },
+    /// A bypass port itself: each frame is a message.
+    Port { engine: Py<Engine>, port: usize },
 }
 
 impl Wire {
@@ -49,7 +51,7 @@ impl Wire {
             }
             Self::Socket(stream) => visit.call(stream),
             Self::Datagrams { socket, .. } => visit.call(socket),
-            Self::Flow { engine, .. } | Self::Tcp { engine, .. } => visit.call(engine),
+            Self::Flow { engine, .. } | Self::Tcp { engine, .. } | Self::Port { engine, .. } => visit.call(engine),
         }
     }
 
@@ -63,7 +65,7 @@ impl Wire {
             Self::Stream { protocol, .. } => protocol.get().hand_over(py, connection),
             Self::Socket(stream) => stream.get().hand_over(py, connection),
             Self::Tcp { engine, port, owner, .. } => engine.get().tcp_hand_over(py, *port, *owner, connection),
-            Self::None | Self::Datagram { .. } | Self::Datagrams { .. } | Self::Flow { .. } => {}
+            Self::None | Self::Datagram { .. } | Self::Datagrams { .. } | Self::Flow { .. } | Self::Port { .. } => {}
         }
     }
 
@@ -73,7 +75,7 @@ impl Wire {
             Self::Stream { transport, .. } | Self::Datagram { transport, .. } => Some(transport.clone_ref(py)),
             Self::Socket(stream) => Some(stream.clone_ref(py).into_any()),
             Self::Datagrams { socket, .. } => Some(socket.clone_ref(py).into_any()),
-            Self::None | Self::Flow { .. } | Self::Tcp { .. } => None,
+            Self::None | Self::Flow { .. } | Self::Tcp { .. } | Self::Port { .. } => None,
         }
     }
 
@@ -94,7 +96,7 @@ impl Wire {
             Self::Tcp { engine, port, id, owner } => {
                 Some(Self::Tcp { engine: engine.clone_ref(py), port: *port, id: *id, owner: *owner })
             }
-            Self::None | Self::Datagram { .. } | Self::Datagrams { .. } | Self::Flow { .. } => None,
+            Self::None | Self::Datagram { .. } | Self::Datagrams { .. } | Self::Flow { .. } | Self::Port { .. } => None,
         }
     }
 
@@ -129,7 +131,7 @@ impl Wire {
             Self::Socket(stream) => stream.get().close(py, aborts),
             Self::Tcp { engine, port, id, .. } => engine.get().tcp_close(py, *port, *id, aborts),
             Self::Datagrams { socket, .. } => Datagrams::close(socket, py),
-            Self::None | Self::Flow { .. } => {}
+            Self::None | Self::Flow { .. } | Self::Port { .. } => {}
         }
     }
 }

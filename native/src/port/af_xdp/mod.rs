@@ -1,12 +1,37 @@
 //! AF_XDP: frames from and to a network interface, past the kernel's stack.
+//!
+//! From the bottom up: `sys` (system calls), [`ring`] and [`queue`] (frames), [`bpf`] (the program that says what is
+//! ours), [`interface`] (what the kernel tells of it), and here the port. All that is changed on the interface hangs on
+//! descriptors: however the process ends, nothing is left.
+//!
+//! An interface that goes down, or away, takes the port down, not the VNF: when one of its name is there again, the port
+//! opens it again.
+
+pub mod bpf;
+pub mod interface;
+pub mod queue;
+pub mod ring;
+mod session;
+mod sys;
 
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::RawFd;
-use std::time::Instant;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::time::{Duration, Instant};
 
-use super::lent::Burst;
-use super::{Link, Port, Sent};
+use self::interface::{Facts, Interface};
+use self::queue::{HEADROOM, Kick};
+use self::session::Session;
+use self::sys::Epoll;
+use super::lent::{BURST, Burst, Lent};
+use super::{HEADER_BYTES, Link, Port, Sent};
+use crate::packet::ethernet::{self, Mac};
+
+/// How long what a predecessor has left may take to go: its sockets and its program outlive it for some milliseconds.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// When an interface that came back could not be opened, or takes no more frames, it is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+const RETRY_SENDING: Duration = Duration::from_millis(1);
 
 /// How the program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +71,8 @@ pub struct AfXdpConfig {
     pub frame_bytes: u32,
     /// None: the interface's.
     pub mtu: Option<usize>,
+    /// None: the interface's.
+    pub mac: Option<Mac>,
 }
 
 impl AfXdpConfig {
@@ -61,50 +88,338 @@ impl AfXdpConfig {
             ring_slots: 2048,
             frame_bytes: 2048,
             mtu: None,
+            mac: None,
+        }
+    }
+
+    /// The largest IP packet that a buffer holds behind the headroom the kernel leaves.
+    fn carries(&self) -> usize {
+        self.frame_bytes as usize - HEADROOM - HEADER_BYTES
+    }
+
+    fn validate(&self, facts: &Facts) -> Result<(), String> {
+        let Self { interface, frame_bytes, .. } = self;
+        let by_address = self.take.is_empty() || self.take.contains(&Take::Addresses);
+        if by_address && self.addresses.is_empty() {
+            return Err("take: without an address nothing is taken: expected address=…, or take=all, take=udp:PORT, \
+                        take=tcp:PORT"
+                .into());
+        }
+        if !facts.is_ethernet {
+            return Err(format!("{interface} is not an Ethernet interface"));
+        }
+        let carries = self.carries();
+        match self.mtu {
+            Some(mtu) if mtu > facts.mtu => Err(format!("mtu: {mtu}: {interface} has an MTU of {}", facts.mtu)),
+            Some(mtu) if mtu > carries => Err(format!("mtu: {mtu}: frame_bytes={frame_bytes} carries {carries}")),
+            None if facts.mtu > carries => Err(format!(
+                "{interface} has an MTU of {}: frame_bytes={frame_bytes} carries {carries}; expected mtu={carries} or \
+                 less{}",
+                facts.mtu,
+                if *frame_bytes < 4096 { ", or frame_bytes=4096" } else { "" }
+            )),
+            _ => Ok(()),
         }
     }
 }
 
-pub struct AfXdp;
+/// Every counter of a port, by the name it has outside.
+macro_rules! counters {
+    ($($(#[$about:meta])* $name:ident),+ $(,)?) => {
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        struct Counters { $($(#[$about])* $name: u64),+ }
+        impl Counters {
+            fn list(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name)),+]
+            }
+        }
+    };
+}
+
+counters! {
+    rx_frames,
+    rx_bytes,
+    rx_pool_dry,
+    /// The kernel's count: no buffer was free, or the frame was too long for one.
+    rx_dropped,
+    /// The kernel's count of these: no buffer was free.
+    rx_no_buffer,
+    /// The kernel's count.
+    rx_ring_full,
+    /// Handed to the kernel.
+    tx_frames,
+    tx_bytes,
+    tx_full,
+    /// Too long for the port, or shorter than an Ethernet header.
+    tx_too_long,
+    tx_down,
+    /// Queued, but the interface was gone before they left.
+    tx_lost,
+    /// The interface threw them away.
+    tx_dropped,
+    kicks,
+    kicks_failed,
+    /// Times the link came up, and went down.
+    connects,
+    disconnects,
+}
+
+pub struct AfXdp {
+    config: AfXdpConfig,
+    interface: Interface,
+    epoll: Epoll,
+    session: Option<Session>,
+    /// As announced to the owner.
+    is_up: bool,
+    /// Why not.
+    down: String,
+    /// The longest frame that can be sent now.
+    longest: usize,
+    generation: u64,
+    /// The queue that lent last.
+    turn: usize,
+    /// When to open the interface again.
+    reopen_at: Option<Instant>,
+    /// When to try again to send what the kernel has not taken.
+    resend_at: Option<Instant>,
+    counters: Counters,
+}
 
 impl AfXdp {
     pub fn new(config: AfXdpConfig) -> io::Result<Self> {
-        Err(io::Error::other(format!("{}: af_xdp is not there yet", config.name)))
+        let invalid = |text: String| io::Error::new(io::ErrorKind::InvalidInput, text);
+        let interface = Interface::watch(&config.interface)?;
+        let name = &config.interface;
+        let Some(facts) = interface.facts.clone() else {
+            return Err(invalid(format!("there is no interface {name} in this network namespace")));
+        };
+        config.validate(&facts).map_err(invalid)?;
+        if !facts.is_up {
+            return Err(io::Error::other(format!("{name} is down: ip link set {name} up")));
+        }
+        let epoll = Epoll::new()?;
+        epoll.add(interface.as_fd())?;
+        let session = Session::open(&config, &interface, &facts, &epoll, PATIENCE)?;
+        let mut port = Self {
+            config,
+            interface,
+            epoll,
+            session: Some(session),
+            is_up: false,
+            down: String::new(),
+            longest: 0,
+            generation: 0,
+            turn: 0,
+            reopen_at: None,
+            resend_at: None,
+            counters: Counters::default(),
+        };
+        port.judge();
+        Ok(port)
+    }
+
+    /// The program was attached by the driver, not above it.
+    pub fn is_native(&self) -> bool {
+        self.session.as_ref().is_some_and(Session::is_native)
+    }
+
+    /// The kernel has told something of the interface.
+    fn changed(&mut self, now: Instant) {
+        let index = self.interface.facts.as_ref().map(|facts| facts.index);
+        if self.session.as_ref().is_some_and(|session| Some(session.interface) != index) {
+            self.close();
+        }
+        if self.session.is_none() {
+            self.reopen_at = index.map(|_| now);
+        }
+        self.judge();
+    }
+
+    /// Whether frames can pass, by the interface's state.
+    fn judge(&mut self) {
+        let name = &self.config.interface;
+        let down = match (&self.interface.facts, &self.session) {
+            (None, _) => format!("{name} is gone"),
+            (Some(facts), _) if !facts.is_up => format!("{name} is down"),
+            (Some(facts), _) if !facts.has_carrier => format!("{name} has no carrier"),
+            // `reopen` has said why.
+            (Some(_), None) if !self.down.is_empty() => std::mem::take(&mut self.down),
+            (Some(_), None) => format!("{name} is not open"),
+            (Some(facts), Some(_)) => {
+                self.longest = facts.mtu.min(self.config.mtu.unwrap_or(facts.mtu)) + HEADER_BYTES;
+                self.longest = self.longest.min(self.config.frame_bytes as usize);
+                String::new()
+            }
+        };
+        let is_up = down.is_empty();
+        match (self.is_up, is_up) {
+            (false, true) => {
+                self.generation += 1;
+                self.counters.connects += 1;
+            }
+            (true, false) => self.counters.disconnects += 1,
+            _ => {}
+        }
+        (self.is_up, self.down) = (is_up, down);
+    }
+
+    fn close(&mut self) {
+        let Some(mut session) = self.session.take() else { return };
+        self.counters.tx_lost += session.unsent();
+        self.counters = self.with_kernels(Some(&session));
+        (self.turn, self.resend_at) = (0, None);
+    }
+
+    fn reopen(&mut self, now: Instant) {
+        self.reopen_at = None;
+        let Some(facts) = &self.interface.facts else { return };
+        let opened = self
+            .config
+            .validate(facts)
+            .map_err(io::Error::other)
+            .and_then(|()| Session::open(&self.config, &self.interface, facts, &self.epoll, Duration::ZERO));
+        match opened {
+            Ok(session) => self.session = Some(session),
+            Err(error) => {
+                self.down = error.to_string();
+                self.reopen_at = Some(now + RETRY);
+            }
+        }
+        self.judge();
+    }
+
+    /// Its own counters, with the kernel's of the open sockets added.
+    fn with_kernels(&self, session: Option<&Session>) -> Counters {
+        let mut counters = self.counters;
+        for found in session.into_iter().flat_map(Session::statistics) {
+            counters.rx_dropped += found.rx_dropped;
+            counters.rx_no_buffer += found.rx_fill_ring_empty_descs;
+            counters.rx_ring_full += found.rx_ring_full;
+        }
+        counters
+    }
+
+    fn kick(&mut self) {
+        let Some(session) = &mut self.session else { return };
+        let counters = &mut self.counters;
+        self.resend_at = match session.sender().kick(&mut counters.kicks, &mut counters.tx_dropped) {
+            Kick::Done => None,
+            Kick::Waits => Some(Instant::now() + RETRY_SENDING),
+            Kick::Refused(_) => {
+                counters.kicks_failed += 1;
+                None
+            }
+        };
+    }
+
+    #[inline]
+    fn put(&mut self, head: &[&[u8]], rest: Lent<'_>) -> Sent {
+        let total = head.iter().map(|part| part.len()).sum::<usize>() + rest.len();
+        let Some(session) = self.session.as_mut().filter(|_| self.is_up) else {
+            self.counters.tx_down += 1;
+            return Sent::Down;
+        };
+        if !(ethernet::HEADER..=self.longest).contains(&total) {
+            self.counters.tx_too_long += 1;
+            return Sent::TooLong;
+        }
+        if !session.sender().send(head, rest, total) {
+            self.counters.tx_full += 1;
+            return Sent::Full;
+        }
+        self.counters.tx_frames += 1;
+        self.counters.tx_bytes += total as u64;
+        Sent::Queued
     }
 }
 
 impl Port for AfXdp {
     fn link(&self) -> Link {
-        Link::Down("not open".into())
+        if self.is_up { Link::Up } else { Link::Down(self.down.clone()) }
     }
 
     fn generation(&self) -> u64 {
-        0
+        self.generation
     }
 
     fn wake_fd(&self) -> RawFd {
-        -1
+        self.epoll.as_fd().as_raw_fd()
     }
 
-    fn service(&mut self, _now: Instant) {}
-
-    fn lend(&mut self, _max: usize) -> Burst<'_> {
-        Burst::EMPTY
+    fn service(&mut self, now: Instant) {
+        if self.interface.hear() {
+            self.changed(now);
+        }
+        if self.reopen_at.is_some_and(|at| at <= now) {
+            self.reopen(now);
+        }
+        if self.resend_at.is_some_and(|at| at <= now) {
+            self.kick();
+        }
     }
 
-    fn give_back(&mut self, _dropped: usize) {}
-
-    fn send(&mut self, _parts: &[&[u8]]) -> Sent {
-        Sent::Down
+    fn deadline(&self) -> Option<Instant> {
+        [self.reopen_at, self.resend_at].into_iter().flatten().min()
     }
 
-    fn flush(&mut self) {}
+    fn mac(&self) -> Option<Mac> {
+        self.interface.facts.as_ref().map(|facts| facts.mac)
+    }
+
+    fn mtu(&self) -> Option<usize> {
+        self.interface.facts.as_ref().map(|facts| facts.mtu)
+    }
+
+    fn lend(&mut self, max: usize) -> Burst<'_> {
+        let Some(session) = &mut self.session else { return Burst::EMPTY };
+        let queues = &mut session.queues;
+        // The next one with frames, so that none waits for another.
+        for _ in 0..queues.len() {
+            self.turn = (self.turn + 1) % queues.len();
+            if queues[self.turn].has_frames() {
+                break;
+            }
+        }
+        let (burst, bytes) = queues[self.turn].lend(max.min(BURST));
+        self.counters.rx_frames += burst.len() as u64;
+        self.counters.rx_bytes += bytes;
+        burst
+    }
+
+    fn give_back(&mut self, dropped: usize) {
+        self.counters.rx_frames -= dropped as u64;
+        self.counters.rx_pool_dry += dropped as u64;
+        if let Some(session) = &mut self.session {
+            session.queues[self.turn].give_back();
+        }
+    }
+
+    fn send(&mut self, parts: &[&[u8]]) -> Sent {
+        self.put(parts, Lent::EMPTY)
+    }
+
+    fn send_lent(&mut self, head: &[u8], rest: Lent<'_>) -> Sent {
+        self.put(&[head], rest)
+    }
+
+    fn room(&mut self) -> usize {
+        match &mut self.session {
+            Some(session) if self.is_up => session.sender().room(),
+            _ => usize::MAX,
+        }
+    }
+
+    fn flush(&mut self) {
+        if self.session.as_mut().is_some_and(|session| session.sender().queued() > 0) {
+            self.kick();
+        }
+    }
 
     fn arm(&mut self) -> bool {
-        true
+        self.session.as_ref().is_none_or(|session| !session.queues.iter().any(queue::Queue::has_frames))
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
-        Vec::new()
+        self.with_kernels(self.session.as_ref()).list()
     }
 }

@@ -1,0 +1,166 @@
+//! The rules of a table: what is installed, by number. A packet that an IPv4 rule matches touches one cache line of it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::key::NARROW;
+use super::{Action, Limit, Statistics};
+
+pub(super) const NONE: u32 = u32::MAX;
+/// A timeout that never comes.
+pub(super) const NEVER: u64 = u64::MAX;
+
+pub(super) const MORE: usize = super::key::WORDS - NARROW;
+
+/// Times are nanoseconds of the table's clock.
+#[repr(C, align(64))]
+pub(super) struct Entry {
+    /// The shape's number is in the first word.
+    pub narrow: [u64; NARROW],
+    pub packets: u64,
+    pub bytes: u64,
+    /// When the last packet came, or it was installed.
+    pub seen: u64,
+    /// Rules that do the same share them.
+    pub actions: Arc<[Action]>,
+    // The second line.
+    pub more: [u64; MORE],
+    /// Counts installations: of two rules the one with the smaller number is older.
+    pub order: u64,
+    /// In its token bucket at `seen`.
+    pub tokens: f64,
+    pub priority: i32,
+    /// The next less important rule with the same key; of an empty place, the next empty one.
+    pub next: u32,
+}
+
+const _: () = assert!(size_of::<Entry>() == 128);
+
+/// What only installation, expiry and drops look at.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Cold {
+    pub installed: u64,
+    pub idle: u64,
+    pub hard: u64,
+    pub limited: u64,
+    pub failed: u64,
+}
+
+impl Entry {
+    pub fn limit(&self) -> Option<&Limit> {
+        self.actions.iter().find_map(|action| match action {
+            Action::Limit(limit) => Some(limit),
+            _ => None,
+        })
+    }
+
+    pub fn shape(&self) -> usize {
+        self.narrow[0] as usize & 0xff
+    }
+
+    pub fn is_used(&self) -> bool {
+        self.order != 0
+    }
+}
+
+/// Places for rules, which stay where they are.
+pub(super) struct Rules {
+    pub entries: Vec<Entry>,
+    pub cold: Vec<Cold>,
+    free: u32,
+    used: usize,
+    capacity: usize,
+    /// The actions of places that are empty.
+    nothing: Arc<[Action]>,
+    /// Of the rules installed last, for those that do the same.
+    recent: Vec<Arc<[Action]>>,
+}
+
+/// Lists of actions that a new rule is compared with.
+const RECENT: usize = 8;
+
+impl Rules {
+    pub fn new(capacity: usize) -> Self {
+        let capacity = capacity.min(1 << 28);
+        let nothing = Arc::from([]);
+        Self { entries: Vec::new(), cold: Vec::new(), free: NONE, used: 0, capacity, nothing, recent: Vec::new() }
+    }
+
+    pub fn len(&self) -> usize {
+        self.used
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.used >= self.capacity
+    }
+
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// An empty place. The first one reserves memory for all: it is not touched before it is needed, and none of them
+    /// is ever copied.
+    pub fn take(&mut self) -> u32 {
+        debug_assert!(!self.is_full());
+        self.used += 1;
+        if self.free != NONE {
+            let rule = self.free;
+            self.free = self.entries[rule as usize].next;
+            return rule;
+        }
+        if self.entries.is_empty() {
+            self.entries.reserve_exact(self.capacity);
+            self.cold.reserve_exact(self.capacity);
+        }
+        self.entries.push(Entry {
+            narrow: [0; NARROW],
+            packets: 0,
+            bytes: 0,
+            seen: 0,
+            actions: Arc::clone(&self.nothing),
+            more: [0; MORE],
+            order: 0,
+            tokens: 0.0,
+            priority: 0,
+            next: NONE,
+        });
+        self.cold.push(Cold::default());
+        self.entries.len() as u32 - 1
+    }
+
+    pub fn give_back(&mut self, rule: u32) {
+        let entry = &mut self.entries[rule as usize];
+        entry.actions = Arc::clone(&self.nothing);
+        entry.order = 0;
+        entry.next = self.free;
+        self.free = rule;
+        self.used -= 1;
+    }
+
+    /// The list to be kept in a rule: one that others have, if it is like this one.
+    pub fn shared(&mut self, actions: &[Action]) -> Arc<[Action]> {
+        if let Some(at) = self.recent.iter().position(|recent| **recent == *actions) {
+            // The longer a list is not asked for, the further it moves to the front, and out.
+            let found = self.recent.remove(at);
+            self.recent.push(Arc::clone(&found));
+            return found;
+        }
+        if self.recent.len() == RECENT {
+            self.recent.remove(0);
+        }
+        let list: Arc<[Action]> = Arc::from(actions);
+        self.recent.push(Arc::clone(&list));
+        list
+    }
+
+    pub fn statistics(&self, rule: u32, now: u64) -> Statistics {
+        let (entry, cold) = (&self.entries[rule as usize], &self.cold[rule as usize]);
+        Statistics {
+            packets: entry.packets,
+            bytes: entry.bytes,
+            limited: cold.limited,
+            failed: cold.failed,
+            idle: Duration::from_nanos(now.saturating_sub(entry.seen)),
+        }
+    }
+}

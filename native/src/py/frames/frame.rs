@@ -1,0 +1,332 @@
+//! `Frame`: a packet below the transport layer, and what is decided about it.
+//!
+//! It is a `Packet`, so its bytes never change: `rewrite` makes a copy, which is what leaves. Who keeps a frame may
+//! decide later; one that dies undecided is dropped, and counted.
+
+use std::net::IpAddr;
+
+use pyo3::prelude::*;
+use pyo3::types::PyString;
+use pyo3::{PyTraverseError, PyVisit};
+
+use super::super::cell::GilCell;
+use super::super::engine::Engine;
+use super::super::packet::{Body, Packet};
+use super::verdict::Decision;
+use crate::packet::ethernet;
+use crate::packet::headers::{Headers, kind};
+use crate::packet::{Slot, ipv6};
+
+struct State {
+    /// The port it came by.
+    port: usize,
+    decided: bool,
+    /// Its place in the batch whose handler runs.
+    place: Option<u16>,
+    /// Read when first asked for.
+    headers: Option<Headers>,
+    /// What leaves, where that is not what came.
+    rewritten: Option<Slot>,
+}
+
+impl State {
+    const EMPTY: Self = Self { port: 0, decided: true, place: None, headers: None, rewritten: None };
+}
+
+#[pyclass(frozen, extends = Packet, module = "libvnf._native")]
+pub struct Frame {
+    engine: Py<Engine>,
+    state: GilCell<State>,
+}
+
+impl Drop for Frame {
+    fn drop(&mut self) {
+        if !self.state.get_mut().decided {
+            self.engine.get().core.get().counters.drop_undecided.bump();
+        }
+    }
+}
+
+impl Frame {
+    /// A frame that came by `port`; `place`: in a batch. In the shell of an earlier one that nobody kept.
+    pub fn wrap(
+        py: Python<'_>,
+        engine: &Py<Engine>,
+        port: usize,
+        place: Option<u16>,
+        body: Body,
+    ) -> PyResult<Py<Self>> {
+        let shell = engine.get().state.with(py, |state| state.shell.take());
+        let frame = match shell {
+            Some(shell) => shell,
+            None => {
+                let state = GilCell::new(State::EMPTY);
+                let whole = PyClassInitializer::from(Packet::empty())
+                    .add_subclass(Self { engine: engine.clone_ref(py), state });
+                Py::new(py, whole)?
+            }
+        };
+        frame.bind_borrowed(py).as_super().get().fill(py, body);
+        frame.get().state.with(py, |state| *state = State { port, decided: false, place, ..State::EMPTY });
+        Ok(frame)
+    }
+
+    /// The last reference to it: an undecided one is dropped, and the shell serves again.
+    pub fn retire(frame: Py<Self>, py: Python<'_>) {
+        let inner = frame.get();
+        let (undecided, rewritten) =
+            inner.state.with(py, |state| (!std::mem::replace(&mut state.decided, true), state.rewritten.take()));
+        drop(rewritten);
+        if undecided {
+            inner.engine.get().core.get().counters.drop_undecided.bump();
+        }
+        frame.bind_borrowed(py).as_super().get().fill(py, Body::Empty);
+        let engine = inner.engine.clone_ref(py);
+        let old = engine.get().state.with(py, |state| state.shell.replace(frame));
+        drop(old);
+    }
+
+    /// It was dropped elsewhere, and counted there; or somebody else sends it. False: it was decided before.
+    pub fn settle(&self, py: Python<'_>) -> bool {
+        self.state.with(py, |state| !std::mem::replace(&mut state.decided, true))
+    }
+
+    /// Its batch is over; who kept it may still decide.
+    pub fn leave_batch(&self, py: Python<'_>) {
+        self.state.with(py, |state| state.place = None);
+    }
+
+    /// Calls `use_it` with the bytes that leave.
+    pub fn with_outgoing<R>(slf: &Bound<'_, Self>, use_it: impl FnOnce(&[u8]) -> R) -> R {
+        let py = slf.py();
+        // Taken out meanwhile: `use_it` may come to the frame.
+        let rewritten = slf.get().state.with(py, |state| state.rewritten.take());
+        let result = match &rewritten {
+            Some(slot) => use_it(slot),
+            None => use_it(slf.as_super().get().bytes(py)),
+        };
+        slf.get().state.with(py, |state| state.rewritten = rewritten);
+        result
+    }
+
+    pub fn is_rewritten(&self, py: Python<'_>) -> bool {
+        self.state.with(py, |state| state.rewritten.is_some())
+    }
+
+    pub fn decide(slf: &Bound<'_, Self>, decision: Decision) -> PyResult<()> {
+        let (py, inner) = (slf.py(), slf.get());
+        inner.engine.get().core.get().check_thread()?;
+        let (first, port, place) = inner.state.with(py, |state| {
+            let first = !std::mem::replace(&mut state.decided, true);
+            (first, state.port, state.place)
+        });
+        if !first {
+            return Ok(());
+        }
+        match place {
+            Some(place) => inner.engine.get().decide_in_batch(py, port, place, decision),
+            None => Self::with_outgoing(slf, |bytes| Engine::carry_out(&inner.engine, py, port, decision, bytes)),
+        }
+        Ok(())
+    }
+
+    fn headers(slf: &Bound<'_, Self>) -> Headers {
+        let py = slf.py();
+        if let Some(headers) = slf.get().state.with(py, |state| state.headers) {
+            return headers;
+        }
+        let bytes = slf.as_super().get().bytes(py);
+        let headers = Headers::read(bytes, bytes.len());
+        slf.get().state.with(py, |state| state.headers = Some(headers));
+        headers
+    }
+
+    fn is(slf: &Bound<'_, Self>, kinds: u16) -> bool {
+        Self::headers(slf).is(kinds)
+    }
+
+    fn address(slf: &Bound<'_, Self>, choose: impl FnOnce((IpAddr, IpAddr)) -> IpAddr) -> Option<String> {
+        let bytes = slf.as_super().get().bytes(slf.py());
+        Self::headers(slf).addresses(bytes).map(|both| choose(both).to_string())
+    }
+
+    fn mac(slf: &Bound<'_, Self>, at: usize) -> Option<String> {
+        let bytes = slf.as_super().get().bytes(slf.py());
+        bytes.get(at..at + 6).map(|mac| mac.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":"))
+    }
+}
+
+/// Where the payload is: behind the innermost header that is known, without padding.
+fn payload(headers: &Headers, bytes: &[u8]) -> (usize, usize) {
+    let (network, transport) = (usize::from(headers.network), usize::from(headers.transport));
+    let end = match usize::from(headers.end) {
+        0 => bytes.len(),
+        end => end,
+    };
+    let start = if headers.is(kind::TCP) {
+        transport + usize::from(bytes[transport + 12] >> 4) * 4
+    } else if headers.is(kind::UDP) || headers.is(kind::ICMP) {
+        transport + 8
+    } else if transport > 0 {
+        transport
+    } else if headers.is(kind::IPV4) {
+        network + usize::from(bytes[network] & 15) * 4
+    } else if headers.is(kind::IPV6) {
+        network + ipv6::skip_extensions(&bytes[network..]).map_or(ipv6::HEADER, |(_, at, _)| at)
+    } else if network > 0 {
+        network
+    } else {
+        ethernet::HEADER
+    };
+    let end = end.min(bytes.len());
+    (start.min(end), end)
+}
+
+#[pymethods]
+impl Frame {
+    #[getter]
+    fn port(slf: &Bound<'_, Self>) -> String {
+        let (py, inner) = (slf.py(), slf.get());
+        let port = inner.state.with(py, |state| state.port);
+        inner.engine.get().port_name(py, port)
+    }
+
+    #[getter]
+    fn src_mac(slf: &Bound<'_, Self>) -> Option<String> {
+        Self::mac(slf, 6)
+    }
+
+    #[getter]
+    fn dst_mac(slf: &Bound<'_, Self>) -> Option<String> {
+        Self::mac(slf, 0)
+    }
+
+    #[getter]
+    fn ethertype(slf: &Bound<'_, Self>) -> u16 {
+        Self::headers(slf).ethertype
+    }
+
+    #[getter]
+    fn vlan(slf: &Bound<'_, Self>) -> u16 {
+        Self::headers(slf).vlan
+    }
+
+    #[getter]
+    fn src_ip(slf: &Bound<'_, Self>) -> Option<String> {
+        Self::address(slf, |both| both.0)
+    }
+
+    #[getter]
+    fn dst_ip(slf: &Bound<'_, Self>) -> Option<String> {
+        Self::address(slf, |both| both.1)
+    }
+
+    #[getter]
+    fn protocol(slf: &Bound<'_, Self>) -> u8 {
+        Self::headers(slf).protocol
+    }
+
+    #[getter]
+    fn ttl(slf: &Bound<'_, Self>) -> u8 {
+        super::columns::ttl(&Self::headers(slf), slf.as_super().get().bytes(slf.py()))
+    }
+
+    #[getter]
+    fn src_port(slf: &Bound<'_, Self>) -> u16 {
+        Self::headers(slf).source_port
+    }
+
+    #[getter]
+    fn dst_port(slf: &Bound<'_, Self>) -> u16 {
+        Self::headers(slf).destination_port
+    }
+
+    #[getter]
+    fn tcp_flags(slf: &Bound<'_, Self>) -> u8 {
+        super::columns::tcp_flags(&Self::headers(slf), slf.as_super().get().bytes(slf.py()))
+    }
+
+    #[getter]
+    fn teid(slf: &Bound<'_, Self>) -> u32 {
+        Self::headers(slf).teid
+    }
+
+    #[getter]
+    fn is_ipv4(slf: &Bound<'_, Self>) -> bool {
+        Self::is(slf, kind::IPV4)
+    }
+
+    #[getter]
+    fn is_ipv6(slf: &Bound<'_, Self>) -> bool {
+        Self::is(slf, kind::IPV6)
+    }
+
+    #[getter]
+    fn is_arp(slf: &Bound<'_, Self>) -> bool {
+        Self::is(slf, kind::ARP)
+    }
+
+    #[getter]
+    fn is_tcp(slf: &Bound<'_, Self>) -> bool {
+        Self::is(slf, kind::TCP)
+    }
+
+    #[getter]
+    fn is_udp(slf: &Bound<'_, Self>) -> bool {
+        Self::is(slf, kind::UDP)
+    }
+
+    #[getter]
+    fn is_icmp(slf: &Bound<'_, Self>) -> bool {
+        Self::is(slf, kind::ICMP)
+    }
+
+    #[getter]
+    fn is_fragment(slf: &Bound<'_, Self>) -> bool {
+        Self::is(slf, kind::FRAGMENT)
+    }
+
+    #[getter]
+    fn is_gtpu(slf: &Bound<'_, Self>) -> bool {
+        Self::is(slf, kind::GTPU)
+    }
+
+    #[getter]
+    fn is_malformed(slf: &Bound<'_, Self>) -> bool {
+        Self::is(slf, kind::MALFORMED)
+    }
+
+    #[getter]
+    fn payload(slf: &Bound<'_, Self>) -> PyResult<Py<Packet>> {
+        let packet = slf.as_super();
+        let bytes = packet.get().bytes(slf.py());
+        let (start, end) = payload(&Self::headers(slf), bytes);
+        Packet::view(packet, start, end - start)
+    }
+
+    fn drop(slf: &Bound<'_, Self>) -> PyResult<()> {
+        Self::decide(slf, Decision::Drop)
+    }
+
+    #[pyo3(signature = (port, /))]
+    fn forward(slf: &Bound<'_, Self>, port: &Bound<'_, PyString>) -> PyResult<()> {
+        let to = slf.get().engine.get().port_named(port)?;
+        Self::decide(slf, Decision::Forward(to))
+    }
+
+    fn reply(slf: &Bound<'_, Self>) -> PyResult<()> {
+        Self::decide(slf, Decision::Reply)
+    }
+
+    fn accept(slf: &Bound<'_, Self>) -> PyResult<()> {
+        Self::decide(slf, Decision::Accept)
+    }
+
+    fn again(slf: &Bound<'_, Self>) -> PyResult<()> {
+        Self::decide(slf, Decision::Again)
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.engine)
+    }
+}

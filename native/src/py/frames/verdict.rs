@@ -1,0 +1,101 @@
+//! What was decided about a frame, and doing it.
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyString;
+
+use super::super::core::Core;
+use super::super::engine::Engine;
+use crate::packet::ethernet;
+use crate::port::{Port, Sent};
+
+/// The first one counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    Drop,
+    /// Out of that port as it is.
+    Forward(usize),
+    /// Back out of the port it came by, link addresses exchanged.
+    Reply,
+    /// To the host of the port it came by.
+    Accept,
+    /// Through the flow table once more.
+    Again,
+    /// Sent by the handler itself.
+    Sent,
+}
+
+/// Sends a frame back to where it came from. None: it is no frame.
+pub fn reply(port: &mut dyn Port, bytes: &[u8]) -> Option<Sent> {
+    (bytes.len() >= ethernet::HEADER).then(|| port.send(&[&bytes[6..12], &bytes[..6], &bytes[12..]]))
+}
+
+impl Engine {
+    /// The place of the port of that name.
+    pub fn port_named(&self, name: &Bound<'_, PyString>) -> PyResult<usize> {
+        let (py, wanted) = (name.py(), name.to_str()?);
+        let found = self.state.with(py, |state| state.ports.iter().position(|open| open.name == wanted));
+        found.ok_or_else(|| {
+            let names =
+                self.state.with(py, |state| state.ports.iter().map(|open| open.name.clone()).collect::<Vec<_>>());
+            PyValueError::new_err(format!("there is no port {wanted:?}: expected one of {}", names.join(", ")))
+        })
+    }
+
+    pub fn port_name(&self, py: Python<'_>, port: usize) -> String {
+        self.state.with(py, |state| state.ports.get(port).map(|open| open.name.clone())).unwrap_or_default()
+    }
+
+    /// Does with a frame that came by `port` what was decided.
+    pub fn carry_out(slf: &Py<Self>, py: Python<'_>, port: usize, decision: Decision, bytes: &[u8]) {
+        let inner = slf.get();
+        let counters = &inner.core.get().counters;
+        match decision {
+            Decision::Sent => {}
+            Decision::Drop => counters.drop_verdict.bump(),
+            Decision::Forward(to) => {
+                inner.emit(py, to, &[bytes]);
+            }
+            Decision::Reply => {
+                let sent = inner.state.with(py, |state| {
+                    let open = state.ports.get_mut(port)?;
+                    open.unflushed = true;
+                    reply(open.port.as_mut(), bytes)
+                });
+                match sent {
+                    Some(_) => Core::schedule_flush(&inner.core, py),
+                    None => counters.drop_verdict_failed.bump(),
+                }
+            }
+            Decision::Accept => inner.accept(py, port, bytes),
+            Decision::Again => match inner.core.get().pool.take(bytes.len()) {
+                Some(mut slot) => {
+                    slot.copy_from_slice(bytes);
+                    Self::again(slf, py, port, slot);
+                }
+                None => counters.drop_verdict_failed.bump(),
+            },
+        }
+    }
+
+    /// A frame for the host of `port`, which gets it with the next delivery.
+    fn accept(&self, py: Python<'_>, port: usize, bytes: &[u8]) {
+        let core = self.core.get();
+        let Some(mut slot) = core.pool.take(bytes.len()) else { return core.counters.drop_verdict_failed.bump() };
+        slot.copy_from_slice(bytes);
+        let wakes = self.state.with(py, |state| {
+            let now = state.polling.now();
+            if let Some(open) = state.ports.get_mut(port) {
+                open.accepted.push(slot);
+                state.pending = true;
+            }
+            state.wakes_for(Some(now))
+        });
+        if wakes {
+            self.call_wake(py);
+        }
+    }
+
+    /// A frame of the batch whose handler runs, decided by itself.
+    pub fn decide_in_batch(&self, _py: Python<'_>, _port: usize, _place: u16, _decision: Decision) {}
+}

@@ -1,0 +1,140 @@
+"""``vnf ports`` and VNFs as processes: found, asked, killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.peers import DEADLINE_S, Process
+
+ROOT = Path(__file__).parents[2]
+SOURCE = """
+from libvnf import VNF, Fixed
+vnf = VNF("b")
+
+@vnf.server("udp://:5000?port=data0")
+def echo(conn, request, packet):
+    conn.send(packet)
+
+@vnf.server("tcp://:0?port=kernel", framing=Fixed(4))
+def block(conn, request, packet):
+    print("held", flush=True)
+    open("go").read()
+"""
+
+
+def vnf(directory: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "libvnf", *args],
+        env=environment(directory),
+        cwd=directory.parent,
+        capture_output=True,
+        text=True,
+        timeout=2 * DEADLINE_S,
+    )
+
+
+def environment(directory: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "VNF_CONTROL": str(directory)}
+
+
+@pytest.fixture
+def start(vnf_run: Callable[..., Process], tmp_path: Path) -> Callable[[], Process]:
+    """The VNF ``b`` on memif and kernel sockets; its control socket in ``tmp_path/c``."""
+    (tmp_path / "b.py").write_text(SOURCE)
+
+    def run() -> Process:
+        port = f"memif:{tmp_path}/b.memif,address=10.0.0.2/24,name=data0"
+        options = ["--transport", port, "--transport", "kernel"]
+        return vnf_run(tmp_path / "b.py", *options, env=environment(tmp_path / "c"), cwd=tmp_path)
+
+    return run
+
+
+def told(directory: Path, *args: str) -> list[dict[str, Any]]:
+    done = vnf(directory, "ports", "--json", "--interval", "0.1", *args)
+    assert (done.returncode, done.stderr) == (0, "")
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
+
+
+def test_ports_of_a_running_vnf_are_told(start: Callable[[], Process], tmp_path: Path) -> None:
+    child = start()
+    [b] = told(tmp_path / "c", "b")
+    assert (b["vnf"], b["pid"]) == ("b", child.pid)
+    data0, kernel = b["ports"]
+    assert (data0["name"], data0["type"], data0["addresses"]) == ("data0", "memif", ["10.0.0.2/24"])
+    assert data0["link"].startswith("waiting for a client")
+    assert (kernel["name"], kernel["type"], kernel["place"]) == ("kernel", "kernel", "kernel")
+    shown = vnf(tmp_path / "c", "ports", str(child.pid), "--interval", "0.1").stdout
+    assert shown.startswith(f"b (pid {child.pid}): up ")
+    assert f"memif:{tmp_path}/b.memif" in shown
+    assert child.stop() == 0
+    assert list((tmp_path / "c").iterdir()) == []
+
+
+def test_a_drop_has_its_reason(start: Callable[[], Process], tmp_path: Path) -> None:
+    start()
+    load = ["--transport", f"memif:{tmp_path}/b.memif,address=10.0.0.1/24", "--warmup", "0", "--duration", "0.1"]
+    vnf(tmp_path / "c", "load", "udp://10.0.0.2:5001", *load)
+    [b] = told(tmp_path / "c")
+    assert b["ports"][0]["drops"]["drop_no_listener"] >= 1
+    assert "drop_no_listener" in vnf(tmp_path / "c", "ports", "--interval", "0.1").stdout
+
+
+def test_a_killed_vnf_is_not_found_and_its_file_removed(start: Callable[[], Process], tmp_path: Path) -> None:
+    child = start()
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert [path.name for path in (tmp_path / "c").iterdir()] == [f"b.{child.pid}.sock"]
+    done = vnf(tmp_path / "c", "ports", "b")
+    line = "b: no VNF of that name or pid runs here; running: none\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
+    assert list((tmp_path / "c").iterdir()) == []
+
+
+def test_a_held_loop_is_told_from_a_dead_vnf(start: Callable[[], Process], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "go")
+    child = start()
+    port = int(next(line for line in child.output.splitlines() if "127.0.0.1" in line).split()[2].rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), DEADLINE_S) as sock:
+        sock.sendall(b"hold")
+        child.wait_for("^held")
+        done = vnf(tmp_path / "c", "ports", "b")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == (
+            f"b (pid {child.pid}) does not answer within 5 s: a handler holds its loop, or it is stopped\n"
+        )
+        (tmp_path / "go").write_text("")
+
+
+def test_a_vnf_without_a_control_socket_serves_and_says_so_once(start: Callable[[], Process], tmp_path: Path) -> None:
+    (tmp_path / "c").write_text("no directory")
+    child = start()
+    assert child.stop() == 0
+    warnings = [line for line in child.output.splitlines() if "WARNING" in line]
+    assert len(warnings) == 1
+    assert "vnf ports and vnf trace will not find this VNF: no control socket: " in warnings[0]
+
+
+def test_watching_ends_with_ctrl_c(
+    start: Callable[[], Process], process: Callable[..., Process], tmp_path: Path
+) -> None:
+    start()
+    command = [sys.executable, "-m", "libvnf", "ports", "--watch", "--json", "--interval", "0.1"]
+    watching = process(command, env=environment(tmp_path / "c"))
+    for _ in range(3):
+        [b] = json.loads(watching.wait_for(r"^(\[.*\])$")[1])
+        assert b["vnf"] == "b"
+    watching.send_signal(signal.SIGINT)
+    assert watching.wait() == 0
+    assert "Traceback" not in watching.output
