@@ -45,6 +45,7 @@ UPWARDS = {
 # Where the crate may be unsafe, besides tests; each block has its SAFETY argument (clippy sees to that).
 UNSAFE = {
     "port": "memory shared with a peer, and the system calls that share it",
+    "packet/prefetch": "a hint to the processor, which cannot fault",
     "packet/pool": "slots of one allocation, handed out and taken back",
     "packet/prefetch": "a hint to the processor, which cannot fault",
     "stack/tcp/arena": "ring buffers for connections, out of one mapping",

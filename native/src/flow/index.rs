@@ -70,8 +70,7 @@ impl Index {
 
     /// Takes an entry out that is there.
     pub fn remove(&mut self, tag: Tag, rule: u32) {
-        let removed = self.buckets.remove(tag, rule)
-            || self.old.as_mut().is_some_and(|(old, _)| old.remove(tag, rule));
+        let removed = self.buckets.remove(tag, rule) || self.old.as_mut().is_some_and(|(old, _)| old.remove(tag, rule));
         debug_assert!(removed, "{rule} was not in the index");
         self.entries -= usize::from(removed);
     }
@@ -209,8 +208,8 @@ impl Buckets {
 #[inline]
 fn places_of(line: &[u32; LINE], tag: Tag) -> u32 {
     let mut places = 0;
-    for place in 0..PLACES {
-        places |= u32::from(line[place] == tag) << place;
+    for (place, &other) in line[..PLACES].iter().enumerate() {
+        places |= u32::from(other == tag) << place;
     }
     places
 }

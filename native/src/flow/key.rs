@@ -17,7 +17,7 @@ use std::net::IpAddr;
 use super::{Match, PortIndex, Refused};
 use crate::packet::ethernet::Mac;
 use crate::packet::headers::{Headers, kind};
-use crate::packet::{array, protocol};
+use crate::packet::{array, icmp};
 use crate::stack::Cidr;
 
 /// What nearly every match is told apart by, and the others need besides.
@@ -89,18 +89,21 @@ impl Facts {
         Self { words, has }
     }
 
-    /// The same packet, had it come with these addresses, protocol and ports.
-    pub fn of_flow(&self, source: IpAddr, destination: IpAddr, protocol: u8, ports: (u16, u16)) -> Option<Self> {
-        let mut words = self.words;
-        address_words(&mut words, source, destination)?;
-        words[0] = words[0] & !PROTOCOL | u64::from(protocol) << 8;
-        words[1] = transport_word(ports.0, ports.1, 0);
-        let family = if source.is_ipv4() { has::V4 } else { has::V6 };
-        Some(Self { words, has: has::LINK | family | has::PROTOCOL | has::PORTS })
+    /// A packet of the flow's other direction.
+    pub fn reversed(mut self) -> Self {
+        let (source, destination) = (self.words[1] >> 48, self.words[1] >> 32 & 0xffff);
+        self.words[1] = destination << 48 | source << 32;
+        if self.has & has::V4 != 0 {
+            self.words[2] = self.words[2].rotate_left(32);
+        } else {
+            self.words.swap(2, 5);
+            self.words.swap(3, 4);
+        }
+        self
     }
 }
 
-/// Ports are those of TCP, UDP and ICMP echoes (RFC 792, RFC 4443 §4); errors are RFC 792 and RFC 4443 §3.
+/// Ports are those of TCP, UDP and ICMP queries.
 #[inline]
 fn transport(bytes: &[u8], headers: &Headers) -> u8 {
     if headers.is(kind::TCP) {
@@ -112,10 +115,13 @@ fn transport(bytes: &[u8], headers: &Headers) -> u8 {
     if !headers.is(kind::ICMP) {
         return 0;
     }
-    match (headers.protocol, bytes[usize::from(headers.transport)]) {
-        (protocol::ICMP, 0 | 8) | (protocol::ICMPV6, 128 | 129) => has::PORTS,
-        (protocol::ICMP, 3 | 4 | 5 | 11 | 12) | (protocol::ICMPV6, 1..=4) => has::QUOTE,
-        _ => 0,
+    let message = bytes[usize::from(headers.transport)];
+    if icmp::asks(headers.protocol, message).is_some() {
+        has::PORTS
+    } else if icmp::is_error(headers.protocol, message) {
+        has::QUOTE
+    } else {
+        0
     }
 }
 

@@ -16,7 +16,7 @@ mod tests;
 use std::time::Instant;
 
 use self::bridge::Bridge;
-use crate::flow::table::Table;
+use crate::flow::Table;
 use crate::flow::{Expiry, Head, Match, PortIndex, Refused, Rule, Statistics, Verdict, edit};
 use crate::packet::headers::{Headers, kind};
 use crate::packet::{Pool, Slot, ethernet};
@@ -161,8 +161,8 @@ impl Forwarder {
     }
 
     /// See [`Table::remove`].
-    pub fn remove(&mut self, matching: &Match) -> Option<Statistics> {
-        let statistics = self.table.remove(matching)?;
+    pub fn remove(&mut self, matching: &Match, now: Instant) -> Option<Statistics> {
+        let statistics = self.table.remove(matching, now)?;
         *self.rules(matching) -= 1;
         Some(statistics)
     }

@@ -22,7 +22,7 @@ use super::frames::{self, Frame};
 use super::opened::Open;
 use super::packet::Body;
 use super::ports;
-use crate::flow::table::Table;
+use crate::flow::Table;
 use crate::forward::Forwarder;
 use crate::packet::{Pool, Slot};
 use crate::port::Link;

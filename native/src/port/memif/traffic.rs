@@ -167,19 +167,5 @@ const PREFETCH_BYTES: usize = 256;
 /// written cost up to 300 ns each when they are waited for one after the other.
 #[inline]
 pub fn prefetch(address: NonNull<u8>, length: usize, to_write: bool) {
-    #[cfg(target_arch = "x86_64")]
-    for line in (0..length.min(PREFETCH_BYTES)).step_by(64) {
-        use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T0, _mm_prefetch};
-        let address = address.as_ptr().wrapping_add(line).cast();
-        // SAFETY: a hint; it cannot fault.
-        unsafe {
-            if to_write {
-                _mm_prefetch::<_MM_HINT_ET0>(address);
-            } else {
-                _mm_prefetch::<_MM_HINT_T0>(address);
-            }
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (address, length, to_write);
+    crate::packet::prefetch::prefetch(address, length.min(PREFETCH_BYTES), to_write);
 }
