@@ -144,27 +144,28 @@ def _version(*addresses: str | None) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """What a packet must be like. What is not said may be anything.
-
-    ``port`` is the port it came by; ``src_ip`` and ``dst_ip`` are addresses or prefixes ("10.0.0.0/8"); ``protocol`` is a
-    number or a name ("tcp"); ``src_port`` and ``dst_port`` are those of TCP and UDP, and of an ICMP echo its identifier as
-    the port of the side that asks (fragments have none); ``vlan`` is the outermost tag's id, 0 for untagged; ``teid`` is
-    that of a GTP-U packet. Of several that match, the highest ``priority`` counts; of equals the one that says more, then
-    the older one.
-    """
+    """What a packet must be like. What is not said may be anything."""
 
     port: str | None = None
+    """It came by this one."""
     src_mac: str | None = None
     dst_mac: str | None = None
     vlan: int | None = None
+    """The outermost tag's id; 0 for untagged."""
     ethertype: int | str | None = None
+    """A number, or "ipv4", "ipv6", "arp"."""
     src_ip: str | None = None
+    """An address, or a prefix such as "10.0.0.0/8"."""
     dst_ip: str | None = None
     protocol: int | str | None = None
+    """A number, or a name such as "tcp"."""
     src_port: int | None = None
+    """Of TCP and UDP; an ICMP query's identifier is the port of the side that asks. Fragments have none."""
     dst_port: int | None = None
     teid: int | None = None
+    """Of a GTP-U packet."""
     priority: int = 0
+    """Of several that match the highest counts; of equals the one that says more, then the older one."""
 
     def __repr__(self) -> str:
         said = [(spec.name, value) for spec in fields(self) if (value := getattr(self, spec.name)) != spec.default]
@@ -181,9 +182,7 @@ class Match:
             raise ConfigError(f"{self.ethertype:#06x} has no IPv{version} addresses", key="match: ethertype")
         ports = self.src_port is not None or self.dst_port is not None
         if ports and self.protocol is not None and self.protocol not in WITH_PORTS:
-            raise ConfigError(
-                f"protocol {self.protocol} has no ports: expected tcp, udp or icmp", key="match: protocol"
-            )
+            raise ConfigError(f"{self.protocol} has no ports: expected tcp, udp or icmp", key="match: protocol")
         if self.teid is not None and self.protocol not in (None, 17):
             raise ConfigError("GTP-U runs over udp", key="match: protocol")
 
@@ -334,7 +333,7 @@ class Encapsulate(Action):
     src_port: int
 
     def __post_init__(self) -> None:
-        if self.src_ip is None or self.dst_ip is None:
+        if None in (self.src_ip, self.dst_ip):
             raise ConfigError("encapsulate: expected src_ip and dst_ip, of the tunnel's two ends")
         _read(self, _address)
         _version(self.src_ip, self.dst_ip)

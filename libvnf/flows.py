@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import _native
-from .config import closest
 from .errors import ConfigError, FlowsFull
 from .flow import Action, Match, Statistics, checked, port_names
 from .handlers import check_arity
@@ -44,8 +43,8 @@ class Flows:
     ) -> bool:
         """Packets like ``match`` get ``actions`` from now on; True when this replaced the rule of an equal match.
 
-        The rule ends after ``idle_s`` seconds without a packet, and ``hard_s`` after it was installed. ``ConfigError`` for
-        a rule that cannot be, :class:`FlowsFull` over ``limits.max_flows``.
+        The rule ends after ``idle_s`` seconds without a packet, and ``hard_s`` after it was installed. ``ConfigError``
+        for a rule that cannot be, ``FlowsFull`` over ``limits.max_flows``.
         """
         steps = checked(match, actions)
         timeouts = (_timeout("idle_s", idle_s), _timeout("hard_s", hard_s))
@@ -53,14 +52,13 @@ class Flows:
             return self._install(match, steps, *timeouts)
         if self._vnf.closed:
             raise RuntimeError(f"{self._vnf.name} has run: no rule can be installed any more")
-        self._check_ports(match, steps)
+        for name in port_names(match, steps):
+            self._vnf.check_port(name)
         replaced = match in self._early
         self._early[match] = (steps, *timeouts)
         return replaced
 
-    def _install(
-        self, match: Match, steps: tuple[Action, ...], idle_s: float | None, hard_s: float | None
-    ) -> bool:
+    def _install(self, match: Match, steps: tuple[Action, ...], idle_s: float | None, hard_s: float | None) -> bool:
         assert self._table is not None
         try:
             return self._table.install(match, steps, idle_s=idle_s, hard_s=hard_s)
@@ -68,13 +66,6 @@ class Flows:
             raise FlowsFull(f"{match}: {error}: limits.max_flows is {self._vnf.limits.max_flows}") from None
         except ValueError as error:
             raise ConfigError(f"{match}: {error}") from None
-
-    def _check_ports(self, match: Match, steps: tuple[Action, ...]) -> None:
-        """Before it runs: against the ports it is configured with, where it has any."""
-        known = [port.name for port in self._vnf.config.transports if port.type != "kernel"]
-        for name in port_names(match, steps):
-            if known and name not in known:
-                raise ConfigError(f"{match}: there is no port {name!r}: expected {', '.join(known)}{closest(name, known)}")
 
     def remove(self, match: Match) -> Statistics | None:
         """The rule's last figures; None when there was none. ``on_expire`` is not told."""
@@ -98,7 +89,7 @@ class Flows:
         return None if figures is None else Statistics(*figures)
 
     def on_expire(self, fn: F) -> F:
-        """``fn(match, reason, statistics)``, ``def`` or ``async def``, when a rule ended by itself: ``"idle"``, ``"hard"``."""
+        """``fn(match, reason, statistics)``, ``def`` or ``async def``, when a rule ended: ``"idle"`` or ``"hard"``."""
         check_arity(fn, ("match", "reason", "statistics"))
         self._handlers.append(fn)
         if self._table is not None:
@@ -161,7 +152,7 @@ class Flows:
                     self._vnf.failed(None, None, error)
 
 
-def _timeout(name: str, value: float | None) -> float | None:
+def _timeout(name: str, value: Any) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.001 <= value <= LONGEST_S:

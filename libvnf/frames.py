@@ -109,6 +109,4 @@ def check_batch_handler(fn: Callable[..., Any]) -> None:
     if problem is not None:
         code = getattr(inspect.unwrap(fn), "__code__", None)
         name = getattr(fn, "__qualname__", repr(fn))
-        raise ConfigError(
-            f"{name} {problem}", file=code and code.co_filename, line=code and code.co_firstlineno
-        )
+        raise ConfigError(f"{name} {problem}", file=code and code.co_filename, line=code and code.co_firstlineno)

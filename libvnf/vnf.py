@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from . import _native, failures
 from .client import Client
-from .config import Config, EndpointURL, Limits, PortConfig, T
+from .config import Config, EndpointURL, Limits, PortConfig, T, closest
 from .connection import ASK_S, Connection
 from .errors import ConfigError, Unsupported
 from .flows import Flows
@@ -165,9 +165,18 @@ class VNF:
         for pair in self._bridges:
             if len({one, two, *pair}) == 3:
                 raise ConfigError(f"bridge {one!r}, {two!r}: {pair[0]!r} and {pair[1]!r} are bridged to each other")
-        self._bridges.append((one, two))
         if self._core is not None:
             self._join(one, two)
+        else:
+            self.check_port(one)
+            self.check_port(two)
+        self._bridges.append((one, two))
+
+    def check_port(self, name: str) -> None:
+        """Before it runs: against the ports it is configured with, where it has any."""
+        known = [port.name for port in self.config.transports if port.type != "kernel"]
+        if known and name not in known:
+            raise ConfigError(f"there is no port {name!r}: expected {', '.join(known)}{closest(name, known)}")
 
     def _join(self, one: str, two: str) -> None:
         if self._engine is None:

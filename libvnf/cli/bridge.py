@@ -5,7 +5,6 @@ The loop is native (``native/src/forward/run.rs``); here are the ports, the line
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from typing import Any
@@ -50,8 +49,9 @@ def table(ports: list[dict[str, Any]]) -> str:
     """The counters as the text a person reads: those of every port, and what was dropped or lost."""
     width = max(len(port["name"]) for port in ports)
     lines = [" " * width + "".join(f"{name:>18}" for name in SHOWN)]
-    for port in ports:
-        lines.append(f"{port['name']:{width}}" + "".join(f"{port['counters'].get(name, 0):>18,}" for name in SHOWN))
+    lines += [
+        f"{port['name']:{width}}" + "".join(f"{port['counters'].get(name, 0):>18,}" for name in SHOWN) for port in ports
+    ]
     for port in ports:
         others = [f"{count:,} {name}" for name, count in port["counters"].items() if count and name not in SHOWN]
         if others:
