@@ -17,6 +17,7 @@ from .errors import (
     Unsupported,
     VNFError,
 )
+from .frames import Frames
 from .request import Request, Timer
 from .server import Server
 from .state import Table, local
@@ -33,6 +34,7 @@ __all__ = [
     "Field",
     "Fixed",
     "FlowsFull",
+    "Frames",
     "FramingError",
     "LengthPrefixed",
     "Limits",

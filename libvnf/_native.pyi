@@ -14,8 +14,10 @@ from typing_extensions import Buffer, disjoint_base
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 __all__ = [
+    "Batch",
     "Bridge",
     "Client",
+    "Column",
     "Connection",
     "Core",
     "DatagramProtocol",
@@ -38,7 +40,9 @@ __all__ = [
     "StreamProtocol",
     "Target",
     "attach_frames",
+    "build_frame",
     "core_distance_ns",
+    "parse_frame",
     "pass_inbox",
     "port_check",
     "port_kinds",
@@ -144,8 +148,140 @@ class Frame(Packet):
         """Out of the port it came by, link addresses exchanged."""
     def accept(self, /) -> None:
         """To the host of the port it came by: ARP, ICMP, TCP, UDP."""
+    def rewrite(
+        self,
+        *,
+        src_mac: str = ...,
+        dst_mac: str = ...,
+        vlan: int = ...,
+        src_ip: str = ...,
+        dst_ip: str = ...,
+        src_port: int = ...,
+        dst_port: int = ...,
+        ttl: int = ...,
+        dscp: int = ...,
+    ) -> None:
+        """Gives header fields of what leaves new values; checksums follow. ``vlan=0`` takes a tag off. ``ValueError``
+        when this frame cannot be rewritten so; then it stays as it was."""
     def again(self, /) -> None:
         """Through the flow table once more; a frame that no flow matches is dropped and counted."""
+
+@final
+class Batch:
+    """Up to 256 frames of one port, in the order in which they came; over when the handler has returned.
+
+    A column is a read-only array with a value per frame, 0 where a frame has no such field; one that is kept stays what
+    it was. Columns and frames tell what came: ``rewrite`` changes only what leaves. A mask is an array of bool, one per
+    frame (``TypeError``, ``ValueError`` otherwise); None: all frames. The first verdict counts; frames without one are
+    dropped and counted (``drop_undecided``). Verdicts are carried out in order when the handler has returned.
+    """
+
+    @property
+    def length(self) -> Any:
+        """uint32: bytes of the frame"""
+    @property
+    def ethertype(self) -> Any:
+        """uint16: what follows the tags"""
+    @property
+    def vlan(self) -> Any:
+        """uint16: the outermost tag's id"""
+    @property
+    def protocol(self) -> Any:
+        """uint8"""
+    @property
+    def ttl(self) -> Any:
+        """uint8: or hop limit"""
+    @property
+    def src_ip(self) -> Any:
+        """uint32: of IPv4; compares with ``int(ipaddress.ip_address(…))``"""
+    @property
+    def dst_ip(self) -> Any:
+        """uint32"""
+    @property
+    def src_ip6(self) -> Any:
+        """uint8, 16 per frame"""
+    @property
+    def dst_ip6(self) -> Any:
+        """uint8, 16 per frame"""
+    @property
+    def src_mac(self) -> Any:
+        """uint64"""
+    @property
+    def dst_mac(self) -> Any:
+        """uint64"""
+    @property
+    def src_port(self) -> Any:
+        """uint16: of TCP and UDP; of an ICMP echo the identifier is the port of the side that asks"""
+    @property
+    def dst_port(self) -> Any:
+        """uint16"""
+    @property
+    def tcp_flags(self) -> Any:
+        """uint8"""
+    @property
+    def teid(self) -> Any:
+        """uint32: of a GTP-U packet with user data"""
+    @property
+    def is_ipv4(self) -> Any: ...
+    @property
+    def is_ipv6(self) -> Any: ...
+    @property
+    def is_arp(self) -> Any: ...
+    @property
+    def is_tcp(self) -> Any: ...
+    @property
+    def is_udp(self) -> Any: ...
+    @property
+    def is_icmp(self) -> Any: ...
+    @property
+    def is_fragment(self) -> Any: ...
+    @property
+    def is_gtpu(self) -> Any: ...
+    @property
+    def is_malformed(self) -> Any: ...
+    @property
+    def port(self) -> str:
+        """The name of the port they came by."""
+    def __len__(self, /) -> int: ...
+    def __getitem__(self, index: int, /) -> Frame:
+        """One frame, with its bytes. Kept without a verdict, it may be decided after the batch."""
+    def __iter__(self, /) -> Iterator[Frame]: ...
+    def drop(self, mask: Any = None, /) -> None: ...
+    def forward(self, port: str, mask: Any = None, /) -> None:
+        """Out of that port as they are; ``ValueError`` when there is none of that name."""
+    def reply(self, mask: Any = None, /) -> None:
+        """Out of the port they came by, link addresses exchanged."""
+    def accept(self, mask: Any = None, /) -> None:
+        """To the host of the port: ARP, ICMP, TCP, UDP."""
+    def again(self, mask: Any = None, /) -> None:
+        """Through the flow table once more; what no flow matches is dropped and counted."""
+    def rewrite(
+        self,
+        mask: Any = None,
+        /,
+        *,
+        src_mac: str = ...,
+        dst_mac: str = ...,
+        vlan: int = ...,
+        src_ip: str = ...,
+        dst_ip: str = ...,
+        src_port: int = ...,
+        dst_port: int = ...,
+        ttl: int = ...,
+        dscp: int = ...,
+    ) -> None:
+        """Gives header fields of what leaves new values, of frames that are not decided yet; checksums follow.
+        ``vlan=0`` takes a tag off. Frames that cannot be rewritten so are dropped and counted
+        (``drop_verdict_failed``)."""
+    def send(self, port: str, frame: Buffer, /) -> None:
+        """Sends any frame out of a port, at once."""
+
+@final
+class Column:
+    """The memory of one column of a batch, as NumPy finds it (``__array_interface__``)."""
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]: ...
 
 @final
 class Fixed:
@@ -368,7 +504,7 @@ class Endpoint:
         *,
         datagram: bool = False,
         framing: Framing | None = None,
-        request_id: Field | Callable[[Packet], Any] | None = None,
+        request_id: Field | Callable[[Packet], Any] | Callable[[Frame], Any] | None = None,
     ) -> Self: ...
     @property
     def open_connections(self) -> int: ...
@@ -607,9 +743,11 @@ class Splice:
     def close(self, /) -> None:
         """Stops it, if it still runs."""
 
-def attach_frames(engine: Engine, port: str, connection: Connection, /) -> None:
-    """From now on the frames of a port are for ``connection``, which stands for the port. ``ValueError`` when there is
-    no such port, or its frames have a handler already."""
+def attach_frames(
+    engine: Engine, port: str, connection: Connection, batches: Callable[[Batch], Any] | None = None, /
+) -> None:
+    """From now on the frames of a port are for ``connection``, which stands for the port; many at once for ``batches``.
+    ``ValueError`` when there is no such port, or its frames have a handler already."""
 
 def relay(first: Connection, second: Connection, /) -> asyncio.Future[tuple[int, int]]:
     """Joins two open streams on the loop's thread: what is unread here and what comes is sent there, half-closes
@@ -623,6 +761,31 @@ def relay(first: Connection, second: Connection, /) -> asyncio.Future[tuple[int,
 
 def pass_inbox(source: Connection, sink: Connection, /) -> int:
     """Queues what is unread on ``source`` on ``sink``, as it came; returns how many bytes. Raises as ``relay`` does."""
+
+def counts_drops(name: str, /) -> bool:
+    """Whether a counter of that name counts packets that went no further."""
+
+def trace_start(engine: Engine, count: int, options: dict[str, Any], /) -> None:
+    """Traces the next ``count`` (at most 10,000) frames that match: port (its name), vlan, kind (``udp``, ``gtpu`` …),
+    protocol, ip and number (address or network, port number: of either side), src_ip, dst_ip, src_port, dst_port, teid,
+    dropped (only those that something dropped). While it lasts frames are dealt with one by one. ``ValueError`` for what
+    cannot be matched, ``RuntimeError`` while another trace runs."""
+
+def trace_take(engine: Engine, /) -> tuple[list[dict[str, Any]], int, int]:
+    """What was traced since, how many more are wanted, and how many frames came through at all.
+
+    Each: at_s (since 1970), ns (from the ring until all that followed was done), frame and out (port, bytes, header
+    fields; of out also what ``became`` of it), notes (who dealt with it), counters (those that rose, by port; the VNF's
+    own under "")."""
+
+def trace_stop(engine: Engine, /) -> None:
+    """Ends the trace, if there is one: the ports are as before."""
+
+def build_frame(layers: tuple[Any, ...], payload: Buffer, /) -> bytes:
+    """The bytes of layers of :mod:`libvnf.packet`, from the outside in, around ``payload``."""
+
+def parse_frame(data: Buffer, is_ip: bool, /) -> tuple[Any, ...]:
+    """The layers of a frame, or with ``is_ip`` of an IP packet, and behind them their payload."""
 
 def port_kinds() -> list[tuple[str, list[str], int]]:
     """Every kind of port: its name, its keys, and how many of the first ones need no name in the one-line form."""

@@ -50,7 +50,7 @@ class Frames:
     def on_data(self, fn: F) -> F:
         """As calling it."""
         if self.per_packet:
-            check_handler("data", fn)
+            check_arity(fn, ("port", "request", "packet"))
             request_type(fn)
         else:
             check_batch_handler(fn)

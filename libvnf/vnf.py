@@ -286,7 +286,8 @@ class VNF:
     ) -> list[tuple[Server | Frames, str, str]]:
         """Starts on the running loop: every server listens, clients connect, timers run. Undone whole when it fails.
 
-        Returns (server, url, transport) per listening address, and per port whose frames are taken. ``transports`` makes other ones than ``ports`` say.
+        Returns (server, url, transport) per listening address, and per port whose frames are taken. ``transports``
+        makes other ones than ``ports`` say.
         """
         if self._core is not None or self.closed:
             raise RuntimeError(f"{self.name} runs already, or has run")
@@ -448,13 +449,23 @@ class VNF:
         return counters
 
     def ports(self) -> dict[str, Any]:
-        """What ``vnf ports`` shows: each port with its ``counters``, the ``core`` counters, and when that was."""
+        """What ``vnf ports`` shows: each port's ``counters`` and ``drops``, those of the ``core``, and when that was."""
+
+        def drops(counters: Mapping[str, int]) -> dict[str, int]:
+            return {name: count for name, count in counters.items() if count and _native.counts_drops(name)}
+
         told = []
         for transport in self._transports + self._unix:
             found = transport.statistics()
             port = found if "counters" in found else {"type": "kernel", "counters": found}
-            told.append({**port, "name": transport.name, "place": transport.describe()})
-        return {"ports": told, "core": self.core.statistics(), "at_s": time.monotonic()}
+            names = {"name": transport.name, "place": transport.describe()}
+            told.append({**port, **names, "drops": drops(port["counters"])})
+        core = self.core.statistics()
+        return {"ports": told, "core": core, "drops": drops(core), "at_s": time.monotonic()}
+
+    def engine(self) -> _native.Engine | None:
+        """What polls its ports; None without ports."""
+        return next((one.engine for one in self._transports if one.engine is not None), None)
 
     def run(self) -> None:
         """At the end of a file: ``python b.py`` is then ``vnf run b.py``, with the same options."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import random
+from collections.abc import Callable
 from typing import Any
 
 from .. import _native

@@ -145,7 +145,7 @@ class BypassTransport:
 
     def take_frames(self, connection: _native.Connection, batches: Callable[..., Any] | None) -> None:
         try:
-            _native.attach_frames(self._driver.engine, self.name, connection)
+            _native.attach_frames(self._driver.engine, self.name, connection, batches)
         except ValueError as error:
             raise ConfigError(str(error)) from None
 

@@ -13,6 +13,7 @@ NATIVE = {
     "libvnf": "re-exports Packet and the framings, which have no Python half",
     "libvnf.config": "a port's options have one parser, and it is native",
     "libvnf.connection": "Connection is the Python half of a native class",
+    "libvnf.packet": "frames are built and parsed natively",
     "libvnf.request": "Request is the Python half of a native class",
     "libvnf.client": "requests and replies are matched natively",
     "libvnf.frames": "a port's handler is a native Connection that stands for the port",

@@ -185,6 +185,17 @@ impl Forwarder {
         &mut self.rules_of[port]
     }
 
+    /// Whether frames of a port may go anywhere else than to its handler or host.
+    #[inline]
+    pub fn decides<P: Place>(&self, place: &P, index: usize) -> bool {
+        self.may_match(index) || place.bridge().is_some()
+    }
+
+    #[inline]
+    fn may_match(&self, index: usize) -> bool {
+        self.rules_of_all > 0 || self.rules_of.get(index).is_some_and(|rules| *rules > 0)
+    }
+
     /// Takes up to `most` frames of one port; how many there were. Those that are for its handler, or where it has none
     /// for its host, are appended to `frames`.
     #[inline]
@@ -198,7 +209,7 @@ impl Forwarder {
         most: usize,
     ) -> usize {
         let Some((place, mut others)) = apart(places, index) else { return 0 };
-        if self.rules_of_all > 0 || self.rules_of.get(index).is_some_and(|rules| *rules > 0) {
+        if self.may_match(index) {
             return self.decide(place, &mut others, now, pool, frames, most);
         }
         let Some(other) = place.bridge().and_then(|to| others.get(to)) else {

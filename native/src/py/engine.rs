@@ -22,6 +22,7 @@ use super::frames::{self, Frame};
 use super::opened::Open;
 use super::packet::Body;
 use super::ports;
+use super::tracing::{self, Trace};
 use crate::flow::Table;
 use crate::forward::Forwarder;
 use crate::packet::{Pool, Slot};
@@ -54,6 +55,7 @@ pub struct State {
     in_turn: bool,
     /// A host has something to tell, or to be told, without a frame.
     pub pending: bool,
+    pub trace: Option<Box<Trace>>,
     sleep: Sleep,
     /// Elsewhere while it polls without the GIL.
     pub forwarder: Option<Box<Forwarder>>,
@@ -249,9 +251,14 @@ impl Engine {
         frames: &mut Vec<Slot>,
     ) -> (usize, usize) {
         let inner = slf.get();
-        let got = inner.state.with(py, |state| forwarding::take(state, index, now, pool, frames, BURST));
-        let unfinished = frames.len();
+        let traced = tracing::before(inner, py);
+        // Straight into a batch, where nobody else decides.
+        let collected = if forwarding::decides(inner, py, index) { None } else { inner.collect(py, index) };
+        let got = collected
+            .unwrap_or_else(|| inner.state.with(py, |state| forwarding::take(state, index, now, pool, frames, BURST)));
+        let unfinished = collected.unwrap_or(frames.len());
         let events = inner.deliver(slf, py, index, now, pool, frames);
+        tracing::after(inner, py, traced);
         (got + events, unfinished + events)
     }
 
@@ -360,6 +367,7 @@ impl Engine {
                     armed: false,
                     in_turn: false,
                     pending: false,
+                    trace: None,
                     sleep: Sleep::No,
                     forwarder: Some(Box::new(Forwarder::new(Table::new(core.get().limits.max_flows)))),
                 }),
@@ -541,7 +549,8 @@ impl Engine {
                     if got > 0 {
                         state.polling.worked(now);
                     }
-                    if got > 0 { Some(slice) } else { state.polling.until(now, slice) }
+                    let until = if got > 0 { Some(slice) } else { state.polling.until(now, slice) };
+                    until.filter(|_| state.trace.is_none())
                 });
                 let spun = until.filter(|_| polls).map(|until| inner.spin(py, until, slice, &pool, &mut frames));
                 let Spun { found, worked } = spun.unwrap_or_default();

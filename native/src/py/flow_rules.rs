@@ -182,7 +182,7 @@ impl Engine {
     fn read_match(&self, py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<Match> {
         let port = value.getattr(intern!(py, "port"))?;
         Ok(Match {
-            port: if port.is_none() { None } else { Some(self.port_named(port.cast()?)? as PortIndex) },
+            port: if port.is_none() { None } else { Some(self.port_named(port.cast()?)?) },
             source_mac: parsed(&value.getattr(intern!(py, "src_mac"))?, mac)?,
             destination_mac: parsed(&value.getattr(intern!(py, "dst_mac"))?, mac)?,
             vlan: value.getattr(intern!(py, "vlan"))?.extract()?,
@@ -201,7 +201,7 @@ impl Engine {
         let kind: String = value.getattr(intern!(py, "kind"))?.extract()?;
         let port = || -> PyResult<PortIndex> {
             let name = value.getattr(intern!(py, "port"))?;
-            Ok(self.port_named(name.cast()?)? as PortIndex)
+            self.port_named(name.cast()?)
         };
         let address = |name: &Bound<'_, PyString>| parsed(&value.getattr(name)?, ip);
         Ok(match kind.as_str() {

@@ -54,6 +54,14 @@ pub fn take(state: &mut State, index: usize, now: Instant, pool: &Pool, frames: 
     forwarder.as_mut().map_or(0, |forwarder| forwarder.take(ports, index, now, pool, frames, max))
 }
 
+/// Whether frames of a port may go anywhere else than to its handler or host.
+pub fn decides(engine: &Engine, py: Python<'_>, index: usize) -> bool {
+    engine.state.with(py, |state| {
+        let (Some(forwarder), Some(open)) = (&state.forwarder, state.ports.get(index)) else { return true };
+        forwarder.decides(open, index)
+    })
+}
+
 /// What came of polling without the GIL.
 #[derive(Default)]
 pub struct Spun {
@@ -144,15 +152,15 @@ impl Engine {
         }
         self.state.with(py, |state| {
             for (index, other) in [(left, right), (right, left)] {
-                let open = &state.ports[index];
-                if let Some(third) = open.bridge.filter(|third| usize::from(*third) != other) {
+                let open = &state.ports[usize::from(index)];
+                if let Some(third) = open.bridge.filter(|third| *third != other) {
                     let third = &state.ports[usize::from(third)].name;
                     let problem = format!("{:?} is bridged to {third:?} already", open.name);
                     return Err(PyValueError::new_err(problem));
                 }
             }
-            state.ports[left].bridge = Some(right as PortIndex);
-            state.ports[right].bridge = Some(left as PortIndex);
+            state.ports[usize::from(left)].bridge = Some(right);
+            state.ports[usize::from(right)].bridge = Some(left);
             Ok(())
         })
     }

@@ -191,8 +191,12 @@ impl Open {
             link: self.port.link(),
             mac: self.config.mac,
             addresses: addresses.iter().map(|cidr| format!("{}/{}", cidr.address, cidr.prefix)).collect(),
-            counters: [self.port.counters(), self.forwarding.list(), self.host.counters()].concat(),
+            counters: self.counters(),
         }
+    }
+
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        [self.port.counters(), self.forwarding.list(), self.host.counters()].concat()
     }
 
     pub fn traverse(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {

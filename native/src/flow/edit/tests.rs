@@ -3,47 +3,25 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::*;
+use crate::packet::fuzzing::Random;
 use crate::packet::layers::{Ethernet, Gtpu, Icmp, Ipv4, Ipv6, Layer, Tcp, Udp, Vlan, build};
 use crate::port::lent::Lent;
 
-struct Random(u64);
+/// Often 0 and all ones, where ones' complement has its corners.
+fn word(random: &mut Random) -> u16 {
+    [0, 0xffff, random.number() as u16][random.below(4).min(2)]
+}
 
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
+fn any_v4(random: &mut Random) -> Ipv4Addr {
+    (u32::from(word(random)) << 16 | u32::from(word(random))).into()
+}
 
-    fn below(&mut self, end: u64) -> u64 {
-        (self.next() >> 16) % end
-    }
+fn any_v6(random: &mut Random) -> Ipv6Addr {
+    [0; 8].map(|_: u16| word(random)).into()
+}
 
-    /// Often 0 and all ones, where ones' complement has its corners.
-    fn word(&mut self) -> u16 {
-        match self.below(4) {
-            0 => 0,
-            1 => 0xffff,
-            _ => self.next() as u16,
-        }
-    }
-
-    fn v4(&mut self) -> Ipv4Addr {
-        ((u32::from(self.word()) << 16) | u32::from(self.word())).into()
-    }
-
-    fn v6(&mut self) -> Ipv6Addr {
-        [0; 8].map(|_: u16| self.word()).into()
-    }
-
-    fn bytes(&mut self, len: usize) -> Vec<u8> {
-        (0..len).map(|_| self.next() as u8).collect()
-    }
-
-    fn maybe<T>(&mut self, value: T) -> Option<T> {
-        (self.below(2) == 0).then_some(value)
-    }
+fn maybe<T>(random: &mut Random, value: T) -> Option<T> {
+    (random.below(2) == 0).then_some(value)
 }
 
 fn ethernet() -> Layer {
@@ -206,48 +184,49 @@ fn with(layers: &[Layer], to: &Rewrite) -> Vec<Layer> {
 
 #[test]
 fn a_rewritten_frame_is_the_one_built_with_these_values() {
-    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut random = Random::new();
     for _ in 0..20_000 {
         let is_v4 = random.below(2) == 0;
         let mut layers = vec![ethernet()];
         layers.extend((0..random.below(3)).map(|_| tag(9)));
         layers.push(if is_v4 {
-            let options = vec![1; random.below(11) as usize * 4];
-            let (source, destination) = (random.v4(), random.v4());
-            let ttl = random.next() as u8;
+            let options = vec![1; random.below(11) * 4];
+            let (source, destination) = (any_v4(&mut random), any_v4(&mut random));
+            let ttl = random.number() as u8;
             Layer::Ipv4(Ipv4 { source, destination, options, ttl, dscp: 9, ecn: 1, ..v4([0; 4], [0; 4]) })
         } else {
             let extensions = (0..random.below(3)).map(|_| (60, vec![1, 4, 0, 0, 0, 0])).collect();
-            let (source, destination) = (random.v6(), random.v6());
+            let (source, destination) = (any_v6(&mut random), any_v6(&mut random));
             Layer::Ipv6(Ipv6 { source, destination, extensions, dscp: 63, ecn: 2, ..v6("::", "::") })
         });
-        let (a, b) = (random.word(), random.word());
+        let (a, b) = (word(&mut random), word(&mut random));
         let is_query = random.below(3) == 0;
         let asks = random.below(2) == 0;
         layers.push(match random.below(2) {
             _ if is_query => {
-                icmp([[128, 129], [8, 0]][usize::from(is_v4)][usize::from(!asks)], 0, random.next() as u32)
+                icmp([[128, 129], [8, 0]][usize::from(is_v4)][usize::from(!asks)], 0, random.number() as u32)
             }
             // A port that is GTP-U's would not disturb either.
             0 => udp(a, b),
             _ => tcp(a, b),
         });
-        let source = if is_v4 { IpAddr::from(random.v4()) } else { random.v6().into() };
-        let destination = if is_v4 { IpAddr::from(random.v4()) } else { random.v6().into() };
-        let (source_port, destination_port) = (random.word(), random.word());
+        let source = if is_v4 { IpAddr::from(any_v4(&mut random)) } else { any_v6(&mut random).into() };
+        let destination = if is_v4 { IpAddr::from(any_v4(&mut random)) } else { any_v6(&mut random).into() };
+        let (source_port, destination_port) = (word(&mut random), word(&mut random));
         let to = Rewrite {
-            source_mac: random.maybe([2, 0, 0, 0, 0, 3]),
-            destination_mac: random.maybe([2, 0, 0, 0, 0, 4]),
-            vlan: [None, Some(0), Some(5)][random.below(3) as usize],
-            source: random.maybe(source),
-            destination: random.maybe(destination),
-            source_port: random.maybe(source_port).filter(|_| !is_query || asks),
-            destination_port: random.maybe(destination_port).filter(|_| !is_query || !asks),
-            ttl: random.maybe(17),
-            dscp: random.maybe(33),
+            source_mac: maybe(&mut random, [2, 0, 0, 0, 0, 3]),
+            destination_mac: maybe(&mut random, [2, 0, 0, 0, 0, 4]),
+            vlan: [None, Some(0), Some(5)][random.below(3)],
+            source: maybe(&mut random, source),
+            destination: maybe(&mut random, destination),
+            source_port: maybe(&mut random, source_port).filter(|_| !is_query || asks),
+            destination_port: maybe(&mut random, destination_port).filter(|_| !is_query || !asks),
+            ttl: maybe(&mut random, 17),
+            dscp: maybe(&mut random, 33),
         };
-        let len = random.below(200) as usize;
-        let payload = if random.below(2) == 0 { vec![0; len] } else { random.bytes(len) };
+        let len = random.below(200);
+        let payload =
+            if random.below(2) == 0 { vec![0; len] } else { (0..len).map(|_| random.number() as u8).collect() };
         let before = frame(&layers, &payload);
         assert_eq!(rewritten(&before, to), Ok(frame(&with(&layers, &to), &payload)), "{layers:?} {to:?}");
     }
@@ -376,6 +355,19 @@ fn what_is_not_there_is_not_rewritten() {
     let mut expected = arp.clone();
     expected[6..12].fill(4);
     assert_eq!(rewritten(&arp, Rewrite { source_mac: Some([4; 6]), ..Rewrite::default() }), Ok(expected));
+}
+
+#[test]
+fn a_packet_without_anything_in_it_has_addresses() {
+    for is_v4 in [true, false] {
+        let empty = |host| match ip(is_v4, host, 2) {
+            Layer::Ipv4(ip) => frame(&[ethernet(), Layer::Ipv4(Ipv4 { protocol: Some(59), ..ip })], b""),
+            Layer::Ipv6(ip) => frame(&[ethernet(), Layer::Ipv6(Ipv6 { next_header: Some(59), ..ip })], b""),
+            _ => unreachable!(),
+        };
+        let to = Rewrite { source: Some(address(is_v4, 9)), ..Rewrite::default() };
+        assert_eq!(rewritten(&empty(1), to), Ok(empty(9)));
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What a fuzzer plays with a table: installs, removals, packets and time, each compared with a list of rules that is walked
 //! from end to end ([`model`]). The fuzz target of `native/fuzz` and a test call [`flows`].
 
+mod edits;
 mod model;
 mod universe;
 
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::{Expiry, Head, Match, Statistics, Table, Verdict};
 use crate::packet::headers::Headers;
+pub use edits::edits;
 use model::Model;
 use universe::Choices;
 
