@@ -11,7 +11,7 @@ import ipaddress
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 from .errors import ConfigError
@@ -35,12 +35,12 @@ __all__ = [
 ]
 
 PROTOCOLS = {"icmp": 1, "igmp": 2, "tcp": 6, "udp": 17, "gre": 47, "esp": 50, "ah": 51, "icmp6": 58, "sctp": 132}
-"""IANA's protocol numbers, of those that have a name here."""
+"""IANA's protocol numbers, of those that have a name here and are kept by it."""
 ETHERTYPES = {"ipv4": 0x0800, "arp": 0x0806, "ipv6": 0x86DD}
 GTP_PORT = 2152
 """GTP-U (3GPP TS 29.281 §4.4.2)."""
-WITH_PORTS = (1, 6, 17, 58)
-"""TCP and UDP; of an ICMP echo the identifier is the port of the side that asks."""
+WITH_PORTS = ("icmp", "tcp", "udp", "icmp6")
+"""Of an ICMP query the identifier is the port of the side that asks."""
 MOST_ACTIONS = 16
 ENDS = ("forward", "route", "reply", "drop", "accept", "to_python")
 
@@ -71,6 +71,11 @@ def _named(name: str, value: Any, names: dict[str, int], high: int) -> int:
             raise _wrong(name, value, f"a number from 0 to {high}, or {', '.join(names)}")
         return names[value.lower()]
     return _number(name, value, 0, high)
+
+
+def _protocol(name: str, value: Any) -> int | str:
+    number = _named(name, value, PROTOCOLS, 255)
+    return next((name for name, known in PROTOCOLS.items() if known == number), number)
 
 
 def _address(name: str, value: Any) -> str:
@@ -111,7 +116,7 @@ READERS: dict[str, Any] = {
     "dst_mac": _mac,
     "vlan": lambda name, value: _number(name, value, 0, 4094),
     "ethertype": lambda name, value: _named(name, value, ETHERTYPES, 0xFFFF),
-    "protocol": lambda name, value: _named(name, value, PROTOCOLS, 255),
+    "protocol": _protocol,
     "src_port": lambda name, value: _number(name, value, 0, 0xFFFF),
     "dst_port": lambda name, value: _number(name, value, 0, 0xFFFF),
     "teid": lambda name, value: _number(name, value, 0, 0xFFFF_FFFF),
@@ -183,8 +188,20 @@ class Match:
         ports = self.src_port is not None or self.dst_port is not None
         if ports and self.protocol is not None and self.protocol not in WITH_PORTS:
             raise ConfigError(f"{self.protocol} has no ports: expected tcp, udp or icmp", key="match: protocol")
-        if self.teid is not None and self.protocol not in (None, 17):
+        if self.teid is not None and self.protocol not in (None, "udp"):
             raise ConfigError("GTP-U runs over udp", key="match: protocol")
+
+    @classmethod
+    def of(cls, five: FiveTuple, *, port: str | None = None, priority: int = 0) -> Match:
+        """Just this conversation's packets in this direction, by ``port`` where that is said."""
+        addresses = {"src_ip": five.src_ip, "dst_ip": five.dst_ip}
+        ports = {"src_port": five.src_port, "dst_port": five.dst_port}
+        return cls(port=port, protocol=five.protocol, priority=priority, **addresses, **ports)  # type: ignore[arg-type]
+
+    @property
+    def protocol_number(self) -> int | None:
+        """IANA's."""
+        return PROTOCOLS[self.protocol] if isinstance(self.protocol, str) else self.protocol
 
     @property
     def version(self) -> int | None:
@@ -211,17 +228,19 @@ class FiveTuple:
         """That of the answers."""
         return FiveTuple(self.protocol, self.dst_ip, self.dst_port, self.src_ip, self.src_port)
 
-    def match(self, port: str | None = None, priority: int = 0) -> Match:
-        """Just these packets, that came by ``port``."""
-        return Match(
-            port=port,
-            src_ip=self.src_ip,
-            dst_ip=self.dst_ip,
-            protocol=self.protocol,
-            src_port=self.src_port,
-            dst_port=self.dst_port,
-            priority=priority,
-        )
+    def replace(self, **changed: Any) -> FiveTuple:
+        """The same but for these fields."""
+        return replace(self, **changed)
+
+    @classmethod
+    def of(cls, packet: Any) -> FiveTuple | None:
+        """A frame's, by its attributes; None where there is none: other protocols, fragments, ICMP errors, no IP."""
+        protocol = _protocol("protocol", packet.protocol)
+        if packet.src_ip is None or protocol not in WITH_PORTS or packet.is_fragment or packet.is_malformed:
+            return None
+        if not (packet.src_port or packet.dst_port):
+            return None
+        return cls(protocol, packet.src_ip, packet.src_port, packet.dst_ip, packet.dst_port)
 
 
 @dataclass(frozen=True, slots=True)
@@ -407,10 +426,10 @@ def checked(match: Match, actions: Action | Iterable[Action]) -> tuple[Action, .
         elif isinstance(step, Encapsulate):
             if number == 0 and version is None and match.ethertype is not None:
                 raise ConfigError(f"encapsulate: a tunnel carries IPv4 and IPv6, not {match.ethertype:#06x}")
-            version, protocol = _version(step.src_ip), 17
+            version, protocol = _version(step.src_ip), "udp"
         elif step is decapsulate:
-            if protocol not in (None, 17):
-                raise ConfigError(f"decapsulate: GTP-U runs over udp, and the packets are of protocol {protocol}")
+            if protocol not in (None, "udp"):
+                raise ConfigError(f"decapsulate: GTP-U runs over udp, and the packets are {protocol}")
             version = protocol = None  # of the inner packet nothing is known
     return steps
 
@@ -420,7 +439,7 @@ def _check_rewrite(step: Rewrite, version: int | None, protocol: int | str | Non
     if None not in (wanted, version) and wanted != version:
         raise ConfigError(f"rewrite: {step.src_ip or step.dst_ip} is IPv{wanted}, and the packets are IPv{version}")
     if protocol not in (None, *WITH_PORTS) and (step.src_port is not None or step.dst_port is not None):
-        raise ConfigError(f"rewrite: protocol {protocol} has no ports: expected tcp, udp or icmp")
+        raise ConfigError(f"rewrite: {protocol} has no ports: expected tcp, udp or icmp")
 
 
 def port_names(match: Match, steps: Iterable[Action]) -> list[str]:

@@ -10,10 +10,6 @@ from libvnf.config import PortConfig
 from libvnf.transport.bypass import BypassTransport, EngineDriver
 
 MACS = {"a": "02:00:00:00:00:0a", "b": "02:00:00:00:00:0b", "c": "02:00:00:00:00:0c"}
-OPTIONS = {
-    name: {"address": [f"10.{number}.0.2/24", f"fd0{number}::2/64"], "mac": mac}
-    for number, (name, mac) in enumerate(MACS.items())
-}
 
 
 class Driver(EngineDriver):
@@ -32,15 +28,22 @@ class Driver(EngineDriver):
 
 
 class ByHand:
-    """Ports ``a``, ``b`` and ``c`` are 10.0.0.2, 10.1.0.2 and 10.2.0.2, and so with IPv6."""
+    """The first port is 10.0.0.2 and fd00::2, the second 10.1.0.2 and fd01::2, and so on."""
 
-    def __init__(self, vnf: VNF) -> None:
-        self.vnf = vnf
+    def __init__(self, vnf: VNF, names: Sequence[str]) -> None:
+        self.vnf, self.names = vnf, names
         self.driver: Driver
 
     def transports(self, core: _native.Core) -> Sequence[BypassTransport]:
         self.driver = Driver(core)
-        return [BypassTransport(self.driver, PortConfig(name, "queue", options)) for name, options in OPTIONS.items()]
+        options = {
+            name: {
+                "address": [f"10.{number}.0.2/24", f"fd0{number}::2/64"],
+                "mac": MACS.get(name, f"02:00:00:00:01:0{number}"),
+            }
+            for number, name in enumerate(self.names)
+        }
+        return [BypassTransport(self.driver, PortConfig(name, "queue", options[name])) for name in self.names]
 
     def turn(self, after_s: float = 0.0) -> dict[str, list[bytes]]:
         """What left by each port."""
@@ -50,7 +53,7 @@ class ByHand:
         return self.take()
 
     def take(self) -> dict[str, list[bytes]]:
-        left = {name: self.driver.engine.take_frames(name) for name in OPTIONS}
+        left = {name: self.driver.engine.take_frames(name) for name in self.names}
         return {name: frames for name, frames in left.items() if frames}
 
     def give(self, port: str, *frames: bytes) -> dict[str, list[bytes]]:
@@ -65,9 +68,9 @@ class ByHand:
 
 
 @asynccontextmanager
-async def by_hand(vnf: VNF) -> AsyncIterator[ByHand]:
-    """Runs ``vnf``; announcements have left already."""
-    hand = ByHand(vnf)
+async def by_hand(vnf: VNF, *names: str) -> AsyncIterator[ByHand]:
+    """Runs ``vnf`` on ports ``a``, ``b`` and ``c``, or those that are named; announcements have left already."""
+    hand = ByHand(vnf, names or tuple(MACS))
     await vnf.start(transports=hand.transports)
     try:
         hand.turn()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,20 +32,37 @@ TCP = Match(protocol="tcp", src_ip="10.0.0.0/8")
 def test_equal_matches_are_equal_however_they_are_written() -> None:
     written = Match(src_mac="02:AA:00:00:00:01", ethertype="ipv6", dst_ip="fd00:0::1/128", protocol="UDP")
     assert written == Match(src_mac="02:aa:00:00:00:01", ethertype=0x86DD, dst_ip="fd00::1", protocol=17)
+    assert (written.protocol, written.protocol_number, Match(protocol=99).protocol) == ("udp", 17, 99)
     assert len({written, Match(protocol=6), Match(protocol="tcp")}) == 2
 
 
 def test_a_match_shows_what_it_says() -> None:
-    assert repr(TCP) == "Match(src_ip='10.0.0.0/8', protocol=6)"
+    assert repr(TCP) == "Match(src_ip='10.0.0.0/8', protocol='tcp')"
     assert repr(Match()) == "Match()"
 
 
 def test_a_five_tuple_turns_round_and_makes_a_match() -> None:
     asked = FiveTuple("udp", "10.0.0.1", 5000, "10.0.0.2", 53)
-    assert asked.reversed() == FiveTuple(17, "10.0.0.2", 53, "10.0.0.1", 5000)
+    assert asked.reversed() == FiveTuple("udp", "10.0.0.2", 53, "10.0.0.1", 5000)
     assert asked.reversed().reversed() == asked
     wanted = Match(port="a", protocol=17, src_ip="10.0.0.2", dst_ip="10.0.0.1", src_port=53, dst_port=5000, priority=3)
-    assert asked.reversed().match("a", 3) == wanted
+    assert Match.of(asked.reversed(), port="a", priority=3) == wanted
+    assert asked.replace(src_port=9) == FiveTuple(17, "10.0.0.1", 9, "10.0.0.2", 53)
+
+
+def test_a_frame_has_a_five_tuple_where_it_has_ports() -> None:
+    fields = {"protocol": 17, "src_ip": "10.0.0.1", "src_port": 5000, "dst_ip": "10.0.0.2", "dst_port": 53}
+    good = {**fields, "is_fragment": False, "is_malformed": False}
+    assert FiveTuple.of(SimpleNamespace(**good)) == FiveTuple(**fields)  # type: ignore[arg-type]
+    assert FiveTuple.of(SimpleNamespace(**{**good, "protocol": 1, "dst_port": 0})) is not None
+    for other in (
+        {"protocol": 47},
+        {"src_ip": None, "dst_ip": None},
+        {"is_fragment": True},
+        {"is_malformed": True},
+        {"protocol": 1, "src_port": 0, "dst_port": 0},
+    ):
+        assert FiveTuple.of(SimpleNamespace(**{**good, **other})) is None
 
 
 def test_actions_without_arguments_may_be_called() -> None:
@@ -72,7 +90,7 @@ def test_actions_without_arguments_may_be_called() -> None:
         (lambda: Match(protocol="tpc"), "match: protocol: 'tpc': expected a number from 0 to 255, or icmp"),
         (lambda: Match(src_mac="02:00"), "match: src_mac: '02:00': expected six bytes"),
         (lambda: Match(priority=2**31), "match: priority"),
-        (lambda: Match(protocol="gre", src_port=1), "match: protocol: 47 has no ports"),
+        (lambda: Match(protocol="gre", src_port=1), "match: protocol: gre has no ports"),
         (lambda: Match(protocol="tcp", teid=1), "match: protocol: GTP-U runs over udp"),
         (lambda: Match(ethertype="arp", src_ip="10.0.0.1"), "match: ethertype: 0x0806 has no IPv4 addresses"),
         (lambda: FiveTuple("udp", "10.0.0.0/8", 1, "10.0.0.2", 2), "fivetuple: src_ip: '10.0.0.0/8'"),
@@ -100,9 +118,9 @@ def test_what_cannot_be_is_refused_where_it_is_made(make: Callable[[], Any], wor
         (TCP, [count] * 17, "17 actions"),
         (TCP, [drop, count], "drop ends the rule: it is action 1 of 2, expected it to be the last"),
         (TCP, [rewrite(ttl=3)], "packets are changed, and then? Expected forward, route"),
-        (TCP, [decapsulate, drop], "GTP-U runs over udp, and the packets are of protocol 6"),
+        (TCP, [decapsulate, drop], "GTP-U runs over udp, and the packets are tcp"),
         (TCP, [rewrite(src_ip="fd00::1"), drop], "fd00::1 is IPv6, and the packets are IPv4"),
-        (Match(protocol="gre"), [rewrite(dst_port=1), drop], "protocol 47 has no ports"),
+        (Match(protocol="gre"), [rewrite(dst_port=1), drop], "gre has no ports"),
         (Match(ethertype="arp"), [encapsulate(1, "10.0.0.1", "10.0.0.2"), forward("a")], "not 0x0806"),
         (TCP, [limit(1, 64), limit(1, 64), drop], "two limits: expected one at most"),
         (TCP, ["drop"], "'drop' is not an action"),

@@ -189,7 +189,7 @@ impl Engine {
             ethertype: value.getattr(intern!(py, "ethertype"))?.extract()?,
             source: parsed(&value.getattr(intern!(py, "src_ip"))?, cidr)?,
             destination: parsed(&value.getattr(intern!(py, "dst_ip"))?, cidr)?,
-            protocol: value.getattr(intern!(py, "protocol"))?.extract()?,
+            protocol: value.getattr(intern!(py, "protocol_number"))?.extract()?,
             source_port: value.getattr(intern!(py, "src_port"))?.extract()?,
             destination_port: value.getattr(intern!(py, "dst_port"))?.extract()?,
             teid: value.getattr(intern!(py, "teid"))?.extract()?,
