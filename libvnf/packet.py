@@ -52,7 +52,7 @@ class Ethernet:
 
 @dataclass(frozen=True, slots=True)
 class VLAN:
-    """A tag (IEEE 802.1Q). The header below tells its type: of an outer one for service providers, ``ethertype=0x88A8``."""
+    """A tag (IEEE 802.1Q). Its own type is the ``ethertype`` of the layer below: 0x88A8 for the outer of two."""
 
     id: int
     priority: int = 0
@@ -108,9 +108,9 @@ class IPv6:
 
 @dataclass(frozen=True, slots=True)
 class ICMP:
-    """ICMP (RFC 792) over :class:`IPv4`, ICMPv6 (RFC 4443) over :class:`IPv6`. ``data`` are the four bytes behind the checksum.
+    """ICMP (RFC 792) over :class:`IPv4`, ICMPv6 (RFC 4443) over :class:`IPv6`.
 
-    What an error quotes is its payload.
+    ``data`` are the four bytes behind the checksum. What an error quotes is its payload.
     """
 
     type: int
@@ -188,18 +188,18 @@ class GTPU:
 Layer: TypeAlias = Ethernet | VLAN | ARP | IPv4 | IPv6 | ICMP | UDP | TCP | GTPU
 
 
-def build(*layers: Layer | Buffer, payload: Buffer = b"") -> bytes:
+def build(*layers: Layer | Buffer, payload: Buffer | None = None) -> bytes:
     """The frame, or packet, of these layers from the outside in. Lengths are right, and so are the types and checksums
     that are ``None``; a checksum that is a number stands as it is.
 
     The last of ``layers`` may be the payload: ``build(*parse(frame))`` is the frame again, without its padding.
     A field that cannot be so is a ``ValueError`` or ``TypeError`` that names it.
     """
-    if layers and not isinstance(layers[-1], Layer):
-        if payload:
-            raise TypeError("build: the payload is given twice")
-        layers, payload = layers[:-1], layers[-1]
-    return _native.build_frame(layers, payload)
+    if not layers or isinstance(last := layers[-1], Layer):
+        return _native.build_frame(layers, b"" if payload is None else payload)
+    if payload is not None:
+        raise TypeError("build: the payload is given twice")
+    return _native.build_frame(layers[:-1], last)
 
 
 def parse(frame: Buffer) -> tuple[Layer | bytes, ...]:
