@@ -21,6 +21,9 @@ NATIVE = {
     "libvnf.vnf": "owns the Core that everything of one VNF hangs on",
     "libvnf.transport.": "feeds the native protocols, or opens native ports",
     "libvnf.testing.": "an in-memory network under the same native dispatch",
+    "libvnf.tracing": "a trace is taken by the native engine",
+    "libvnf.flows": "the rules of a VNF stand in the native table",
+    "libvnf.cli.bridge": "vnf bridge is the native forwarding loop's command line",
     "libvnf.cli.load": "vnf load is the native load generator's command line",
 }
 
@@ -33,7 +36,7 @@ LAYERS = (
     ("client", "flows", "server", "state"),
     ("frames",),
     ("cluster", "plugin"),
-    ("control", "runtime", "vnf"),
+    ("control", "runtime", "tracing", "vnf"),
     ("api", "testing"),
     ("cli", "__main__"),
 )
@@ -46,8 +49,8 @@ UPWARDS = {
 # Where the crate may be unsafe, besides tests; each block has its SAFETY argument (clippy sees to that).
 UNSAFE = {
     "port": "memory shared with a peer, and the system calls that share it",
-    "packet/pool": "slots of one allocation, handed out and taken back",
     "packet/prefetch": "a hint to the processor, which cannot fault",
+    "packet/pool": "slots of one allocation, handed out and taken back",
     "stack/tcp/arena": "ring buffers for connections, out of one mapping",
     "stack/tcp/smoltcp": "those rings lent to the protocol engine",
     "py": "buffers lent to Python, coroutines stepped by its C API",
@@ -59,6 +62,7 @@ UNSAFE = {
 PURE = (
     "libvnf.config",
     "libvnf.errors",
+    "libvnf.flow",
     "libvnf.handlers",
     "libvnf.state.",
 )
@@ -171,7 +175,7 @@ def in_rust(path: Path, *places: str) -> bool:
 
 def product(path: Path) -> str:
     """The source of ``path`` without its tests: nothing, when it is made for tests and fuzzing alone."""
-    if path.stem in {"tests", "fuzzing"} or "tests" in path.parts:
+    if {"tests", "fuzzing"} & {path.stem, *path.parts}:
         return ""
     return RUST[path].split("#[cfg(test)]\nmod ", 1)[0]
 

@@ -23,7 +23,7 @@ use super::rewriting;
 use super::store::Store;
 use super::verdict::{self, Decision};
 use super::{Frame, Handler};
-use crate::flow::Rewrite;
+use crate::flow::{PortIndex, Rewrite};
 use crate::port::lent::{BURST, Lent};
 
 /// What a batch has while its handler runs, and its port while it collects the next one.
@@ -363,8 +363,8 @@ impl Batch {
 
     #[pyo3(signature = (port, mask=None, /))]
     fn forward(&self, port: &Bound<'_, PyString>, mask: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
-        let to = self.engine.get().port_named(port)?;
-        self.decide_all(port.py(), mask, Decision::Forward(to))
+        let to = usize::from(self.engine.get().port_named(port)?);
+        self.decide_all(port.py(), mask, Decision::Forward(to as PortIndex))
     }
 
     #[pyo3(signature = (mask=None, /))]
