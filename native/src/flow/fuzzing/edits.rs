@@ -3,8 +3,8 @@
 
 use std::net::IpAddr;
 
-use super::edit::{decapsulate, encapsulate, hop, reply, rewrite, set_vlan, translate_quoted};
-use super::{Encapsulate, Head, Rewrite};
+use crate::flow::edit::{decapsulate, encapsulate, hop, reply, rewrite, set_vlan, translate_quoted};
+use crate::flow::{Encapsulate, Head, Rewrite};
 use crate::packet::headers::Headers;
 use crate::packet::layers::{First, Icmp, Layer, Tcp, Udp, parse};
 use crate::port::lent::Lent;
