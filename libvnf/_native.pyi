@@ -579,8 +579,8 @@ def trace_stop(engine: Engine, /) -> None:
 def build_frame(layers: tuple[Any, ...], payload: Buffer, /) -> bytes:
     """The bytes of layers of :mod:`libvnf.packet`, from the outside in, around ``payload``."""
 
-def parse_frame(data: Buffer, is_ip: bool, /) -> tuple[Any, ...]:
-    """The layers of a frame, or with ``is_ip`` of an IP packet, and behind them their payload."""
+def parse_frame(data: Buffer, first: int, /) -> tuple[Any, ...]:
+    """The layers of a frame (``first`` 0), of an IP packet (1), of one that an error quotes (2), and their payload."""
 
 def port_kinds() -> list[tuple[str, list[str], int]]:
     """Every kind of port: its name, its keys, and how many of the first ones need no name in the one-line form."""
