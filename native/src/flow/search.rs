@@ -8,6 +8,7 @@ use foldhash::fast::SeedableRandomState;
 
 use super::index::Tag;
 use super::key::{Facts, NARROW, has};
+use super::program::Program;
 use super::rules::{Entry, MORE, NONE};
 use super::table::{Table, Tuple};
 use super::{Action, Failed, Head, PortIndex, Rewrite, Verdict, edit, limit};
@@ -66,7 +67,7 @@ pub(super) fn tag(seed: &SeedableRandomState, narrow: &[u64; NARROW], more: Opti
 #[inline]
 fn each(mut bits: u32) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
-        let position = bits.trailing_zeros() as usize;
+        let position = bits.trailing_zeros() as usize % 32;
         (bits != 0).then(|| {
             bits &= bits - 1;
             position
@@ -103,47 +104,50 @@ impl Table {
 
     fn find_all(&mut self, count: usize) {
         let Self { rules, index, tuples, order, seed, search, .. } = self;
+        let Search { facts, narrow, tags, candidates, found } = search;
         let is_only = order.len() == 1;
         for &number in &*order {
             let Some(tuple) = &tuples[usize::from(number)] else { continue };
             let mut open = 0_u32;
-            for at in 0..count {
-                if !tuple.may_win(&search.facts[at], &search.found[at]) {
-                    continue;
+            for at in 0..count.min(BURST) {
+                if tuple.may_win(&facts[at], &found[at]) {
+                    tags[at] = tuple.key(number, &facts[at], seed, &mut narrow[at]);
+                    index.prefetch(tags[at]);
+                    open |= 1 << at;
                 }
-                let tag = tuple.key(number, &search.facts[at], seed, &mut search.narrow[at]);
-                search.tags[at] = tag;
-                index.prefetch(tag);
-                open |= 1 << at;
             }
             let mut hits = 0_u32;
             for at in each(open) {
-                let Some(rule) = index.first(search.tags[at]) else { continue };
-                let length = if tuple.is_narrow && is_only { 64 } else { 128 };
-                prefetch(NonNull::from(&rules.entries[rule as usize]).cast(), length, true);
-                search.candidates[at] = rule;
-                hits |= 1 << at;
+                if let Some(rule) = index.first(tags[at]) {
+                    let length = if tuple.is_narrow && is_only { 64 } else { 128 };
+                    prefetch(NonNull::from(&rules.entries[rule as usize]).cast(), length, true);
+                    candidates[at] = rule;
+                    hits |= 1 << at;
+                }
             }
             for at in each(hits) {
-                let (narrow, facts) = (&search.narrow[at], &search.facts[at]);
-                let is = |rule: u32| tuple.is_key_of(&rules.entries[rule as usize], narrow, facts);
-                let mut rule = search.candidates[at];
+                let is = |rule: u32| tuple.is_key_of(&rules.entries[rule as usize], &narrow[at], &facts[at]);
+                let mut rule = candidates[at];
                 if !is(rule) {
-                    match index.find(search.tags[at], is) {
+                    match index.find(tags[at], is) {
                         Some(other) => rule = other,
                         None => continue,
                     }
                 }
                 let entry = &rules.entries[rule as usize];
-                let actions = &*entry.actions;
-                prefetch(NonNull::from(actions).cast(), size_of_val(actions), false);
+                match &entry.program {
+                    Program::Just(_) => {}
+                    // It begins at a multiple of 16, and so ends at most 48 bytes into another line.
+                    Program::One(_, step) => prefetch(NonNull::from(&**step).cast(), size_of::<Action>() + 48, false),
+                    Program::List(_, steps) => prefetch(NonNull::from(&**steps).cast(), 1, false),
+                }
                 if is_only {
-                    search.found[at].rule = rule;
+                    found[at].rule = rule;
                     continue;
                 }
-                let found = Found { rule, priority: entry.priority, bits: tuple.bits };
-                if found.is_before(&search.found[at], &rules.entries) {
-                    search.found[at] = found;
+                let other = Found { rule, priority: entry.priority, bits: tuple.bits };
+                if other.is_before(&found[at], &rules.entries) {
+                    found[at] = other;
                 }
             }
         }
@@ -176,7 +180,7 @@ impl Table {
             }
         }
         let rule = self.rules.entries.get(best.rule as usize)?;
-        if !rule.actions.iter().any(|action| matches!(action, Action::Rewrite(_))) {
+        if !rule.program.rewrites() {
             return None;
         }
         let direct = &mut self.search.found[at];
@@ -206,46 +210,35 @@ impl Table {
         entry.bytes += length as u64;
         entry.seen = now;
         self.counters.matched += 1;
+        let verdict = entry.program.verdict();
+        self.counters.drop_by_rule += u64::from(verdict == Verdict::Drop);
+        let steps = match &entry.program {
+            Program::Just(_) => return verdict,
+            Program::One(_, step) => std::slice::from_ref(&**step),
+            Program::List(_, steps) => steps,
+        };
         let mut packet = Packet { head, headers, fresh: None, is_stale: false, is_quote };
-        for (step, action) in entry.actions.iter().enumerate() {
-            let done = match action {
-                Action::Count => true,
-                Action::Limit(limit) => {
-                    entry.tokens = limit.refill(entry.tokens, waited);
-                    if !limit::take(&mut entry.tokens, length) {
-                        self.rules.cold[rule].limited += 1;
-                        self.counters.drop_limited += 1;
-                        return Verdict::Drop;
-                    }
-                    true
-                }
-                Action::Rewrite(to) => packet.rewrite(to),
-                Action::Encapsulate(tunnel) => packet.edit(|head, headers| edit::encapsulate(head, headers, tunnel)),
-                Action::Decapsulate => packet.edit(edit::decapsulate),
-                Action::Drop => {
-                    self.counters.drop_by_rule += 1;
+        for (number, step) in steps.iter().enumerate() {
+            if let Action::Limit(limit) = step {
+                entry.tokens = limit.refill(entry.tokens, waited);
+                if !limit::take(&mut entry.tokens, length) {
+                    self.counters.drop_by_rule -= u64::from(verdict == Verdict::Drop);
+                    self.rules.cold[rule].limited += 1;
+                    self.counters.drop_limited += 1;
                     return Verdict::Drop;
                 }
-                Action::Forward(port) => return Verdict::Forward(*port),
-                Action::Route(port) => return Verdict::Route(*port),
-                Action::Reply => return Verdict::Reply,
-                Action::Accept => return Verdict::Accept,
-                Action::ToPython => return Verdict::ToPython,
-            };
-            if !done {
-                // A bucket behind this action has been filling all the same.
-                let behind = entry.actions[step..].iter();
-                for limit in
-                    behind.filter_map(|action| if let Action::Limit(limit) = action { Some(limit) } else { None })
-                {
+            } else if !packet.step(step) {
+                // A bucket behind this step has been filling all the same.
+                for limit in steps[number..].iter().filter_map(Action::limit) {
                     entry.tokens = limit.refill(entry.tokens, waited);
                 }
+                self.counters.drop_by_rule -= u64::from(verdict == Verdict::Drop);
                 self.rules.cold[rule].failed += 1;
                 self.counters.drop_failed += 1;
                 return Verdict::Drop;
             }
         }
-        Verdict::Miss
+        verdict
     }
 }
 
@@ -262,6 +255,18 @@ struct Packet<'a> {
 }
 
 impl Packet<'_> {
+    /// False: it was not possible.
+    #[inline]
+    fn step(&mut self, action: &Action) -> bool {
+        match action {
+            Action::Rewrite(to) => self.rewrite(to),
+            Action::Encapsulate(tunnel) => self.edit(|head, headers| edit::encapsulate(head, headers, tunnel)),
+            Action::Decapsulate => self.edit(edit::decapsulate),
+            // A limit is its rule's; the others are no steps.
+            _ => true,
+        }
+    }
+
     fn rewrite(&mut self, to: &Rewrite) -> bool {
         let is_quote = self.is_quote;
         self.edit(|head, headers| {
