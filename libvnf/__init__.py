@@ -8,6 +8,7 @@ from .errors import (
     AddressInUse,
     BufferFull,
     ConfigError,
+    FlowsFull,
     FramingError,
     MessageTooLong,
     StateError,
@@ -16,6 +17,7 @@ from .errors import (
     Unsupported,
     VNFError,
 )
+from .frames import Frames
 from .request import Request, Timer
 from .server import Server
 from .state import Table, local
@@ -31,6 +33,8 @@ __all__ = [
     "Delimiter",
     "Field",
     "Fixed",
+    "FlowsFull",
+    "Frames",
     "FramingError",
     "LengthPrefixed",
     "Limits",

@@ -11,10 +11,15 @@ from typing import Any, Final, Self, TypeVar, final
 
 from typing_extensions import Buffer, disjoint_base
 
+from ._native_frames import Batch, Column, Frame, attach_frames
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 __all__ = [
+    "Batch",
+    "Bridge",
     "Client",
+    "Column",
     "Connection",
     "Core",
     "DatagramProtocol",
@@ -25,6 +30,7 @@ __all__ = [
     "Engine",
     "Field",
     "Fixed",
+    "FlowTable",
     "Frame",
     "LengthPrefixed",
     "Packet",
@@ -36,13 +42,20 @@ __all__ = [
     "StreamProtocol",
     "Target",
     "attach_frames",
+    "build_frame",
     "core_distance_ns",
+    "counts_drops",
+    "generate_frames",
+    "parse_frame",
     "pass_inbox",
     "port_check",
     "port_kinds",
     "port_option",
     "relay",
     "run_load",
+    "trace_start",
+    "trace_stop",
+    "trace_take",
 ]
 
 @disjoint_base
@@ -70,80 +83,6 @@ class Packet:
     def u16(self, offset: int, /) -> int: ...
     def u32(self, offset: int, /) -> int: ...
     def u64(self, offset: int, /) -> int: ...
-
-@final
-class Frame(Packet):
-    """A packet below the transport layer: an Ethernet frame, with the fields of its headers and a verdict.
-
-    Fields are those of the frame as it came; ``rewrite`` changes only what leaves. Numbers are 0, and addresses None,
-    where the frame has no such field; of fragments only the first has ports. The first verdict counts; a frame that
-    dies without one is dropped and counted (``drop_undecided``). Who keeps a frame may decide later.
-    """
-
-    @property
-    def port(self) -> str:
-        """The name of the port it came by."""
-    @property
-    def src_mac(self) -> str | None: ...
-    @property
-    def dst_mac(self) -> str | None: ...
-    @property
-    def ethertype(self) -> int:
-        """What follows the tags."""
-    @property
-    def vlan(self) -> int:
-        """The outermost tag's id."""
-    @property
-    def src_ip(self) -> str | None: ...
-    @property
-    def dst_ip(self) -> str | None: ...
-    @property
-    def protocol(self) -> int: ...
-    @property
-    def ttl(self) -> int:
-        """Or hop limit."""
-    @property
-    def src_port(self) -> int:
-        """Of TCP and UDP; of an ICMP echo the identifier is the port of the side that asks."""
-    @property
-    def dst_port(self) -> int: ...
-    @property
-    def tcp_flags(self) -> int: ...
-    @property
-    def teid(self) -> int:
-        """Of a GTP-U packet with user data (``is_gtpu``)."""
-    @property
-    def is_ipv4(self) -> bool: ...
-    @property
-    def is_ipv6(self) -> bool: ...
-    @property
-    def is_arp(self) -> bool: ...
-    @property
-    def is_tcp(self) -> bool: ...
-    @property
-    def is_udp(self) -> bool: ...
-    @property
-    def is_icmp(self) -> bool:
-        """ICMP or ICMPv6."""
-    @property
-    def is_fragment(self) -> bool: ...
-    @property
-    def is_gtpu(self) -> bool: ...
-    @property
-    def is_malformed(self) -> bool:
-        """Headers that contradict themselves, or end before they should."""
-    @property
-    def payload(self) -> Packet:
-        """What is behind the innermost header above, without padding."""
-    def drop(self, /) -> None: ...
-    def forward(self, port: str, /) -> None:
-        """Out of that port as it is; ``ValueError`` when there is none of that name."""
-    def reply(self, /) -> None:
-        """Out of the port it came by, link addresses exchanged."""
-    def accept(self, /) -> None:
-        """To the host of the port it came by: ARP, ICMP, TCP, UDP."""
-    def again(self, /) -> None:
-        """Through the flow table once more; a frame that no flow matches is dropped and counted."""
 
 @final
 class Fixed:
@@ -322,8 +261,8 @@ class Core:
         limits: dict[str, float],
     ) -> Self:
         """``limits``: idle_s max_connections max_requests max_buffered_bytes max_kept_bytes
-        max_kept_bytes_per_connection. ``on_failure`` logs what a handler raised. ``resolve(url)`` is asked once per url
-        string and remembered; raises ``ConfigError``."""
+        max_kept_bytes_per_connection max_flows. ``on_failure`` logs what a handler raised. ``resolve(url)`` is asked
+        once per url string and remembered; raises ``ConfigError``."""
     @property
     def open_connections(self) -> int: ...
     @property
@@ -366,7 +305,7 @@ class Endpoint:
         *,
         datagram: bool = False,
         framing: Framing | None = None,
-        request_id: Field | Callable[[Packet], Any] | None = None,
+        request_id: Field | Callable[[Packet], Any] | Callable[[Frame], Any] | None = None,
     ) -> Self: ...
     @property
     def open_connections(self) -> int: ...
@@ -543,11 +482,52 @@ class Engine:
     def turn(self, /) -> float | None:
         """One slice (about 50 µs) of polling. 0.0: call again soon; a number: sleep at most so many seconds, until a
         wake descriptor is readable; None: until a wake descriptor is readable."""
+    def bridge(self, one: str, two: str, /) -> None:
+        """Joins two ports: frames that no rule matches leave by the other one. ``ValueError`` when there is no such
+        port, or it is bridged to a third."""
     def ports(self, /) -> list[dict[str, Any]]:
         """Per port: name, type, link ("up" or the reason), mac, addresses, counters."""
     def statistics(self, /) -> dict[str, int]:
         """turns, sleeps, poll_budget_us: how the loop's time is spent. Drops are counted per port."""
     def close(self, /) -> None: ...
+
+@final
+class FlowTable:
+    """The rules of an engine. Matches and actions are those of ``libvnf.flow``, read by their attributes; what is told
+    of a match is a tuple of its fields, of a rule (packets, bytes, limited, failed, idle_s)."""
+
+    def __new__(cls, engine: Engine, /) -> Self: ...
+    def install(
+        self, matching: Any, actions: Any, /, *, idle_s: float | None = None, hard_s: float | None = None
+    ) -> bool:
+        """True when it replaced the rule of an equal match. ``OverflowError`` over ``max_flows``, ``ValueError`` for a
+        rule that cannot be or a port that is not there."""
+    def remove(self, matching: Any, /) -> tuple[int, int, int, int, float] | None: ...
+    def statistics(self, matching: Any, /) -> tuple[int, int, int, int, float] | None: ...
+    def page(self, start: int, most: int, /) -> tuple[list[Any], int | None]:
+        """Matches from place ``start`` on, and where the next page begins. Rules that stay are listed once."""
+    def on_ended(
+        self, told: Callable[[list[tuple[Any, str, tuple[int, int, int, int, float]]]], object] | None, /
+    ) -> None:
+        """``told`` is called with (match, "idle" or "hard", figures) of rules that have ended: some hundreds at most.
+        None: nobody is."""
+    def counters(self, /) -> dict[str, int]: ...
+    def __len__(self, /) -> int: ...
+
+@final
+class Bridge:
+    """Ports that are joined in pairs, without a VNF."""
+
+    def __new__(cls) -> Self: ...
+    def add_port(self, name: str, options: dict[str, Any], /) -> None:
+        """As :meth:`Engine.add_port`."""
+    def run(self, pairs: list[tuple[int, int]], progress: Callable[[list[dict[str, Any]]], object], /) -> None:
+        """Passes frames on without the GIL. About ten times a second ``progress`` gets what ``ports`` returns; true
+        ends it. What it raises, a signal's handler too, ends it as well."""
+    def ports(self, /) -> list[dict[str, Any]]:
+        """Per port: name, type, link ("up" or the reason), counters. ``RuntimeError`` while it runs."""
+    def close(self, /) -> None:
+        """Closes the ports."""
 
 @final
 class Splice:
@@ -564,10 +544,6 @@ class Splice:
     def close(self, /) -> None:
         """Stops it, if it still runs."""
 
-def attach_frames(engine: Engine, port: str, connection: Connection, /) -> None:
-    """From now on the frames of a port are for ``connection``, which stands for the port. ``ValueError`` when there is
-    no such port, or its frames have a handler already."""
-
 def relay(first: Connection, second: Connection, /) -> asyncio.Future[tuple[int, int]]:
     """Joins two open streams on the loop's thread: what is unread here and what comes is sent there, half-closes
     included, and who is not read from there is not read from here. The handlers of data and end do not run meanwhile.
@@ -580,6 +556,31 @@ def relay(first: Connection, second: Connection, /) -> asyncio.Future[tuple[int,
 
 def pass_inbox(source: Connection, sink: Connection, /) -> int:
     """Queues what is unread on ``source`` on ``sink``, as it came; returns how many bytes. Raises as ``relay`` does."""
+
+def counts_drops(name: str, /) -> bool:
+    """Whether a counter of that name counts packets that went no further."""
+
+def trace_start(engine: Engine, count: int, options: dict[str, Any], /) -> None:
+    """Traces the next ``count`` (at most 10,000) frames that match: port (its name), vlan, kind (``"udp"``, ``"arp"``),
+    protocol, ip and number (address or network, port number: of either side), src_ip, dst_ip, src_port, dst_port, teid,
+    dropped (only those that something dropped). While it lasts frames are dealt with one by one. ``ValueError`` for
+    what cannot be matched, ``RuntimeError`` while another trace runs."""
+
+def trace_take(engine: Engine, /) -> tuple[list[dict[str, Any]], int, int]:
+    """What was traced since, how many more are wanted, and how many frames came through at all.
+
+    Each: at_s (since 1970), ns (from the ring until all that followed was done), frame and out (port, bytes, header
+    fields; of out also what ``became`` of it), notes (who dealt with it), counters (those that rose, by port; the VNF's
+    own under "")."""
+
+def trace_stop(engine: Engine, /) -> None:
+    """Ends the trace, if there is one: the ports are as before."""
+
+def build_frame(layers: tuple[Any, ...], payload: Buffer, /) -> bytes:
+    """The bytes of layers of :mod:`libvnf.packet`, from the outside in, around ``payload``."""
+
+def parse_frame(data: Buffer, is_ip: bool, /) -> tuple[Any, ...]:
+    """The layers of a frame, or with ``is_ip`` of an IP packet, and behind them their payload."""
 
 def port_kinds() -> list[tuple[str, list[str], int]]:
     """Every kind of port: its name, its keys, and how many of the first ones need no name in the one-line form."""
@@ -596,6 +597,22 @@ def run_load(options: dict[str, Any], progress: Callable[[dict[str, Any]], bool]
 
     ``progress`` is called about ten times a second; once it returns True the run ends and reports what was measured.
     Raises ``ValueError`` for options that contradict themselves, ``OSError`` when the endpoint is not reached.
+    """
+
+def generate_frames(options: dict[str, Any], progress: Callable[[dict[str, Any]], bool], /) -> dict[str, Any]:
+    """Sends frames into one or two ports and counts what comes back, on the calling thread, without the GIL.
+
+    Options, all but ``ports`` optional: ``ports`` (one, which echoes, or two, ``["memif:PATH", …]``; the first sends),
+    ``both_ways`` (both send), ``size`` (60) of a UDP datagram over IPv4 or else ``frame``, the bytes of a template,
+    ``flows`` (1), told apart by a number added to the 32-bit field ``vary_at`` (26: the IPv4 source) with the Internet
+    checksums ``checksums_at`` ([24, 40]) kept right, both within the first 64 bytes; ``rate`` (frames per second; as
+    many as there is room for), ``duration_s`` (1), ``warmup_s`` (0.3), ``cpu``.
+
+    The report: ``rate`` and ``sent_rate`` (frames per second after the warm-up), ``seconds`` (of that time); of the
+    whole run ``sent``, ``received`` (of the EtherType sent), ``received_bytes``, ``other`` (of another), and ``ports``,
+    the counters of each. ``progress`` is called about ten times a second with ``{"received": …}``; once it returns True
+    the run ends. Raises ``ValueError`` for options that contradict themselves, ``OSError`` when a port has no peer
+    within five seconds.
     """
 
 def core_distance_ns() -> float:

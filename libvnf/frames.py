@@ -50,7 +50,7 @@ class Frames:
     def on_data(self, fn: F) -> F:
         """As calling it."""
         if self.per_packet:
-            check_handler("data", fn)
+            check_arity(fn, ("port", "request", "packet"))
             request_type(fn)
         else:
             check_batch_handler(fn)
@@ -109,6 +109,4 @@ def check_batch_handler(fn: Callable[..., Any]) -> None:
     if problem is not None:
         code = getattr(inspect.unwrap(fn), "__code__", None)
         name = getattr(fn, "__qualname__", repr(fn))
-        raise ConfigError(
-            f"{name} {problem}", file=code and code.co_filename, line=code and code.co_firstlineno
-        )
+        raise ConfigError(f"{name} {problem}", file=code and code.co_filename, line=code and code.co_firstlineno)

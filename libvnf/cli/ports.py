@@ -18,11 +18,8 @@ from ..control import NoAnswer, Peer, find
 from ..errors import ConfigError, VNFError
 from ..runtime import INTERRUPTED, USAGE, complain
 
-__all__ = ["chosen", "drops", "ports", "printable", "table"]
+__all__ = ["chosen", "ports", "printable", "table"]
 
-DROP_WORDS = frozenset({"drop", "dropped", "bad", "dry", "full", "long", "down", "lost", "invalid", "truncated"})
-"""A counter whose name has one of these words counts packets that went no further."""
-REFUSED = ("connections_refused", "requests_refused")
 RATES = ("rx_frames", "tx_frames", "rx_bytes", "tx_bytes")
 
 
@@ -39,40 +36,23 @@ def printable(text: object) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in str(text))
 
 
-def drops(counters: Mapping[str, int]) -> dict[str, int]:
-    """Those that count drops, and have."""
-    return {name: count for name, count in counters.items() if count and not DROP_WORDS.isdisjoint(name.split("_"))}
-
-
 def per_second(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """The answer ``now``, with rates since ``before`` and with drops apart."""
+    """The answer ``now``, with rates since ``before``."""
     seconds = max(now["at_s"] - before["at_s"], 1e-3)
 
     def rates(old: Mapping[str, int], new: Mapping[str, int], names: Iterable[str]) -> dict[str, float]:
         return {f"{name}_per_s": (new[name] - old.get(name, 0)) / seconds for name in names if name in new}
 
+    def drop_rates(old: Mapping[str, int], told: Mapping[str, Any]) -> dict[str, float]:
+        return {name: (count - old.get(name, 0)) / seconds for name, count in told["drops"].items()}
+
     olds = {port["name"]: port["counters"] for port in before["ports"]}
     told = []
     for port in now["ports"]:
-        old, new = olds.get(port["name"], {}), port["counters"]
-        dropped = drops(new)
-        told.append(
-            {
-                **port,
-                **rates(old, new, RATES),
-                "drops": dropped,
-                "drops_per_s": {name: (count - old.get(name, 0)) / seconds for name, count in dropped.items()},
-            }
-        )
-    old, new = before["core"], now["core"]
-    dropped = drops(new) | {name: new[name] for name in REFUSED if new.get(name)}
-    return {
-        **now,
-        **rates(old, new, ("messages_in", "messages_out")),
-        "ports": told,
-        "drops": dropped,
-        "drops_per_s": {name: (count - old.get(name, 0)) / seconds for name, count in dropped.items()},
-    }
+        old = olds.get(port["name"], {})
+        told.append({**port, **rates(old, port["counters"], RATES), "drops_per_s": drop_rates(old, port)})
+    messages = rates(before["core"], now["core"], ("messages_in", "messages_out"))
+    return {**now, **messages, "ports": told, "drops_per_s": drop_rates(before["core"], now)}
 
 
 # --- what a person reads ------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import random
+from collections.abc import Callable
 from typing import Any
 
 from .. import _native
@@ -87,6 +88,7 @@ class StackTransport:
         self.segment, self.station = segment, segment.station(host)
         self._memory = MemoryTransport(core, self.station.host)
         self._driver = VirtualDriver(core, segment, self.station, connect_s)
+        self.engine: _native.Engine | None = self._driver.engine
         self._chosen = FIRST_CHOSEN_PORT
         # Every address is on the link: a literal in a URL may come from any network.
         addresses = [f"{self.station.ipv4}/0", f"{self.station.ipv6}/0", *map(alone, self.station.further)]

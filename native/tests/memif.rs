@@ -442,9 +442,15 @@ fn the_socket_file_is_private_unique_and_removed() {
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     let error = Memif::new(configs(&path).0).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::AddrInUse);
-    assert!(error.to_string().contains("another process listens there"), "{error}");
+    assert!(error.to_string().contains("id 0 is another port's of this process"), "{error}");
     drop(server);
     assert!(!path.exists());
+
+    let stranger = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let error = Memif::new(configs(&path).0).err().unwrap();
+    assert!(error.to_string().contains("another process listens there"), "{error}");
+    drop(stranger);
+    std::fs::remove_file(&path).unwrap();
 
     std::fs::write(&path, "precious").unwrap();
     let error = Memif::new(configs(&path).0).err().unwrap();
@@ -472,9 +478,128 @@ fn a_configuration_that_cannot_work_says_what_was_found_and_what_is_wanted() {
     assert!(refusal(|config| config.buffer_bytes = 0).contains("buffer_bytes is 0"));
     assert!(refusal(|config| config.mtu = 0).contains("mtu is 0"));
     assert!(refusal(|config| config.secret = Some(vec![1; 25])).contains("25 bytes, 1 to 24"));
+    assert!(refusal(|config| config.queues = 65).contains("queues is 65, 1 to 64"));
     assert!(refusal(|config| config.max_region_bytes_total = 1000).contains("max_region_bytes_total allows 1000"));
     let mut config = configs(&PathBuf::from("x".repeat(200))).0;
     config.name = "uplink".into();
     let error = Memif::new(config).err().unwrap().to_string();
     assert!(error.contains("\"uplink\"") && error.contains("200 bytes, 1 to 107"), "{error}");
+}
+
+/// IPv4 and UDP from that port, with a number behind the headers.
+fn datagram(port: u16, number: u32) -> Vec<u8> {
+    let mut frame = [&[2; 12][..], &[8, 0, 0x45, 0, 0, 46, 0, 0, 0, 0, 64, 17], &[0; 36]].concat();
+    frame[34..36].copy_from_slice(&port.to_be_bytes());
+    frame[42..46].copy_from_slice(&number.to_be_bytes());
+    frame
+}
+
+fn field<const N: usize>(frame: &[u8], at: usize) -> [u8; N] {
+    frame[at..at + N].try_into().unwrap()
+}
+
+#[test]
+fn several_queues_carry_every_flow_in_order_both_ways() {
+    const FLOWS: u16 = 50;
+    for (theirs, ours) in [(4, 1), (4, 3), (64, 1)] {
+        let (mut server, mut client) = configs(&fresh_path());
+        (client.queues, server.queues) = (theirs, ours);
+        let (mut server, mut client) = (Memif::new(server).unwrap(), Memif::new(client).unwrap());
+        // Each message of the lock-step is a turn.
+        (0..10).for_each(|_| settle(&mut server, &mut client, Instant::now()));
+        assert_eq!((server.link(), client.link()), (Link::Up, Link::Up));
+        for turn in [false, true] {
+            let (sender, receiver) = if turn { (&mut server, &mut client) } else { (&mut client, &mut server) };
+            let mut seen = [0; FLOWS as usize];
+            for number in 0..20 {
+                for flow in 0..FLOWS {
+                    assert_eq!(sender.send(&[&datagram(flow, number)]), Sent::Queued);
+                    sender.flush();
+                    if flow % 7 == 6 {
+                        // By now several queues have something.
+                        take(receiver, &mut seen);
+                    }
+                }
+                while take(receiver, &mut seen) > 0 {}
+            }
+            assert_eq!(seen, [20; FLOWS as usize]);
+        }
+    }
+}
+
+/// Receives what is there, and holds each flow's number against how many of it were seen.
+fn take(port: &mut Memif, seen: &mut [u32]) -> usize {
+    let frames = receive(port);
+    for frame in &frames {
+        let (flow, number) = (u16::from_be_bytes(field(frame, 34)), u32::from_be_bytes(field(frame, 42)));
+        assert_eq!(seen[usize::from(flow)], number, "flow {flow}");
+        seen[usize::from(flow)] += 1;
+    }
+    frames.len()
+}
+
+#[test]
+fn no_queue_waits_for_ever_behind_a_busy_one() {
+    let (server, mut client) = configs(&fresh_path());
+    (client.queues, client.ring_slots) = (2, 64);
+    let (mut server, mut client) = connected((server, client));
+    // Ports whose flows have different queues: the one's ring is full while the other's has room.
+    let mut busy = 0;
+    while client.send(&[&datagram(0, 0)]) == Sent::Queued {
+        busy += 1;
+    }
+    let other = (1..100).find(|port| client.send(&[&datagram(*port, 0)]) == Sent::Queued).unwrap();
+    client.flush();
+    assert_eq!((busy, client.room()), (64, 0));
+    let bursts = [receive(&mut server), receive(&mut server)];
+    assert!(bursts.iter().any(|burst| *burst == [datagram(other, 0)]));
+    assert_eq!(bursts.iter().map(Vec::len).max(), Some(32));
+}
+
+#[test]
+fn every_queue_wakes_and_forbids_sleep() {
+    let (server, mut client) = configs(&fresh_path());
+    client.queues = 3;
+    let (mut server, mut client) = connected((server, client));
+    for port in 0..20 {
+        assert!(server.arm() && !readable(&server));
+        client.send(&[&datagram(port, 0)]);
+        client.flush();
+        assert!(readable(&server));
+        server.disarm();
+        server.service(Instant::now());
+        assert!(!server.arm());
+        assert_eq!(receive(&mut server).len() + receive(&mut server).len() + receive(&mut server).len(), 1);
+    }
+}
+
+#[test]
+fn interfaces_share_a_socket_by_their_ids() {
+    let path = fresh_path();
+    let server = |id| Memif::new(MemifConfig { id, ..configs(&path).0 });
+    let client = |id| Memif::new(MemifConfig { id, ..configs(&path).1 }).unwrap();
+    let mut servers: Vec<_> = [0, 7, 9].map(|id| server(id).unwrap()).into();
+    assert!(server(7).err().unwrap().to_string().contains("id 7 is another port's of this process"));
+    let mut clients: Vec<_> = [9, 0, 7, 8].map(client).into();
+    for _ in 0..40 {
+        // Now this one accepts, now that one.
+        servers.rotate_left(1);
+        servers.iter_mut().chain(&mut clients).for_each(|port| port.service(Instant::now()));
+    }
+    servers.sort_by_key(|port| !matches!(port.link(), Link::Up));
+    assert!(servers.iter().all(|port| port.link() == Link::Up));
+    assert_eq!(clients[3].link(), Link::Down("peer: ID not found".into()));
+    for (client, id) in clients.iter_mut().zip([9u8, 0, 7]) {
+        client.send(&[&[id; 60]]);
+        client.flush();
+    }
+    let mut received: Vec<_> = servers.iter_mut().map(receive).collect();
+    received.sort();
+    assert_eq!(received, [0, 7, 9].map(|id| vec![vec![id; 60]]));
+    // The file goes with the last of them.
+    drop(servers.pop());
+    assert!(path.exists());
+    drop(servers);
+    assert!(!path.exists());
+    assert_eq!(server(7).unwrap().link(), Link::Down(format!("waiting for a client on {}", path.display())));
 }

@@ -21,6 +21,7 @@ from libvnf import VNF, ConfigError, Limits, api
 from libvnf.cli import main
 from libvnf.config import PORT_KEYS, Config, parse_transport
 from libvnf.testing import Network
+from tests.byhand import by_hand
 from tests.integration.pages import ROOT, argv, blocks, commands
 from tests.peers import Process
 
@@ -81,12 +82,32 @@ def test_every_counter_is_in_the_guide_and_no_other(tmp_path: Path) -> None:
     assert names("statistics.md", "transports: kernel") == set(kernel)
     assert names("statistics.md", "transports: a port") == set(port["counters"])
     assert names("statistics.md", "engine") == set(port["engine"])
+    assert names("statistics.md", "flows") == set(found["flows"])
     text = (ROOT / GUIDE / "statistics.md").read_text()
-    others = {key for key in found if key not in ("core", "pool", "transports")}
+    others = {key for key in found if key not in ("core", "pool", "transports", "flows")}
     assert names("statistics.md", "servers, clients, tables, failures") == others
     inner = {key for kind in ("servers", "clients", "tables") for one in found[kind].values() for key in one}
     told = {*inner, *found["pool"], *port} - {"counters"}
     assert {name for name in told if f"`{name}`" not in text} == set()
+
+
+def test_every_counter_of_a_capture_is_in_the_guide(tmp_path: Path) -> None:
+    async def counted() -> Any:
+        vnf = VNF("b", program=False)
+        await vnf.start([parse_transport(f"pcap:,{tmp_path}/out.pcap,name=data0", {})])
+        try:
+            return vnf.statistics()["transports"]["data0"]["counters"]
+        finally:
+            await vnf.close()
+
+    told_of_a_port(set(asyncio.run(counted())), "pcap")
+
+
+def told_of_a_port(counters: set[str], kind: str) -> None:
+    """Those of ``kind`` alone have a table; the others are those of any port."""
+    own = names("statistics.md", f"transports: {kind}")
+    assert own - counters == set()
+    assert counters - own - names("statistics.md", "transports: a port") == set()
 
 
 @pytest.mark.parametrize(
@@ -100,7 +121,12 @@ def test_every_kind_of_port_is_in_the_guide() -> None:
     assert set(PORT_KEYS) == {"kernel", "memif", "af_xdp", "tap", "pcap"}
 
 
-OPTIONS = [("running.md", None, "run"), ("load.md", None, "load"), ("operating.md", "vnf ports", "ports")]
+OPTIONS = [
+    ("running.md", None, "run"),
+    ("load.md", None, "load"),
+    ("operating.md", "vnf ports", "ports"),
+    ("operating.md", "vnf trace", "trace"),
+]
 
 
 @pytest.mark.parametrize(("page", "heading", "name"), OPTIONS)
@@ -151,8 +177,12 @@ def test_every_program_of_the_guide_runs(source: str) -> None:
     exec(compile(source, "example", "exec"), module.__dict__)
 
     async def main() -> None:
+        vnfs = [value for value in vars(module).values() if isinstance(value, VNF)]
+        if ports := re.search(r'vnf\.bridge\("(\w+)", "(\w+)"\)', source):
+            async with by_hand(vnfs[0], *ports.groups()):
+                return
         async with Network(seed=1) as net:
-            for vnf in [value for value in vars(module).values() if isinstance(value, VNF)]:
+            for vnf in vnfs:
                 await net.start(vnf)
 
     asyncio.run(main())

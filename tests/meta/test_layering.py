@@ -13,6 +13,7 @@ NATIVE = {
     "libvnf": "re-exports Packet and the framings, which have no Python half",
     "libvnf.config": "a port's options have one parser, and it is native",
     "libvnf.connection": "Connection is the Python half of a native class",
+    "libvnf.packet": "frames are built and parsed natively",
     "libvnf.request": "Request is the Python half of a native class",
     "libvnf.client": "requests and replies are matched natively",
     "libvnf.frames": "a port's handler is a native Connection that stands for the port",
@@ -20,6 +21,9 @@ NATIVE = {
     "libvnf.vnf": "owns the Core that everything of one VNF hangs on",
     "libvnf.transport.": "feeds the native protocols, or opens native ports",
     "libvnf.testing.": "an in-memory network under the same native dispatch",
+    "libvnf.tracing": "a trace is taken by the native engine",
+    "libvnf.flows": "the rules of a VNF stand in the native table",
+    "libvnf.cli.bridge": "vnf bridge is the native forwarding loop's command line",
     "libvnf.cli.load": "vnf load is the native load generator's command line",
 }
 
@@ -32,7 +36,7 @@ LAYERS = (
     ("client", "flows", "server", "state"),
     ("frames",),
     ("cluster", "plugin"),
-    ("control", "runtime", "vnf"),
+    ("control", "runtime", "tracing", "vnf"),
     ("api", "testing"),
     ("cli", "__main__"),
 )
@@ -47,7 +51,6 @@ UNSAFE = {
     "port": "memory shared with a peer, and the system calls that share it",
     "packet/prefetch": "a hint to the processor, which cannot fault",
     "packet/pool": "slots of one allocation, handed out and taken back",
-    "packet/prefetch": "a hint to the processor, which cannot fault",
     "stack/tcp/arena": "ring buffers for connections, out of one mapping",
     "stack/tcp/smoltcp": "those rings lent to the protocol engine",
     "py": "buffers lent to Python, coroutines stepped by its C API",
@@ -59,6 +62,7 @@ UNSAFE = {
 PURE = (
     "libvnf.config",
     "libvnf.errors",
+    "libvnf.flow",
     "libvnf.handlers",
     "libvnf.state.",
 )

@@ -10,9 +10,9 @@ use libvnf_native::port::memif::receiver::Receiver;
 use libvnf_native::port::memif::region::Region;
 use libvnf_native::port::memif::ring::{Descriptor, Index, Layout, Ring};
 use libvnf_native::port::memif::sender::{Outcome, Sender};
-use libvnf_native::port::memif::traffic::Counters;
+use libvnf_native::port::memif::traffic::{Buffers, Counters};
 
-const LAYOUT: Layout = Layout { log2_slots: 3, buffer_bytes: 256 };
+const LAYOUT: Layout = Layout { log2_slots: 3, buffer_bytes: 256, queues: 1 };
 const MAX_FRAME: usize = 1000;
 
 struct Input<'a>(&'a [u8]);
@@ -39,16 +39,16 @@ fuzz_target!(|bytes: &[u8]| {
 
 fn play(input: &mut Input<'_>) -> Option<()> {
     let region = Arc::new(Region::create(c"fuzz", LAYOUT.region_bytes() as usize).ok()?);
-    let ring = |client_to_server| Ring::new(&region, LAYOUT.ring_offset(client_to_server), LAYOUT.log2_slots).ok();
+    let ring = |client_to_server| Ring::new(&region, LAYOUT.ring_offset(client_to_server, 0), LAYOUT.log2_slots).ok();
     let server = input.byte()? & 1 == 0;
-    let regions = vec![region.clone(); 2];
+    let regions: Arc<[_]> = vec![region.clone(); 2].into();
     let (receives, sends) = (server, !server);
     let (mut receiver, mut sender) = if server {
         (Receiver::of_server(ring(receives)?, regions.clone(), MAX_FRAME), Sender::of_server(ring(sends)?, regions))
     } else {
         (
-            Receiver::of_client(ring(receives)?, region.clone(), LAYOUT, MAX_FRAME),
-            Sender::of_client(ring(sends)?, region.clone(), LAYOUT),
+            Receiver::of_client(ring(receives)?, Buffers::own(&region, LAYOUT, receives, 0), MAX_FRAME),
+            Sender::of_client(ring(sends)?, Buffers::own(&region, LAYOUT, sends, 0)),
         )
     };
     let mut counters = Counters::default();

@@ -307,7 +307,8 @@ fn transport(bytes: &mut [u8], headers: &Headers, to: &Rewrite, pseudo: Change) 
     }
     let segment = &mut bytes[at..];
     let has_ports = headers.kinds & (kind::TCP | kind::UDP) != 0;
-    let (source_at, destination_at) = match icmp::asks(headers.protocol, segment[0]) {
+    let asks = if headers.is(kind::ICMP) { icmp::asks(headers.protocol, segment[0]) } else { None };
+    let (source_at, destination_at) = match asks {
         _ if has_ports => (Some(0), Some(2)),
         Some(true) => (Some(4), None),
         Some(false) => (None, Some(4)),

@@ -14,6 +14,7 @@
 mod bypass;
 mod check;
 mod distance;
+pub mod frames;
 pub mod histogram;
 mod kernel;
 mod ledger;
@@ -148,6 +149,8 @@ pub enum LoadError {
     Unreached { endpoint: Endpoint, failure: Failure, detail: String },
     /// A server end could not be set up.
     Listen { endpoint: Endpoint, error: io::Error },
+    /// A port had no peer in time; the number of the port.
+    Down { port: usize, why: String },
     /// The system refused something else.
     System { what: &'static str, error: io::Error },
 }
@@ -158,6 +161,7 @@ impl fmt::Display for LoadError {
             Self::Config(message) => formatter.write_str(message),
             Self::Unreached { endpoint, detail, .. } => write!(formatter, "{endpoint}: {detail}"),
             Self::Listen { endpoint, error } => write!(formatter, "{endpoint}: cannot listen: {error}"),
+            Self::Down { port, why } => write!(formatter, "port {port}: {why}"),
             Self::System { what, error } => write!(formatter, "{what}: {error}"),
         }
     }

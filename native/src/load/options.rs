@@ -95,7 +95,7 @@ fn refuse<T>(message: String) -> Result<T, LoadError> {
     Err(LoadError::Config(message))
 }
 
-fn seconds(name: &str, value: f64) -> Result<Duration, LoadError> {
+pub(super) fn seconds(name: &str, value: f64) -> Result<Duration, LoadError> {
     Duration::try_from_secs_f64(value)
         .or_else(|_| refuse(format!("{name} {value}: expected a number of seconds, 0 or more")))
 }
@@ -212,9 +212,23 @@ fn parse_transport(text: &str) -> Result<TransportOptions, LoadError> {
     if text == "kernel" {
         return Ok(TransportOptions::Kernel);
     }
+    if !port::options::KINDS.contains(&text.split(':').next().unwrap_or(text)) {
+        return refuse(format!("transport '{text}': expected kernel, {}", port::options::KINDS.join(", ")));
+    }
+    let options = parse_port("transport", text)?;
+    if options.host.addresses.is_empty() {
+        return refuse(format!(
+            "transport '{text}': address: missing: expected at least one address such as 10.0.0.2/24"
+        ));
+    }
+    Ok(TransportOptions::Port(Box::new(options)))
+}
+
+/// A port in its one-line form; `option` is what it stands at.
+pub(super) fn parse_port(option: &str, text: &str) -> Result<PortOptions, LoadError> {
     let (kind, rest) = text.split_once(':').unwrap_or((text, ""));
     if !port::options::KINDS.contains(&kind) {
-        return refuse(format!("transport '{text}': expected kernel, {}", port::options::KINDS.join(", ")));
+        return refuse(format!("{option} '{text}': expected {}", port::options::KINDS.join(", ")));
     }
     let places = port::options::positional(kind);
     let mut pairs = Vec::new();
@@ -222,18 +236,12 @@ fn parse_transport(text: &str) -> Result<TransportOptions, LoadError> {
         match (places.get(number), part.split_once('=')) {
             (Some(key), _) if number == 0 || !part.contains('=') => pairs.push((*key, part)),
             (_, Some(pair)) => pairs.push(pair),
-            (_, None) => return refuse(format!("transport '{kind}:{}': '{part}' is not key=value", pairs[0].1)),
+            (_, None) => return refuse(format!("{option} '{kind}:{}': '{part}' is not key=value", pairs[0].1)),
         }
     }
-    let refused = |error: &dyn std::fmt::Display| format!("transport '{kind}:{}': {error}", pairs[0].1);
     let defaults = Defaults { name: "load", role: Role::Client, mac: Some(random_mac()) };
-    match port::options::parse(kind, pairs.iter().copied(), defaults) {
-        Ok(options) if options.host.addresses.is_empty() => {
-            refuse(refused(&"address: missing: expected at least one address such as 10.0.0.2/24"))
-        }
-        Ok(options) => Ok(TransportOptions::Port(Box::new(options))),
-        Err(error) => refuse(refused(&error)),
-    }
+    port::options::parse(kind, pairs.iter().copied(), defaults)
+        .or_else(|error| refuse(format!("{option} '{kind}:{}': {error}", pairs[0].1)))
 }
 
 /// A locally administered address, another in every run.

@@ -134,7 +134,7 @@ impl Headers {
             _ => return Some(()),
         };
         let end = at + stated;
-        if end > len || upper.is_some_and(|upper| upper > stated) {
+        if end > len {
             return None;
         }
         // No port carries frames that long.
@@ -169,11 +169,15 @@ impl Headers {
         }
         self.kinds |= kind::IPV6;
         let (next, offset, fragment) = ipv6::skip_extensions(packet)?;
+        let stated = ipv6::HEADER + usize::from(u16_at(packet, 4));
+        if offset > stated {
+            return None;
+        }
         self.protocol = next;
         if fragment.is_some() {
             self.kinds |= kind::FRAGMENT;
         }
-        Some(((fragment.unwrap_or(0) == 0).then_some(offset), ipv6::HEADER + usize::from(u16_at(packet, 4))))
+        Some(((fragment.unwrap_or(0) == 0).then_some(offset), stated))
     }
 
     #[inline]
@@ -239,3 +243,6 @@ impl Headers {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

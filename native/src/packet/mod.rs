@@ -6,6 +6,7 @@
 pub mod arp;
 pub mod checksum;
 pub mod ethernet;
+pub mod fuzzing;
 pub mod gtpu;
 pub mod headers;
 pub mod icmp;

@@ -6,6 +6,9 @@ use std::ffi::c_int;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
+use crate::packet::array;
+use crate::packet::ethernet::Mac;
+
 /// `struct ifreq`: a name, and one of many values.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -88,6 +91,43 @@ impl Interfaces {
         self.ask(name, libc::SIOCGIFFLAGS as libc::Ioctl).map(|found| found.flags() & libc::IFF_UP != 0)
     }
 
+    /// Something is at the other end of the wire.
+    pub fn has_carrier(&self, name: &str) -> io::Result<bool> {
+        self.ask(name, libc::SIOCGIFFLAGS as libc::Ioctl).map(|found| found.flags() & libc::IFF_RUNNING != 0)
+    }
+
+    /// Its link address; None for what is no Ethernet.
+    pub fn mac(&self, name: &str) -> io::Result<Option<Mac>> {
+        let found = self.ask(name, libc::SIOCGIFHWADDR as libc::Ioctl)?;
+        // `struct sockaddr`: the kind of hardware, and the address.
+        let [kind @ .., a, b, c, d, e, f] = array::<8>(&found.value, 0);
+        Ok((u16::from_ne_bytes(kind) == libc::ARPHRD_ETHER).then_some([a, b, c, d, e, f]))
+    }
+
+    /// How many receive queues it has; one where its driver does not say.
+    pub fn receive_queues(&self, name: &str) -> u32 {
+        /// `struct ethtool_channels` of linux/ethtool.h: the most of each kind, then how many there are.
+        #[repr(C)]
+        struct Channels {
+            command: u32,
+            most: [u32; 4],
+            receive: u32,
+            send: u32,
+            other: u32,
+            combined: u32,
+        }
+        /// `ETHTOOL_GCHANNELS`.
+        const COMMAND: u32 = 0x3c;
+        let mut found = Channels { command: COMMAND, most: [0; 4], receive: 0, send: 0, other: 0, combined: 0 };
+        let mut request = Request::new(name);
+        request.value[..size_of::<usize>()].copy_from_slice(&(&raw mut found as usize).to_ne_bytes());
+        // The kernel writes what that address points to, which is still here.
+        match request.ioctl(&self.0, libc::SIOCETHTOOL as libc::Ioctl) {
+            Ok(()) => (found.receive + found.combined).max(1),
+            Err(_) => 1,
+        }
+    }
+
     pub fn set_up(&self, name: &str) -> io::Result<()> {
         let flags = self.ask(name, libc::SIOCGIFFLAGS as libc::Ioctl)?.flags();
         Request::new(name).with(flags | libc::IFF_UP).ioctl(&self.0, libc::SIOCSIFFLAGS as libc::Ioctl)
@@ -149,6 +189,7 @@ mod tests {
     fn loopback_is_known_and_others_are_not() {
         let interfaces = Interfaces::new().unwrap();
         assert!(interfaces.exists("lo") && interfaces.mtu("lo").unwrap() >= 1280);
+        assert_eq!((interfaces.mac("lo").unwrap(), interfaces.receive_queues("lo")), (None, 1));
         let error = interfaces.is_up("no-such-device").unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
         assert!(!News::new().unwrap().take());

@@ -7,6 +7,7 @@
 //! where they are (see [`lent`]), for those that only pass through.
 
 pub mod af_xdp;
+pub mod capture;
 mod counting;
 mod interface;
 pub mod lent;
@@ -18,6 +19,7 @@ pub mod polling;
 pub mod queue;
 pub mod tap;
 mod waiting;
+pub mod watched;
 
 use std::io;
 use std::os::fd::RawFd;
@@ -60,7 +62,7 @@ pub trait Port: Send {
     fn generation(&self) -> u64;
 
     /// Readable (level-triggered, an epoll descriptor) when `service` has work or, while armed, frames arrived. -1 for a
-    /// port whose owner gives it its frames.
+    /// port that nothing but its owner or the time wakes.
     fn wake_fd(&self) -> RawFd;
 
     /// Accepts, shakes hands, notices a dead peer, reconnects. Cheap when there is nothing to do; call it when
@@ -144,6 +146,17 @@ pub trait Port: Send {
 
     /// Every counter by its name.
     fn counters(&self) -> Vec<(&'static str, u64)>;
+
+    /// The port within, for good, where this one only watches it.
+    fn unwatched(&mut self) -> Option<Box<dyn Port>> {
+        None
+    }
+}
+
+/// Whether a counter of that name counts packets that went no further.
+pub fn counts_drops(name: &str) -> bool {
+    const WORDS: [&str; 10] = ["drop", "dropped", "bad", "dry", "full", "long", "down", "lost", "invalid", "truncated"];
+    matches!(name, "connections_refused" | "requests_refused") || name.split('_').any(|word| WORDS.contains(&word))
 }
 
 /// Opens a port, and completes what its host is told by what only the open port knows.

@@ -60,6 +60,7 @@ struct Counts {
     tx_full: u64,
     tx_too_long: u64,
     tx_down: u64,
+    tx_lost: u64,
 }
 
 /// One end.
@@ -172,6 +173,10 @@ impl Port for PairPort {
             return;
         }
         let mut state = self.outbound.state();
+        if state.closed {
+            self.counts.tx_lost += self.queued.drain(..).count() as u64;
+            return;
+        }
         self.counts.tx_frames += self.queued.len() as u64;
         self.counts.tx_bytes += self.queued.iter().map(|frame| frame.len() as u64).sum::<u64>();
         state.frames.extend(self.queued.drain(..));
@@ -192,7 +197,7 @@ impl Port for PairPort {
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
-        let Counts { rx_frames, rx_bytes, rx_pool_dry, tx_frames, tx_bytes, tx_full, tx_too_long, tx_down } =
+        let Counts { rx_frames, rx_bytes, rx_pool_dry, tx_frames, tx_bytes, tx_full, tx_too_long, tx_down, tx_lost } =
             self.counts;
         vec![
             ("rx_frames", rx_frames),
@@ -203,6 +208,7 @@ impl Port for PairPort {
             ("tx_full", tx_full),
             ("tx_too_long", tx_too_long),
             ("tx_down", tx_down),
+            ("tx_lost", tx_lost),
         ]
     }
 }

@@ -38,6 +38,7 @@ pub struct Limits {
     pub max_buffered_bytes: usize,
     pub max_kept_bytes: usize,
     pub max_kept_bytes_per_connection: usize,
+    pub max_flows: usize,
 }
 
 impl Limits {
@@ -54,6 +55,7 @@ impl Limits {
             max_buffered_bytes: number("max_buffered_bytes")? as usize,
             max_kept_bytes: number("max_kept_bytes")? as usize,
             max_kept_bytes_per_connection: number("max_kept_bytes_per_connection")? as usize,
+            max_flows: number("max_flows")? as usize,
         })
     }
 }
@@ -185,38 +187,7 @@ impl Core {
     pub fn leave(slf: &Py<Self>, py: Python<'_>) -> PyResult<()> {
         let core = slf.get();
         if core.state.with(py, |state| state.depth) == 1 {
-            // Two rounds: what close handlers send still leaves with this batch, and a handler of `sent` that sends
-            // for ever does not hold the loop.
-            for _ in 0..2 {
-                let (dirty, closing, deferred) = core.state.with(py, |state| {
-                    (
-                        std::mem::take(&mut state.dirty),
-                        std::mem::take(&mut state.closing),
-                        std::mem::take(&mut state.deferred),
-                    )
-                });
-                if dirty.is_empty() && closing.is_empty() && deferred.is_empty() {
-                    break;
-                }
-                for connection in &dirty {
-                    Connection::flush(connection, py);
-                }
-                for connection in &closing {
-                    Connection::finish(connection, py);
-                }
-                for connection in &deferred {
-                    Connection::pump(connection, py);
-                }
-                core.state.with(py, |state| {
-                    if state.dirty.capacity() == 0 {
-                        let mut dirty = dirty;
-                        dirty.clear();
-                        state.dirty = dirty;
-                    }
-                });
-            }
-            coroutine::leave_stand_in(core, py);
-            core.flush_engines(py);
+            Self::settle(slf, py);
         }
         let (fatal, more) = core.state.with(py, |state| {
             state.depth -= 1;
@@ -228,6 +199,43 @@ impl Core {
             Self::schedule_flush(slf, py);
         }
         fatal.map_or(Ok(()), Err)
+    }
+
+    /// Inside the outermost batch: what was sent so far leaves, what was closed is finished.
+    pub fn settle(slf: &Py<Self>, py: Python<'_>) {
+        let core = slf.get();
+        // Two rounds: what close handlers send still leaves with this batch, and a handler of `sent` that sends
+        // for ever does not hold the loop.
+        for _ in 0..2 {
+            let (dirty, closing, deferred) = core.state.with(py, |state| {
+                (
+                    std::mem::take(&mut state.dirty),
+                    std::mem::take(&mut state.closing),
+                    std::mem::take(&mut state.deferred),
+                )
+            });
+            if dirty.is_empty() && closing.is_empty() && deferred.is_empty() {
+                break;
+            }
+            for connection in &dirty {
+                Connection::flush(connection, py);
+            }
+            for connection in &closing {
+                Connection::finish(connection, py);
+            }
+            for connection in &deferred {
+                Connection::pump(connection, py);
+            }
+            core.state.with(py, |state| {
+                if state.dirty.capacity() == 0 {
+                    let mut dirty = dirty;
+                    dirty.clear();
+                    state.dirty = dirty;
+                }
+            });
+        }
+        coroutine::leave_stand_in(core, py);
+        core.flush_engines(py);
     }
 
     fn flush_engines(&self, py: Python<'_>) {

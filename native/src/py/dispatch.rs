@@ -16,6 +16,7 @@ use super::frames::Frame;
 use super::framing::IdSpec;
 use super::packet::{Body, Packet, is_unshared};
 use super::request::Request;
+use super::tracing;
 use crate::packet::Slot;
 
 /// Messages that may wait for the handler of their request id.
@@ -205,7 +206,7 @@ pub fn retire_packet(py: Python<'_>, core: &Core, connection: &Py<Connection>, p
     }
 }
 
-fn new_request(
+pub fn new_request(
     py: Python<'_>,
     core: &Py<Core>,
     class: &Py<PyType>,
@@ -226,7 +227,7 @@ fn new_request(
 }
 
 /// Takes an ended request back for the next message when nobody has seen it.
-fn retire_request(py: Python<'_>, core: &Core, request: Py<Request>) {
+pub fn retire_request(py: Python<'_>, core: &Core, request: Py<Request>) {
     let reuse = {
         let inner = request.get();
         // SAFETY: a plain read of the reference count of a live object.
@@ -259,7 +260,10 @@ fn deliver(py: Python<'_>, connection: &Py<Connection>, incoming: Incoming) {
             return;
         }
         match incoming.into_packet(py, core.get()) {
-            Ok(packet) => Connection::to_inbox(connection, py, packet),
+            Ok(packet) => {
+                tracing::awaited();
+                Connection::to_inbox(connection, py, packet);
+            }
             Err(error) => Core::failed(core, py, Some(connection), None, error),
         }
         return;
@@ -383,6 +387,7 @@ fn run_message(
 ) {
     let core = &connection.get().core;
     let arguments = [connection.as_ptr(), request.as_ptr(), packet.as_ptr()];
+    tracing::called(py, "handler", handler);
     let outcome = with_current(py, core, connection, &request, || vectorcall(py, handler, &arguments));
     match outcome {
         Ok(result) if is_coroutine(&result) => {
@@ -435,6 +440,7 @@ pub fn run_plain(
     function: &Py<PyAny>,
     args: &Bound<'_, PyTuple>,
 ) {
+    tracing::called(py, "event handler", function);
     match function.bind(py).call1(args) {
         Ok(result) => {
             let result = result.unbind();
@@ -448,6 +454,7 @@ pub fn run_plain(
 
 pub fn run_session(py: Python<'_>, connection: &Py<Connection>, session: &Py<PyAny>) {
     let core = &connection.get().core;
+    tracing::called(py, "session", session);
     match vectorcall(py, session, &[connection.as_ptr()]) {
         Ok(result) if is_coroutine(&result) => {
             begin_coroutine(py, core, result, Done::Session { connection: connection.clone_ref(py) });
@@ -458,7 +465,7 @@ pub fn run_session(py: Python<'_>, connection: &Py<Connection>, session: &Py<PyA
 }
 
 /// Calls with borrowed arguments, so that reference counts tell afterwards who kept them.
-fn vectorcall(py: Python<'_>, function: &Py<PyAny>, arguments: &[*mut ffi::PyObject]) -> PyResult<Py<PyAny>> {
+pub fn vectorcall(py: Python<'_>, function: &Py<PyAny>, arguments: &[*mut ffi::PyObject]) -> PyResult<Py<PyAny>> {
     // SAFETY: `arguments` are live objects for the length of the call; the result is a new reference or null with an
     // exception set.
     unsafe {

@@ -2,11 +2,15 @@
 //!
 //! * `core`, `dispatch`, `coroutine`, `endpoint` — the batch, the calling of handlers, what connections have in common.
 //! * `connection`, `life`, `inbound`, `outbound` — one connection; `wire` — what is under it.
-//! * `request`, `packet`, `framing`, `client` — the values that handlers get and give.
+//! * `request`, `packet`, `framing`, `client` — the values that handlers get and give; `building` — frames from layers
+//!   and back.
 //! * `sockets`, `stream`, `datagrams` — kernel sockets; `protocol` — the way in from asyncio transports; `engine`, `opened`,
-//!   `flows`, `tcp`, `ports` — from bypass ports.
+//!   `flows`, `tcp`, `ports` — from bypass ports; `tracing` — what became of their frames.
+//! * `forwarding`, `flow_rules` — frames that only pass through, and the rules for them; `bridging` — `vnf bridge`.
 //! * `splice_relay` — two connections joined; `splicer`, `loader` — faces of `crate::splice` and `crate::load`.
 
+mod bridging;
+mod building;
 mod cell;
 mod client;
 mod connection;
@@ -16,6 +20,7 @@ mod datagrams;
 mod dispatch;
 mod endpoint;
 mod engine;
+mod flow_rules;
 mod flows;
 mod forwarding;
 mod frames;
@@ -34,12 +39,14 @@ mod splice_relay;
 mod splicer;
 mod stream;
 mod tcp;
+mod tracing;
 mod wire;
 
 use pyo3::prelude::*;
 
 #[pymodule(gil_used = true)]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<bridging::Bridge>()?;
     module.add_class::<client::Client>()?;
     module.add_class::<connection::Connection>()?;
     module.add_class::<core::Core>()?;
@@ -48,6 +55,9 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<endpoint::Endpoint>()?;
     module.add_class::<engine::Engine>()?;
     module.add_class::<engine::Target>()?;
+    module.add_class::<flow_rules::FlowTable>()?;
+    module.add_class::<frames::Batch>()?;
+    module.add_class::<frames::Column>()?;
     module.add_class::<frames::Frame>()?;
     module.add_class::<framing::Delimiter>()?;
     module.add_class::<framing::Field>()?;
@@ -62,11 +72,18 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<splicer::Splice>()?;
     module.add_class::<stream::Stream>()?;
     module.add_function(wrap_pyfunction!(frames::attach_frames, module)?)?;
+    module.add_function(wrap_pyfunction!(ports::counts_drops, module)?)?;
+    module.add_function(wrap_pyfunction!(building::build_frame, module)?)?;
+    module.add_function(wrap_pyfunction!(building::parse_frame, module)?)?;
     module.add_function(wrap_pyfunction!(ports::port_kinds, module)?)?;
     module.add_function(wrap_pyfunction!(ports::port_check, module)?)?;
     module.add_function(wrap_pyfunction!(ports::port_option, module)?)?;
     module.add_function(wrap_pyfunction!(loader::run_load, module)?)?;
+    module.add_function(wrap_pyfunction!(loader::generate_frames, module)?)?;
     module.add_function(wrap_pyfunction!(loader::core_distance_ns, module)?)?;
+    module.add_function(wrap_pyfunction!(tracing::trace_start, module)?)?;
+    module.add_function(wrap_pyfunction!(tracing::trace_stop, module)?)?;
+    module.add_function(wrap_pyfunction!(tracing::trace_take, module)?)?;
     module.add_function(wrap_pyfunction!(splice_relay::pass_inbox, module)?)?;
     module.add_function(wrap_pyfunction!(splice_relay::relay, module)?)?;
     Ok(())

@@ -7,12 +7,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use hashbrown::HashMap;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyString};
 use pyo3::{PyTraverseError, PyVisit};
 
 use super::connection::Connection;
 use super::endpoint::Endpoint;
 use super::frames::Handler;
+use crate::flow::PortIndex;
+use crate::forward::Counters;
 use crate::packet::Slot;
 use crate::port::queue::Queue;
 use crate::port::{Link, Port};
@@ -46,8 +48,13 @@ pub struct Open {
     /// What comes in is for `@vnf.frames`; only what that accepts is for the host.
     pub has_handler: bool,
     pub handler: Option<Handler>,
+    /// The name as handlers write it.
+    pub name_object: Option<Py<PyString>>,
     /// What it accepted, on its way to the host.
     pub accepted: Vec<Slot>,
+    /// By which port frames leave that no rule matches.
+    pub bridge: Option<PortIndex>,
+    pub forwarding: Counters,
 }
 
 /// Where the host asks whether a stranger may come in: it does so while nothing of Python can be reached.
@@ -137,8 +144,16 @@ impl Open {
             unflushed: false,
             has_handler: false,
             handler: None,
+            name_object: None,
             accepted: Vec::new(),
+            bridge: None,
+            forwarding: Counters::default(),
         }
+    }
+
+    /// Whether `name` is the very object that it was called by before.
+    pub fn is_named(&self, name: &Bound<'_, PyString>) -> bool {
+        self.name_object.as_ref().is_some_and(|known| known.is(name))
     }
 
     pub fn place(&mut self, connection: Py<Connection>) -> u32 {
@@ -172,6 +187,10 @@ impl Open {
         self.flows.get(owner as usize)?.as_ref().map(|connection| connection.clone_ref(py))
     }
 
+    pub fn has_accepted(&self) -> bool {
+        !self.accepted.is_empty()
+    }
+
     pub fn row(&self) -> Row {
         let addresses = &self.config.addresses;
         Row {
@@ -180,8 +199,12 @@ impl Open {
             link: self.port.link(),
             mac: self.config.mac,
             addresses: addresses.iter().map(|cidr| format!("{}/{}", cidr.address, cidr.prefix)).collect(),
-            counters: self.port.counters().into_iter().chain(self.host.counters()).collect(),
+            counters: self.counters(),
         }
+    }
+
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        [self.port.counters(), self.forwarding.list(), self.host.counters()].concat()
     }
 
     pub fn traverse(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {

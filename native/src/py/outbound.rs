@@ -64,7 +64,7 @@ impl Connection {
             }
             if let Ok(frame) = part.cast_exact::<Frame>() {
                 let frame = frame.to_owned();
-                Frame::with_outgoing(&frame, |bytes| Self::send_bytes(slf.as_unbound(), py, bytes, None))?;
+                Frame::with_outgoing(&frame, |bytes| Self::send_bytes(slf.as_unbound(), py, bytes, None))??;
                 // To send a frame on is a decision about it.
                 if slf.get().stands_for_port(py) {
                     Frame::decide(&frame, Decision::Sent)?;

@@ -58,6 +58,13 @@ pub fn port_kinds() -> Vec<(&'static str, Vec<&'static str>, usize)> {
     KINDS.iter().map(|kind| (*kind, options::keys(kind), options::positional(kind).len())).collect()
 }
 
+/// Whether a counter of that name counts packets that went no further.
+#[pyfunction]
+#[pyo3(signature = (name, /))]
+pub fn counts_drops(name: &str) -> bool {
+    port::counts_drops(name)
+}
+
 /// Whether the options make a whole port; `ValueError` says what is missing.
 #[pyfunction]
 #[pyo3(signature = (options, /))]

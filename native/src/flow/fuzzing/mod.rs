@@ -1,10 +1,13 @@
 //! What a fuzzer plays with a table: installs, removals, packets and time, each compared with a list of rules that is walked
 //! from end to end ([`model`]). The fuzz target of `native/fuzz` and a test call [`flows`].
 
+mod edits;
 mod model;
 mod universe;
 
 use std::time::{Duration, Instant};
+
+pub use edits::edits;
 
 use super::{Expiry, Head, Match, Statistics, Table, Verdict};
 use crate::packet::headers::Headers;
@@ -34,7 +37,7 @@ impl Pair {
     }
 
     fn remove(&mut self, m: &Match) {
-        assert_eq!(self.table.remove(m), self.model.remove(m, self.millis), "{m:?}");
+        assert_eq!(self.table.remove(m, self.now()), self.model.remove(m, self.millis), "{m:?}");
     }
 
     fn process(&mut self, choices: &mut Choices<'_>) {

@@ -61,6 +61,13 @@ impl Instruction {
         let registers = if cfg!(target_endian = "little") { from << 4 | to } else { to << 4 | from };
         Self { opcode, registers, offset, immediate }
     }
+
+    /// Destination and source.
+    #[cfg(test)]
+    pub fn registers(self) -> (u8, u8) {
+        let (low, high) = (self.registers & 15, self.registers >> 4);
+        if cfg!(target_endian = "little") { (low, high) } else { (high, low) }
+    }
 }
 
 /// Where jumps go to.

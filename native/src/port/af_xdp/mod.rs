@@ -1,29 +1,33 @@
 //! AF_XDP: frames from and to a network interface, past the kernel's stack.
 //!
 //! From the bottom up: `sys` (system calls), [`ring`] and [`queue`] (frames), [`bpf`] (the program that says what is
-//! ours), [`interface`] (what the kernel tells of it), and here the port. All that is changed on the interface hangs on
+//! ours), `session` (all of it,
+//! open), and here the port. All that is changed on the interface hangs on
 //! descriptors: however the process ends, nothing is left.
 //!
 //! An interface that goes down, or away, takes the port down, not the VNF: when one of its name is there again, the port
 //! opens it again.
 
+mod admission;
 pub mod bpf;
-pub mod interface;
 pub mod queue;
 pub mod ring;
 mod session;
 mod sys;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
-use self::interface::{Facts, Interface};
-use self::queue::{HEADROOM, Kick};
+use self::queue::{HEADROOM, Kick, Queue};
 use self::session::Session;
-use self::sys::Epoll;
+use super::counting::counters;
+use super::interface::{Interfaces, News};
 use super::lent::{BURST, Burst, Lent};
+use super::waiting::Epoll;
 use super::{HEADER_BYTES, Link, Port, Sent};
 use crate::packet::ethernet::{self, Mac};
 
@@ -105,11 +109,10 @@ impl AfXdpConfig {
                         take=tcp:PORT"
                 .into());
         }
-        if !facts.is_ethernet {
-            return Err(format!("{interface} is not an Ethernet interface"));
-        }
         let carries = self.carries();
         match self.mtu {
+            // RFC 791: the least that every host takes.
+            _ if facts.mtu < 576 => Err(format!("{interface} has an MTU of {}: expected 576 or more", facts.mtu)),
             Some(mtu) if mtu > facts.mtu => Err(format!("mtu: {mtu}: {interface} has an MTU of {}", facts.mtu)),
             Some(mtu) if mtu > carries => Err(format!("mtu: {mtu}: frame_bytes={frame_bytes} carries {carries}")),
             None if facts.mtu > carries => Err(format!(
@@ -121,19 +124,6 @@ impl AfXdpConfig {
             _ => Ok(()),
         }
     }
-}
-
-/// Every counter of a port, by the name it has outside.
-macro_rules! counters {
-    ($($(#[$about:meta])* $name:ident),+ $(,)?) => {
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-        struct Counters { $($(#[$about])* $name: u64),+ }
-        impl Counters {
-            fn list(&self) -> Vec<(&'static str, u64)> {
-                vec![$((stringify!($name), self.$name)),+]
-            }
-        }
-    };
 }
 
 counters! {
@@ -164,9 +154,38 @@ counters! {
     disconnects,
 }
 
+/// What the kernel says of the interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Facts {
+    index: u32,
+    mac: Mac,
+    mtu: usize,
+    queues: u32,
+    is_up: bool,
+    has_carrier: bool,
+}
+
+impl Facts {
+    fn of(interfaces: &Interfaces, name: &str) -> io::Result<Self> {
+        let not_ethernet =
+            || io::Error::new(io::ErrorKind::InvalidInput, format!("{name} is not an Ethernet interface"));
+        Ok(Self {
+            index: interfaces.index(name)?,
+            mac: interfaces.mac(name)?.ok_or_else(not_ethernet)?,
+            mtu: interfaces.mtu(name)?,
+            queues: interfaces.receive_queues(name),
+            is_up: interfaces.is_up(name)?,
+            has_carrier: interfaces.has_carrier(name)?,
+        })
+    }
+}
+
 pub struct AfXdp {
     config: AfXdpConfig,
-    interface: Interface,
+    interfaces: Interfaces,
+    news: News,
+    /// None: there is no such interface now.
+    facts: Option<Facts>,
     epoll: Epoll,
     session: Option<Session>,
     /// As announced to the owner.
@@ -182,27 +201,31 @@ pub struct AfXdp {
     reopen_at: Option<Instant>,
     /// When to try again to send what the kernel has not taken.
     resend_at: Option<Instant>,
+    /// Frames, and their bytes, that wait for the flush.
+    queued: (u64, u64),
     counters: Counters,
 }
 
 impl AfXdp {
     pub fn new(config: AfXdpConfig) -> io::Result<Self> {
         let invalid = |text: String| io::Error::new(io::ErrorKind::InvalidInput, text);
-        let interface = Interface::watch(&config.interface)?;
         let name = &config.interface;
-        let Some(facts) = interface.facts.clone() else {
-            return Err(invalid(format!("there is no interface {name} in this network namespace")));
-        };
+        let (interfaces, news, epoll) = (Interfaces::new()?, News::new()?, Epoll::new()?);
+        epoll.add(&news, 0, true)?;
+        let facts = Facts::of(&interfaces, name).map_err(|error| match error.raw_os_error() {
+            Some(libc::ENODEV) => invalid(format!("there is no interface {name} in this network namespace")),
+            _ => error,
+        })?;
         config.validate(&facts).map_err(invalid)?;
         if !facts.is_up {
             return Err(io::Error::other(format!("{name} is down: ip link set {name} up")));
         }
-        let epoll = Epoll::new()?;
-        epoll.add(interface.as_fd())?;
-        let session = Session::open(&config, &interface, &facts, &epoll, PATIENCE)?;
+        let session = Session::open(&config, &facts, &epoll, PATIENCE)?;
         let mut port = Self {
             config,
-            interface,
+            interfaces,
+            news,
+            facts: Some(facts),
             epoll,
             session: Some(session),
             is_up: false,
@@ -212,6 +235,7 @@ impl AfXdp {
             turn: 0,
             reopen_at: None,
             resend_at: None,
+            queued: (0, 0),
             counters: Counters::default(),
         };
         port.judge();
@@ -223,9 +247,10 @@ impl AfXdp {
         self.session.as_ref().is_some_and(Session::is_native)
     }
 
-    /// The kernel has told something of the interface.
-    fn changed(&mut self, now: Instant) {
-        let index = self.interface.facts.as_ref().map(|facts| facts.index);
+    /// Something has happened to some interface.
+    fn look(&mut self, now: Instant) {
+        self.facts = Facts::of(&self.interfaces, &self.config.interface).ok();
+        let index = self.facts.map(|facts| facts.index);
         if self.session.as_ref().is_some_and(|session| Some(session.interface) != index) {
             self.close();
         }
@@ -238,7 +263,7 @@ impl AfXdp {
     /// Whether frames can pass, by the interface's state.
     fn judge(&mut self) {
         let name = &self.config.interface;
-        let down = match (&self.interface.facts, &self.session) {
+        let down = match (&self.facts, &self.session) {
             (None, _) => format!("{name} is gone"),
             (Some(facts), _) if !facts.is_up => format!("{name} is down"),
             (Some(facts), _) if !facts.has_carrier => format!("{name} has no carrier"),
@@ -267,17 +292,17 @@ impl AfXdp {
         let Some(mut session) = self.session.take() else { return };
         self.counters.tx_lost += session.unsent();
         self.counters = self.with_kernels(Some(&session));
-        (self.turn, self.resend_at) = (0, None);
+        (self.turn, self.resend_at, self.queued) = (0, None, (0, 0));
     }
 
     fn reopen(&mut self, now: Instant) {
         self.reopen_at = None;
-        let Some(facts) = &self.interface.facts else { return };
+        let Some(facts) = &self.facts else { return };
         let opened = self
             .config
             .validate(facts)
             .map_err(io::Error::other)
-            .and_then(|()| Session::open(&self.config, &self.interface, facts, &self.epoll, Duration::ZERO));
+            .and_then(|()| Session::open(&self.config, facts, &self.epoll, Duration::ZERO));
         match opened {
             Ok(session) => self.session = Some(session),
             Err(error) => {
@@ -290,7 +315,7 @@ impl AfXdp {
 
     /// Its own counters, with the kernel's of the open sockets added.
     fn with_kernels(&self, session: Option<&Session>) -> Counters {
-        let mut counters = self.counters;
+        let mut counters = self.counters.clone();
         for found in session.into_iter().flat_map(Session::statistics) {
             counters.rx_dropped += found.rx_dropped;
             counters.rx_no_buffer += found.rx_fill_ring_empty_descs;
@@ -302,6 +327,9 @@ impl AfXdp {
     fn kick(&mut self) {
         let Some(session) = &mut self.session else { return };
         let counters = &mut self.counters;
+        let (frames, bytes) = std::mem::take(&mut self.queued);
+        counters.tx_frames += frames;
+        counters.tx_bytes += bytes;
         self.resend_at = match session.sender().kick(&mut counters.kicks, &mut counters.tx_dropped) {
             Kick::Done => None,
             Kick::Waits => Some(Instant::now() + RETRY_SENDING),
@@ -327,8 +355,8 @@ impl AfXdp {
             self.counters.tx_full += 1;
             return Sent::Full;
         }
-        self.counters.tx_frames += 1;
-        self.counters.tx_bytes += total as u64;
+        self.queued.0 += 1;
+        self.queued.1 += total as u64;
         Sent::Queued
     }
 }
@@ -343,12 +371,12 @@ impl Port for AfXdp {
     }
 
     fn wake_fd(&self) -> RawFd {
-        self.epoll.as_fd().as_raw_fd()
+        self.epoll.as_raw_fd()
     }
 
     fn service(&mut self, now: Instant) {
-        if self.interface.hear() {
-            self.changed(now);
+        if self.news.take() {
+            self.look(now);
         }
         if self.reopen_at.is_some_and(|at| at <= now) {
             self.reopen(now);
@@ -363,11 +391,11 @@ impl Port for AfXdp {
     }
 
     fn mac(&self) -> Option<Mac> {
-        self.interface.facts.as_ref().map(|facts| facts.mac)
+        self.facts.as_ref().map(|facts| facts.mac)
     }
 
     fn mtu(&self) -> Option<usize> {
-        self.interface.facts.as_ref().map(|facts| facts.mtu)
+        self.facts.as_ref().map(|facts| facts.mtu)
     }
 
     fn lend(&mut self, max: usize) -> Burst<'_> {
@@ -416,7 +444,7 @@ impl Port for AfXdp {
     }
 
     fn arm(&mut self) -> bool {
-        self.session.as_ref().is_none_or(|session| !session.queues.iter().any(queue::Queue::has_frames))
+        self.session.as_ref().is_none_or(|session| !session.queues.iter().any(Queue::has_frames))
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

@@ -4,16 +4,16 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use super::admission::Admission;
 use super::bpf::{AttachError, Link, SocketMap};
-use super::interface::{Admission, Facts, Interface};
 use super::queue::{Queue, Shape};
-use super::sys::Epoll;
-use super::{AfXdpConfig, Attach, Take};
+use super::{AfXdpConfig, Attach, Facts, Take};
+use crate::port::waiting::Epoll;
 
 /// Between two tries to have what a predecessor still holds.
 const PAUSE: Duration = Duration::from_millis(5);
 
-pub struct Session {
+pub(super) struct Session {
     pub interface: u32,
     /// Before the queues, so that nothing comes in any more when they go.
     link: Link,
@@ -23,15 +23,9 @@ pub struct Session {
 
 impl Session {
     /// Opens all of it, or nothing; a refusal is one line.
-    pub fn open(
-        config: &AfXdpConfig,
-        interface: &Interface,
-        facts: &Facts,
-        epoll: &Epoll,
-        patience: Duration,
-    ) -> io::Result<Self> {
+    pub fn open(config: &AfXdpConfig, facts: &Facts, epoll: &Epoll, patience: Duration) -> io::Result<Self> {
         let name = &config.interface;
-        let numbers = numbers(config, interface.queues())?;
+        let numbers = numbers(config, facts.queues)?;
         let until = Instant::now() + patience;
         let map_entries = numbers.iter().max().map_or(1, |last| last + 1);
         let refused = |error: io::Error| refusal(&error, &format!("no queue of {name}"), config);
@@ -58,7 +52,7 @@ impl Session {
             .map_err(|error| refusal(&error, &format!("{name} does not let in what is for us"), config))?;
         let link = attach(config, facts, &map, until)?;
         for queue in &queues {
-            epoll.add(queue.as_fd())?;
+            epoll.add(queue, 0, true)?;
         }
         Ok(Self { interface: facts.index, link, queues, _admission: admission })
     }

@@ -4,7 +4,7 @@
 use std::ffi::{c_int, c_long};
 use std::io;
 use std::mem::{size_of, zeroed};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 
 pub fn checked(result: c_int) -> io::Result<c_int> {
@@ -102,30 +102,5 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: the mapping is ours, and whoever holds an address in it also holds this value.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
-    }
-}
-
-/// A set of descriptors, readable when one of them is: the port's wake-up descriptor. Nobody waits on it here.
-pub struct Epoll(OwnedFd);
-
-impl Epoll {
-    pub fn new() -> io::Result<Self> {
-        // SAFETY: no pointers; the result is a new descriptor.
-        unsafe { opened(c_long::from(libc::epoll_create1(libc::EPOLL_CLOEXEC))) }.map(Self)
-    }
-
-    /// A descriptor that has no other owner leaves the set when it is closed.
-    pub fn add(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
-        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 0 };
-        // SAFETY: `event` outlives the call.
-        let result =
-            unsafe { libc::epoll_ctl(self.0.as_raw_fd(), libc::EPOLL_CTL_ADD, fd.as_raw_fd(), &raw mut event) };
-        checked(result).map(drop)
-    }
-}
-
-impl AsFd for Epoll {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
     }
 }

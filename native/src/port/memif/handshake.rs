@@ -13,9 +13,9 @@ use super::ring::{Layout, MAX_LOG2_SLOTS};
 
 /// The highest region index we accept: as many as DPDK makes for zero copy.
 pub const MAX_REGION: u16 = 255;
-/// The highest ring index per direction. A peer makes no more than HELLO allows, so none of its frames can wait in a
-/// ring nobody reads.
-pub const MAX_RING: u16 = 0;
+/// The most rings per direction. A peer makes no more than HELLO allows, so none of its frames can wait in a ring nobody
+/// reads.
+pub const MAX_QUEUES: u16 = 64;
 
 /// What the caller must do before it sends the reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +42,7 @@ pub enum Effect {
 pub enum Attach {
     Nothing,
     Region,
-    Eventfd { client_to_server: bool },
+    Eventfd { client_to_server: bool, queue: u16 },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,14 +98,16 @@ pub struct Server {
     id: u32,
     secret: Option<[u8; SECRET_BYTES]>,
     name: Text<32>,
+    most_queues: u16,
     regions: u16,
     /// By direction: client to server, server to client.
     rings: [u16; 2],
 }
 
 impl Server {
-    pub fn new(id: u32, secret: Option<[u8; SECRET_BYTES]>, name: &str) -> Self {
-        Self { state: ServerState::Greeted, id, secret, name: Text::new(name), regions: 0, rings: [0; 2] }
+    pub fn new(id: u32, secret: Option<[u8; SECRET_BYTES]>, name: &str, most_queues: u16) -> Self {
+        let name = Text::new(name);
+        Self { state: ServerState::Greeted, id, secret, name, most_queues, regions: 0, rings: [0; 2] }
     }
 
     /// Sent unasked, right after accepting.
@@ -115,8 +117,8 @@ impl Server {
             min_version: VERSION,
             max_version: VERSION,
             max_region: MAX_REGION,
-            max_s2c_ring: MAX_RING,
-            max_c2s_ring: MAX_RING,
+            max_s2c_ring: self.most_queues - 1,
+            max_c2s_ring: self.most_queues - 1,
             max_log2_ring_slots: MAX_LOG2_SLOTS,
         })
     }
@@ -148,7 +150,7 @@ impl Server {
             (ServerState::Configuring, Message::Connect { name }) => {
                 if self.rings.contains(&0) {
                     let [c2s, s2c] = self.rings;
-                    return refused(format!("CONNECT with {c2s} + {s2c} rings, 1 of each direction wanted"));
+                    return refused(format!("CONNECT with {c2s} + {s2c} rings, some of each direction wanted"));
                 }
                 self.state = ServerState::Connected;
                 step(Effect::Connected { peer: *name }, self.connected(), Attach::Nothing)
@@ -182,8 +184,9 @@ impl Server {
 
     fn accept_ring(&mut self, ring: &AddRing) -> Result<(), End> {
         let count = &mut self.rings[usize::from(!ring.client_to_server)];
-        if ring.index != *count || ring.index > MAX_RING {
-            return refused(format!("ring index {}, {count} wanted, at most {MAX_RING}", ring.index));
+        if ring.index != *count || ring.index >= self.most_queues {
+            let most = self.most_queues - 1;
+            return refused(format!("ring index {}, {count} wanted, at most {most}", ring.index));
         }
         if ring.region >= self.regions {
             return refused(format!("ring in region {}, {} known", ring.region, self.regions));
@@ -204,11 +207,9 @@ enum ClientState {
     AwaitingAdmission,
     /// From `AwaitingAdmission`: ADD_REGION went out.
     AddingRegion,
-    /// From `AddingRegion`: ADD_RING client→server went out.
-    AddingRingOut,
-    /// From `AddingRingOut`: ADD_RING server→client went out.
-    AddingRingIn,
-    /// From `AddingRingIn`: CONNECT went out.
+    /// From `AddingRegion`, and from each ring to the next: ADD_RING went out, client→server before server→client.
+    AddingRing { client_to_server: bool, queue: u16 },
+    /// From the last `AddingRing`: CONNECT went out.
     Connecting,
     /// From `Connecting`, by CONNECTED.
     Connected,
@@ -221,7 +222,7 @@ pub struct Client {
     id: u32,
     secret: [u8; SECRET_BYTES],
     name: Text<32>,
-    /// What we would like; HELLO may make the rings smaller.
+    /// What we would like; HELLO may make the rings smaller, and fewer.
     layout: Layout,
 }
 
@@ -242,6 +243,8 @@ impl Client {
                     ));
                 }
                 self.layout.log2_slots = self.layout.log2_slots.min(hello.max_log2_ring_slots);
+                let most = hello.max_c2s_ring.min(hello.max_s2c_ring).saturating_add(1);
+                self.layout.queues = self.layout.queues.min(most);
                 if self.layout.log2_slots == 0 {
                     return refused("rings of one slot offered, 2 or more wanted");
                 }
@@ -255,15 +258,12 @@ impl Client {
                 let region = Message::AddRegion { index: 0, bytes: self.layout.region_bytes() };
                 step(Effect::Nothing, region, Attach::Region)
             }
-            (ClientState::AddingRegion, Message::Ack) => {
-                self.state = ClientState::AddingRingOut;
-                self.add_ring(true)
+            (ClientState::AddingRegion, Message::Ack) => self.add_ring(true, 0),
+            (ClientState::AddingRing { client_to_server, queue }, Message::Ack) if queue + 1 < self.layout.queues => {
+                self.add_ring(client_to_server, queue + 1)
             }
-            (ClientState::AddingRingOut, Message::Ack) => {
-                self.state = ClientState::AddingRingIn;
-                self.add_ring(false)
-            }
-            (ClientState::AddingRingIn, Message::Ack) => {
+            (ClientState::AddingRing { client_to_server: true, .. }, Message::Ack) => self.add_ring(false, 0),
+            (ClientState::AddingRing { client_to_server: false, .. }, Message::Ack) => {
                 self.state = ClientState::Connecting;
                 step(Effect::Nothing, Message::Connect { name: self.name }, Attach::Nothing)
             }
@@ -275,16 +275,17 @@ impl Client {
         }
     }
 
-    fn add_ring(&self, client_to_server: bool) -> Result<Step, End> {
+    fn add_ring(&mut self, client_to_server: bool, queue: u16) -> Result<Step, End> {
+        self.state = ClientState::AddingRing { client_to_server, queue };
         let ring = AddRing {
             client_to_server,
-            index: 0,
+            index: queue,
             region: 0,
-            offset: self.layout.ring_offset(client_to_server),
+            offset: self.layout.ring_offset(client_to_server, queue),
             log2_slots: self.layout.log2_slots,
             private_header_bytes: 0,
         };
-        step(Effect::Nothing, Message::AddRing(ring), Attach::Eventfd { client_to_server })
+        step(Effect::Nothing, Message::AddRing(ring), Attach::Eventfd { client_to_server, queue })
     }
 }
 
@@ -292,7 +293,7 @@ impl Client {
 mod tests {
     use super::*;
 
-    const LAYOUT: Layout = Layout { log2_slots: 10, buffer_bytes: 2048 };
+    const LAYOUT: Layout = Layout { log2_slots: 10, buffer_bytes: 2048, queues: 1 };
 
     fn secret(text: &str) -> Option<[u8; SECRET_BYTES]> {
         let mut secret = [0; SECRET_BYTES];
@@ -315,7 +316,7 @@ mod tests {
     }
 
     fn machines(theirs: Option<[u8; SECRET_BYTES]>, ours: Option<[u8; SECRET_BYTES]>) -> (Client, Server) {
-        (Client::new(7, theirs, "client", LAYOUT), Server::new(7, ours, "server"))
+        (Client::new(7, theirs, "client", LAYOUT), Server::new(7, ours, "server", 1))
     }
 
     #[test]
@@ -348,7 +349,7 @@ mod tests {
     fn a_second_client_and_a_wrong_id_are_refused_with_the_words_of_the_others() {
         let (mut client, mut server) = machines(None, None);
         assert_eq!(play(&mut client, &mut server, true), Err(End::Refused("Already connected".into())));
-        let (mut client, mut server) = (Client::new(8, None, "client", LAYOUT), Server::new(7, None, "server"));
+        let (mut client, mut server) = (Client::new(8, None, "client", LAYOUT), Server::new(7, None, "server", 1));
         assert_eq!(play(&mut client, &mut server, false), Err(End::Refused("ID not found".into())));
     }
 
@@ -359,6 +360,23 @@ mod tests {
         hello.max_log2_ring_slots = 4;
         let effect = client.handle(&Message::Hello(hello), 0).unwrap().effect;
         assert_eq!(effect, Effect::CreateRegion(Layout { log2_slots: 4, ..LAYOUT }));
+    }
+
+    #[test]
+    fn a_client_makes_as_many_rings_as_both_want() {
+        for (theirs, ours, wanted) in [(3, 64, 3), (3, 2, 2), (1, 64, 1)] {
+            let mut client = Client::new(7, None, "client", Layout { queues: theirs, ..LAYOUT });
+            let (_, effects) = play(&mut client, &mut Server::new(7, None, "server", ours), false).unwrap();
+            let rings: Vec<_> = effects
+                .iter()
+                .filter_map(|effect| match effect {
+                    Effect::AddRing(ring) => Some((ring.client_to_server, ring.index)),
+                    _ => None,
+                })
+                .collect();
+            let all = [true, false].into_iter().flat_map(|way| (0..wanted).map(move |queue| (way, queue)));
+            assert_eq!(rings, all.collect::<Vec<_>>());
+        }
     }
 
     #[test]

@@ -1,34 +1,40 @@
 //! memif: Ethernet frames through shared memory. Both roles, against a peer that may do anything.
 //!
 //! From the bottom up: [`control`] (messages), [`region`] and [`ring`] (shared memory), [`handshake`] (the control
-//! channel's state machines), [`kick`] (waking the peer), `socket` (the control channel's descriptors), [`traffic`],
-//! [`receiver`] and [`sender`] (frames), and here the port that owns them. A peer's mistake ends its connection with a reason, never the port: a
-//! server then waits for the next client, a client connects again, for ever.
+//! channel's state machines), [`kick`] (waking the peer), `socket` (the control channel's descriptors), `door` (the
+//! interfaces of one socket), `half_open` (a connection until its handshake is done), [`traffic`], [`receiver`] and
+//! [`sender`] (frames), `spread` (frames to queues), `peer` (a connection afterwards), and here the port that owns them. A
+//! peer's mistake ends its connection with a reason, never the port: a server then waits for the next client, a client
+//! connects again, for ever.
 
+mod config;
 pub mod control;
+mod door;
+mod half_open;
 pub mod handshake;
 pub mod kick;
+mod peer;
 pub mod receiver;
 pub mod region;
 pub mod ring;
 pub mod sender;
 mod socket;
+mod spread;
 pub mod traffic;
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
-use self::control::{Message, SECRET_BYTES};
-use self::handshake::{Attach, Effect, End, Step};
+pub use self::config::{MemifConfig, Role};
+use self::control::Message;
+use self::door::Place;
+use self::half_open::{HalfOpen, Machine, Progress};
+use self::handshake::{End, MAX_QUEUES};
 use self::kick::Kicker;
-use self::receiver::Receiver;
-use self::region::{Region, prove_eventfd};
-use self::ring::{COOKIE, Layout, MAX_LOG2_SLOTS, Ring};
-use self::sender::{Outcome, Sender};
-use self::socket::{Control, Epoll, Incoming, Listener};
+use self::peer::Peer;
+use self::sender::Outcome;
+use self::socket::{Control, Epoll, Incoming};
 use self::traffic::Counters;
 use super::lent::{Burst, Lent};
 use super::{HEADER_BYTES, Link, Port, Sent};
@@ -44,140 +50,14 @@ const MESSAGES_PER_SERVICE: usize = 16;
 /// Tokens in the epoll set; connections count up from `FIRST_CONNECTION`.
 const LISTENER: u64 = 0;
 const RECEIVE_RING: u64 = 1;
-const FIRST_CONNECTION: u64 = 2;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Listens and maps what the client shares ("master").
-    Server,
-    /// Connects and shares its memory ("slave").
-    Client,
-}
-
-#[derive(Clone, PartialEq, Eq)]
-pub struct MemifConfig {
-    pub name: String,
-    /// A socket file (mode 0600), or an abstract name beginning with '@', which every process of the network namespace
-    /// can reach: give that one a secret.
-    pub path: PathBuf,
-    pub role: Role,
-    /// The interface behind the socket.
-    pub id: u32,
-    /// At most 24 bytes, none of them 0.
-    pub secret: Option<Vec<u8>>,
-    /// Per ring, of a client; a power of two.
-    pub ring_slots: u32,
-    /// Per slot, of a client.
-    pub buffer_bytes: u32,
-    /// Rings in each direction, of a client; a server takes as many as its client brings, up to this if more than one.
-    pub queues: u16,
-    /// The largest IP packet.
-    pub mtu: usize,
-    /// What a client may make us map, or we share as one.
-    pub max_region_bytes_total: usize,
-}
-
-impl MemifConfig {
-    pub fn new(name: &str, path: impl Into<PathBuf>, role: Role) -> Self {
-        Self {
-            name: name.into(),
-            path: path.into(),
-            role,
-            id: 0,
-            secret: None,
-            ring_slots: 1024,
-            buffer_bytes: 2048,
-            queues: 1,
-            mtu: 1500,
-            max_region_bytes_total: 256 << 20,
-        }
-    }
-
-    fn layout(&self) -> Layout {
-        Layout { log2_slots: self.ring_slots.trailing_zeros() as u8, buffer_bytes: self.buffer_bytes }
-    }
-
-    fn padded_secret(&self) -> Option<[u8; SECRET_BYTES]> {
-        self.secret.as_ref().map(|secret| {
-            let mut padded = [0; SECRET_BYTES];
-            padded[..secret.len()].copy_from_slice(secret);
-            padded
-        })
-    }
-
-    fn validate(&self) -> Result<(), String> {
-        let most_slots = 1 << MAX_LOG2_SLOTS;
-        if !self.ring_slots.is_power_of_two() || !(2..=most_slots).contains(&self.ring_slots) {
-            return Err(format!("ring_slots is {}, a power of two from 2 to {most_slots} wanted", self.ring_slots));
-        }
-        if !(64..=65_536).contains(&self.buffer_bytes) {
-            return Err(format!("buffer_bytes is {}, 64 to 65536 wanted", self.buffer_bytes));
-        }
-        if !(68..=65_535).contains(&self.mtu) {
-            return Err(format!("mtu is {}, 68 to 65535 wanted", self.mtu));
-        }
-        if let Some(secret) = &self.secret
-            && (secret.is_empty() || secret.len() > SECRET_BYTES || secret.contains(&0))
-        {
-            return Err(format!("secret has {} bytes, 1 to {SECRET_BYTES} without NUL wanted", secret.len()));
-        }
-        let (bytes, most) = (self.layout().region_bytes(), self.max_region_bytes_total);
-        if self.role == Role::Client && bytes > most as u64 {
-            return Err(format!("ring_slots × buffer_bytes need {bytes} bytes, max_region_bytes_total allows {most}"));
-        }
-        if self.role == Role::Client && bytes > u64::from(u32::MAX) {
-            return Err(format!("ring_slots × buffer_bytes need {bytes} bytes, less than 4 GiB wanted"));
-        }
-        Ok(())
-    }
-}
-
-enum Machine {
-    Server(handshake::Server),
-    Client(handshake::Client),
-}
-
-/// A ring with its eventfd.
-type Wired = (Ring, Arc<OwnedFd>);
-
-/// A connection whose handshake is under way, with what it has brought along so far.
-struct HalfOpen {
-    token: u64,
-    control: Control,
-    machine: Machine,
-    deadline: Instant,
-    /// It passed INIT: the interface is reserved for it.
-    claimed: bool,
-    regions: Vec<Arc<Region>>,
-    region_bytes: usize,
-    layout: Layout,
-    /// Client to server, server to client.
-    rings: [Option<Wired>; 2],
-}
-
-/// A connected peer.
-struct Peer {
-    token: u64,
-    control: Control,
-    receiver: Receiver,
-    sender: Sender,
-    receive_eventfd: Arc<OwnedFd>,
-    send_eventfd: Arc<OwnedFd>,
-}
-
-enum Progress {
-    /// Nothing more to read now.
-    Waits,
-    /// A message was handled.
-    Moves,
-    Connected,
-    Ended(End),
-}
+const BELL: u64 = 2;
+const FIRST_CONNECTION: u64 = 3;
 
 pub struct Memif {
     config: MemifConfig,
     epoll: Epoll,
-    listener: Option<Listener>,
+    /// Of a server.
+    place: Option<Place>,
     half_open: Vec<HalfOpen>,
     peer: Option<Peer>,
     next_token: u64,
@@ -198,12 +78,14 @@ impl Memif {
         config.validate().map_err(|text| io::Error::new(io::ErrorKind::InvalidInput, named(text)))?;
         let epoll = Epoll::new()?;
         let path = config.path.display();
-        let (listener, down) = match config.role {
+        let (place, down) = match config.role {
             Role::Server => {
-                let listener = Listener::bind(&config.path)
+                let most_queues = if config.queues == 1 { MAX_QUEUES } else { config.queues };
+                let place = Place::take(&config.path, config.id, most_queues)
                     .map_err(|error| io::Error::new(error.kind(), named(error.to_string())))?;
-                epoll.add(listener.as_fd(), LISTENER, false)?;
-                (Some(listener), format!("waiting for a client on {path}"))
+                epoll.add(place.listener(), LISTENER, false)?;
+                epoll.add(place.bell(), BELL, true)?;
+                (Some(place), format!("waiting for a client on {path}"))
             }
             Role::Client => (None, format!("connecting to {path}")),
         };
@@ -211,7 +93,7 @@ impl Memif {
         Ok(Self {
             config,
             epoll,
-            listener,
+            place,
             half_open: Vec::new(),
             peer: None,
             next_token: FIRST_CONNECTION,
@@ -229,39 +111,50 @@ impl Memif {
         self.config.mtu + HEADER_BYTES
     }
 
-    fn open(&mut self, control: Control, machine: Machine, now: Instant) {
+    /// Its token, unless it cannot be watched.
+    fn open(&mut self, control: Control, machine: Machine, now: Instant) -> Option<u64> {
         let token = self.next_token;
         self.next_token += 1;
         if let Err(error) = self.epoll.add(control.as_fd(), token, false) {
             self.failed(&format!("cannot watch the control socket: {error}"), now);
-            return;
+            return None;
         }
-        self.half_open.push(HalfOpen {
-            token,
-            control,
-            machine,
-            deadline: now + HANDSHAKE_TIMEOUT,
-            claimed: false,
-            regions: Vec::new(),
-            region_bytes: 0,
-            layout: self.config.layout(),
-            rings: [None, None],
-        });
+        let (deadline, layout) = (now + HANDSHAKE_TIMEOUT, self.config.layout());
+        self.half_open.push(HalfOpen::new(token, control, machine, deadline, layout));
+        Some(token)
+    }
+
+    /// A server's half of a handshake; none, and the client told why, where there are too many.
+    fn receive_client(&mut self, control: &Control) -> Option<handshake::Server> {
+        if self.half_open.len() >= MAX_HALF_OPEN {
+            self.counters.handshakes_crowded += 1;
+            drop(control.send(&Message::disconnect("Too many handshakes under way"), None));
+            return None;
+        }
+        let MemifConfig { id, name, .. } = &self.config;
+        let most_queues = self.place.as_ref().map_or(1, Place::most_queues);
+        Some(handshake::Server::new(*id, self.config.padded_secret(), name, most_queues))
     }
 
     fn accept(&mut self, now: Instant) {
         for _ in 0..MESSAGES_PER_SERVICE {
-            let Some(control) = self.listener.as_ref().and_then(Listener::accept) else { return };
-            if self.half_open.len() >= MAX_HALF_OPEN {
-                self.counters.handshakes_crowded += 1;
-                drop(control.send(&Message::disconnect("Too many handshakes under way"), None));
-                continue;
-            }
-            let MemifConfig { id, name, .. } = &self.config;
-            let machine = handshake::Server::new(*id, self.config.padded_secret(), name);
+            let Some(control) = self.place.as_ref().and_then(Place::accept) else { return };
             // A failure shows as the end of the connection.
-            if control.send(&machine.hello(), None).is_ok() {
+            if let Some(machine) = self.receive_client(&control)
+                && control.send(&machine.hello(), None).is_ok()
+            {
                 self.open(control, Machine::Server(machine), now);
+            }
+        }
+    }
+
+    /// Takes clients over that another port has greeted, and goes on with the INIT they sent to that.
+    fn take_over(&mut self, now: Instant) {
+        for (control, init) in self.place.as_ref().map(Place::visitors).unwrap_or_default() {
+            if let Some(machine) = self.receive_client(&control)
+                && let Some(token) = self.open(control, Machine::Server(machine), now)
+            {
+                self.advance(token, Some(init), now);
             }
         }
     }
@@ -289,23 +182,42 @@ impl Memif {
         }
     }
 
-    /// Handles what a half-open connection has sent.
-    fn advance(&mut self, token: u64, now: Instant) {
+    /// Handles what a half-open connection has sent, after what it has sent to another port.
+    fn advance(&mut self, token: u64, mut before: Option<Message>, now: Instant) {
         let Some(place) = self.half_open.iter().position(|half| half.token == token) else { return };
         let taken = self.peer.is_some() || self.half_open.iter().any(|half| half.claimed && half.token != token);
         let mut half = self.half_open.swap_remove(place);
         for _ in 0..MESSAGES_PER_SERVICE {
-            match half.proceed(taken, &self.config) {
+            let mut progress = match before.take() {
+                Some(message) => half.handle(&message, Vec::new(), taken, &self.config),
+                None => half.proceed(taken, &self.config),
+            };
+            if let Progress::Elsewhere { id, message } = progress {
+                if self.place.as_ref().is_some_and(|place| place.knows(id)) {
+                    return self.pass_on(half, id, message);
+                }
+                progress = half.handle(&message, Vec::new(), taken, &self.config);
+            }
+            match progress {
                 Progress::Moves => {}
-                Progress::Waits => break,
                 Progress::Connected => return self.promote(half, now),
                 Progress::Ended(end) => {
                     self.counters.handshakes_refused += 1;
                     return self.abandon(half, end, now);
                 }
+                Progress::Waits | Progress::Elsewhere { .. } => break,
             }
         }
         self.half_open.push(half);
+    }
+
+    fn pass_on(&mut self, half: HalfOpen, id: u32, message: Message) {
+        self.epoll.remove(half.control.as_fd());
+        let given = self.place.as_ref().map(|place| place.hand_over(id, half.control, message));
+        if let Some(Err(control)) = given {
+            self.counters.handshakes_crowded += 1;
+            drop(control.send(&Message::disconnect("Too many handshakes under way"), None));
+        }
     }
 
     fn abandon(&mut self, half: HalfOpen, end: End, now: Instant) {
@@ -323,35 +235,28 @@ impl Memif {
 
     /// The handshake is done: frames may flow.
     fn promote(&mut self, half: HalfOpen, now: Instant) {
-        let max_frame = self.max_frame();
-        let HalfOpen { token, control, machine, regions, layout, rings: [Some(c2s), Some(s2c)], .. } = half else {
-            return;
+        let connected = match &half.machine {
+            Machine::Server(machine) => Some(machine.connected()),
+            Machine::Client(_) => None,
         };
-        let ((receive, receive_eventfd), (send, send_eventfd)) =
-            if matches!(machine, Machine::Server(_)) { (c2s, s2c) } else { (s2c, c2s) };
-        receive.set_wants_kick(self.armed);
-        let (receiver, sender) = match (&machine, regions.first()) {
-            (Machine::Client(_), Some(region)) => (
-                Receiver::of_client(receive, region.clone(), layout, max_frame),
-                Sender::of_client(send, region.clone(), layout),
-            ),
-            _ => (Receiver::of_server(receive, regions.clone(), max_frame), Sender::of_server(send, regions)),
-        };
-        let peer = Peer { token, control, receiver, sender, receive_eventfd, send_eventfd };
-        if let Machine::Server(machine) = machine
-            && let Err(error) = peer.control.send(&machine.connected(), None)
-        {
-            self.epoll.remove(peer.control.as_fd());
-            return self.failed(&format!("control socket: {error}"), now);
-        }
-        if let Err(error) = self.epoll.add(peer.receive_eventfd.as_fd(), RECEIVE_RING, true) {
-            self.epoll.remove(peer.control.as_fd());
-            return self.failed(&format!("cannot watch the receive ring: {error}"), now);
+        let peer = Peer::new(half, self.max_frame(), self.armed);
+        let watched = connected.map_or(Ok(()), |message| peer.control.send(&message, None)).and_then(|()| {
+            peer.receive_eventfds.iter().try_for_each(|fd| self.epoll.add(fd.as_fd(), RECEIVE_RING, true))
+        });
+        if let Err(error) = watched {
+            self.forget(&peer);
+            return self.failed(&format!("cannot begin: {error}"), now);
         }
         self.peer = Some(peer);
         self.generation += 1;
         self.counters.connects += 1;
         self.retry_after = FIRST_RETRY;
+    }
+
+    fn forget(&mut self, peer: &Peer) {
+        self.epoll.remove(peer.control.as_fd());
+        peer.receive_eventfds.iter().for_each(|fd| self.epoll.remove(fd.as_fd()));
+        self.kicker.forget_peer();
     }
 
     /// The control socket of a connected peer is readable.
@@ -373,7 +278,7 @@ impl Memif {
     fn hang_up(&mut self, end: End, now: Instant) {
         let Some(peer) = self.peer.take() else { return };
         self.counters.disconnects += 1;
-        self.counters.tx_lost += peer.sender.queued();
+        self.counters.tx_lost += peer.queued();
         let reason = match end {
             End::ByPeer(reason) => reason,
             End::Refused(reason) => {
@@ -382,9 +287,7 @@ impl Memif {
                 format!("refused: {reason}")
             }
         };
-        self.epoll.remove(peer.control.as_fd());
-        self.epoll.remove(peer.receive_eventfd.as_fd());
-        self.kicker.forget_peer();
+        self.forget(&peer);
         drop(peer);
         self.failed(&reason, now);
     }
@@ -399,89 +302,6 @@ impl Memif {
     }
 }
 
-impl HalfOpen {
-    /// Reads one message, performs what it asks for and answers.
-    fn proceed(&mut self, taken: bool, config: &MemifConfig) -> Progress {
-        let (message, descriptors) = match self.control.receive() {
-            Incoming::Nothing => return Progress::Waits,
-            Incoming::Closed => return Progress::Ended(End::ByPeer("peer closed the connection".into())),
-            Incoming::Garbage(reason) => return Progress::Ended(End::Refused(reason)),
-            Incoming::Message(message, descriptors) => (message, descriptors),
-        };
-        let step = match &mut self.machine {
-            Machine::Server(server) => server.handle(&message, descriptors.len(), taken),
-            Machine::Client(client) => client.handle(&message, descriptors.len()),
-        };
-        let done = step.and_then(|step| {
-            self.perform(step.effect, descriptors.into_iter().next(), config).map_err(End::Refused)?;
-            Ok(step)
-        });
-        match done {
-            Err(end) => Progress::Ended(end),
-            // A server's CONNECTED goes out once everything is in place.
-            Ok(Step { effect: Effect::Connected { .. }, .. }) => Progress::Connected,
-            Ok(Step { reply: Some(reply), attach, .. }) => match self.control.send(&reply, self.attached(attach)) {
-                Ok(()) => Progress::Moves,
-                Err(error) => Progress::Ended(End::ByPeer(format!("control socket: {error}"))),
-            },
-            Ok(Step { reply: None, .. }) => Progress::Moves,
-        }
-    }
-
-    fn attached(&self, attach: Attach) -> Option<BorrowedFd<'_>> {
-        match attach {
-            Attach::Nothing => None,
-            Attach::Region => self.regions.first().map(|region| region.as_fd()),
-            Attach::Eventfd { client_to_server } => {
-                self.rings[usize::from(!client_to_server)].as_ref().map(|(_, eventfd)| eventfd.as_fd())
-            }
-        }
-    }
-
-    fn perform(&mut self, effect: Effect, descriptor: Option<OwnedFd>, config: &MemifConfig) -> Result<(), String> {
-        match (effect, descriptor) {
-            (Effect::Claim, _) => self.claimed = true,
-            (Effect::MapRegion { bytes }, Some(memfd)) => {
-                let most = config.max_region_bytes_total;
-                let sum = usize::try_from(bytes).ok().and_then(|bytes| self.region_bytes.checked_add(bytes));
-                let Some(sum) = sum.filter(|sum| *sum <= most) else {
-                    return Err(format!("region of {bytes} bytes beside {}: at most {most}", self.region_bytes));
-                };
-                self.regions.push(Arc::new(Region::from_peer(memfd, bytes)?));
-                self.region_bytes = sum;
-            }
-            (Effect::AddRing(ring), Some(eventfd)) => {
-                let region = self.regions.get(usize::from(ring.region)).ok_or("ring in an unknown region")?;
-                let wired = (Ring::new(region, ring.offset, ring.log2_slots)?, Arc::new(prove_eventfd(eventfd)?));
-                self.rings[usize::from(!ring.client_to_server)] = Some(wired);
-            }
-            (Effect::CreateRegion(layout), _) => {
-                let text = |error: io::Error| format!("cannot share memory: {error}");
-                let region = Arc::new(Region::create(c"memif", layout.region_bytes() as usize).map_err(text)?);
-                for client_to_server in [true, false] {
-                    let ring = Ring::new(&region, layout.ring_offset(client_to_server), layout.log2_slots)?;
-                    ring.initialise();
-                    let eventfd = kick::eventfd().map_err(text)?;
-                    self.rings[usize::from(!client_to_server)] = Some((ring, Arc::new(eventfd)));
-                }
-                self.regions.push(region);
-                self.layout = layout;
-            }
-            (Effect::Connected { .. }, _) => {
-                for (ring, _) in self.rings.iter().flatten() {
-                    let cookie = ring.cookie();
-                    if cookie != COOKIE {
-                        return Err(format!("ring cookie {cookie:#x}, {COOKIE:#x} wanted"));
-                    }
-                }
-            }
-            (Effect::Nothing, _) => {}
-            (Effect::MapRegion { .. } | Effect::AddRing(_), None) => return Err("a descriptor is missing".into()),
-        }
-        Ok(())
-    }
-}
-
 impl Memif {
     fn queue(&mut self, parts: &[Lent<'_>]) -> Sent {
         let Some(peer) = &mut self.peer else {
@@ -493,7 +313,7 @@ impl Memif {
             self.counters.tx_too_long += 1;
             return Sent::TooLong;
         }
-        match peer.sender.send(parts, total) {
+        match peer.send(parts, total) {
             Ok(Outcome::Queued) => Sent::Queued,
             Ok(Outcome::Full) => {
                 self.counters.tx_full += 1;
@@ -508,15 +328,6 @@ impl Memif {
                 self.counters.tx_down += 1;
                 Sent::Down
             }
-        }
-    }
-
-    fn kick(&mut self) {
-        let Some(peer) = &self.peer else { return };
-        if self.kicker.kick(&peer.send_eventfd) {
-            self.counters.kicks += 1;
-        } else {
-            self.counters.kicks_failed += 1;
         }
     }
 }
@@ -541,7 +352,10 @@ impl Port for Memif {
             self.hear(now);
         }
         for token in ready.iter().copied().filter(|token| *token >= FIRST_CONNECTION) {
-            self.advance(token, now);
+            self.advance(token, None, now);
+        }
+        if ready.contains(&BELL) {
+            self.take_over(now);
         }
         if ready.contains(&LISTENER) {
             self.accept(now);
@@ -558,16 +372,16 @@ impl Port for Memif {
 
     fn lend(&mut self, max: usize) -> Burst<'_> {
         let Some(peer) = &mut self.peer else { return Burst::EMPTY };
-        if let Err(reason) = peer.receiver.refresh(max) {
+        if let Err(reason) = peer.choose(max) {
             self.hang_up(End::Refused(reason), Instant::now());
             return Burst::EMPTY;
         }
-        self.peer.as_mut().map_or(Burst::EMPTY, |peer| peer.receiver.lend(max, &mut self.counters))
+        self.peer.as_mut().map_or(Burst::EMPTY, |peer| peer.lend(max, &mut self.counters))
     }
 
     fn give_back(&mut self, dropped: usize) {
         if let Some(peer) = &mut self.peer {
-            peer.receiver.give_back();
+            peer.give_back();
         }
         self.counters.rx_frames -= dropped as u64;
         self.counters.rx_pool_dry += dropped as u64;
@@ -587,7 +401,7 @@ impl Port for Memif {
 
     fn room(&mut self) -> usize {
         let Some(peer) = &mut self.peer else { return usize::MAX };
-        peer.sender.free().unwrap_or_else(|reason| {
+        peer.free().unwrap_or_else(|reason| {
             self.hang_up(End::Refused(reason), Instant::now());
             usize::MAX
         })
@@ -595,20 +409,24 @@ impl Port for Memif {
 
     fn flush(&mut self) {
         let Some(peer) = &mut self.peer else { return };
-        if peer.sender.flush(&mut self.counters) {
-            self.kick();
-        }
+        peer.flush(&mut self.counters, |eventfd, counters| {
+            if self.kicker.kick(eventfd) {
+                counters.kicks += 1;
+            } else {
+                counters.kicks_failed += 1;
+            }
+        });
     }
 
     fn hand_over(&mut self) {
         // A kick now spares a sleeping peer the wait for `flush`, which then finds it awake.
-        if self.peer.as_ref().is_some_and(|peer| peer.sender.hand_over()) {
+        if self.peer.as_ref().is_some_and(Peer::hand_over) {
             self.flush();
         }
     }
 
     fn arm(&mut self) -> bool {
-        self.armed = self.peer.as_ref().is_none_or(|peer| peer.receiver.arm());
+        self.armed = self.peer.as_ref().is_none_or(Peer::arm);
         if !self.armed {
             self.disarm();
         }
@@ -618,7 +436,7 @@ impl Port for Memif {
     fn disarm(&mut self) {
         self.armed = false;
         if let Some(peer) = &self.peer {
-            peer.receiver.disarm();
+            peer.disarm();
         }
     }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use super::region::Region;
-use super::ring::{Descriptor, Layout, NEXT, Ring};
+use super::ring::{Descriptor, NEXT, Ring};
 use super::traffic::{Buffers, Counters, Cursor, prefetch};
 use crate::port::lent::{BURST, Burst, Lent};
 
@@ -33,19 +33,20 @@ enum Broken {
 }
 
 impl Receiver {
-    pub fn of_server(ring: Ring, regions: Vec<Arc<Region>>, max_frame: usize) -> Self {
-        let (cursor, buffers) = (Cursor::of_server(ring), Buffers::Offered { regions });
-        Self { cursor, buffers, max_frame, shown: 0, gathered: Vec::new() }
+    pub fn of_server(ring: Ring, regions: Arc<[Arc<Region>]>, max_frame: usize) -> Self {
+        Self::new(Cursor::of_server(ring), Buffers::Offered { regions }, max_frame)
     }
 
     /// Offers all its buffers at once: only after CONNECTED, for a server may clear the indices before.
-    pub fn of_client(ring: Ring, region: Arc<Region>, layout: Layout, max_frame: usize) -> Self {
-        let cursor = Cursor::of_client(ring, false);
-        let buffers = Buffers::Own { region, first: layout.buffers_offset(false), bytes: layout.buffer_bytes };
-        let receiver = Self { cursor, buffers, max_frame, shown: 0, gathered: Vec::new() };
+    pub fn of_client(ring: Ring, buffers: Buffers, max_frame: usize) -> Self {
+        let receiver = Self::new(Cursor::of_client(ring, false), buffers, max_frame);
         receiver.offer(0, receiver.cursor.ring.slots());
         receiver.cursor.publish();
         receiver
+    }
+
+    fn new(cursor: Cursor, buffers: Buffers, max_frame: usize) -> Self {
+        Self { cursor, buffers, max_frame, shown: 0, gathered: Vec::new() }
     }
 
     /// Gives consumed slots of a client back, complete: DPDK 22.11 never clears the flags of a first descriptor.
@@ -53,7 +54,7 @@ impl Receiver {
     fn offer(&self, from: u16, count: u16) {
         for step in 0..count {
             let index = from.wrapping_add(step);
-            if let Some(descriptor) = self.buffers.own(self.cursor.ring.slot(index)) {
+            if let Some(descriptor) = self.buffers.empty(self.cursor.ring.slot(index)) {
                 self.cursor.ring.set_descriptor(index, descriptor);
             }
         }
@@ -63,6 +64,11 @@ impl Receiver {
     #[inline]
     pub fn refresh(&mut self, wanted: usize) -> Result<(), String> {
         if usize::from(self.cursor.available()) < wanted.min(BURST) { self.cursor.refresh().map(drop) } else { Ok(()) }
+    }
+
+    #[inline]
+    pub fn available(&self) -> u16 {
+        self.cursor.available()
     }
 
     /// As [`crate::port::Port::lend`], of what the last `refresh` found.

@@ -125,6 +125,13 @@ impl Ring {
         unsafe { [self.base.add(at).cast().as_ref(), self.base.add(at + 8).cast().as_ref()] }
     }
 
+    /// Where the descriptor at `index` is, to ask for its cache line ahead.
+    #[inline]
+    pub fn address(&self, index: u16) -> NonNull<u8> {
+        // SAFETY: within the ring, as in `words`.
+        unsafe { self.base.add(DESCRIPTORS_AT + self.slot(index) * DESCRIPTOR_BYTES) }
+    }
+
     #[inline]
     pub fn descriptor(&self, index: u16) -> Descriptor {
         let [first, second] = self.words(index).map(|word| u64::from_le(word.load(Ordering::Relaxed)));
@@ -146,26 +153,34 @@ impl Ring {
     }
 }
 
-/// How a client arranges its one region: both rings, then the buffers of both.
+/// How a client arranges its one region: all rings, client to server first, then the buffers of each in the same order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     pub log2_slots: u8,
     pub buffer_bytes: u32,
+    /// Rings in each direction.
+    pub queues: u16,
 }
 
 impl Layout {
-    pub fn ring_offset(&self, client_to_server: bool) -> u32 {
-        if client_to_server { 0 } else { Ring::bytes(self.log2_slots) as u32 }
+    fn place(self, client_to_server: bool, queue: u16) -> u32 {
+        u32::from(queue) + if client_to_server { 0 } else { u32::from(self.queues) }
     }
 
-    pub fn buffers_offset(&self, client_to_server: bool) -> u32 {
-        let both_rings = 2 * Ring::bytes(self.log2_slots) as u32;
-        both_rings + if client_to_server { 0 } else { self.buffer_bytes << self.log2_slots }
+    pub fn ring_offset(self, client_to_server: bool, queue: u16) -> u32 {
+        self.place(client_to_server, queue) * Ring::bytes(self.log2_slots) as u32
+    }
+
+    pub fn buffers_offset(self, client_to_server: bool, queue: u16) -> u32 {
+        let rings = 2 * u32::from(self.queues) * Ring::bytes(self.log2_slots) as u32;
+        // Where a cache line begins.
+        rings.next_multiple_of(64) + self.place(client_to_server, queue) * (self.buffer_bytes << self.log2_slots)
     }
 
     /// In u64, so that a configuration that is too large can be seen to be.
-    pub fn region_bytes(&self) -> u64 {
-        2 * (Ring::bytes(self.log2_slots) as u64 + (u64::from(self.buffer_bytes) << self.log2_slots))
+    pub fn region_bytes(self) -> u64 {
+        let rings = 2 * u64::from(self.queues) * Ring::bytes(self.log2_slots) as u64;
+        rings.next_multiple_of(64) + 2 * u64::from(self.queues) * (u64::from(self.buffer_bytes) << self.log2_slots)
     }
 }
 
@@ -211,10 +226,17 @@ mod tests {
 
     #[test]
     fn rings_and_buffers_of_the_layout_do_not_overlap() {
-        let layout = Layout { log2_slots: 10, buffer_bytes: 2048 };
-        assert_eq!(layout.ring_offset(false), 128 + 16 * 1024);
-        assert_eq!(layout.buffers_offset(true), 2 * (128 + 16 * 1024));
-        assert_eq!(layout.buffers_offset(false), layout.buffers_offset(true) + 1024 * 2048);
-        assert_eq!(layout.region_bytes(), u64::from(layout.buffers_offset(false)) + 1024 * 2048);
+        for (log2_slots, queues) in [(1, 1), (10, 1), (1, 3), (4, 8)] {
+            let layout = Layout { log2_slots, buffer_bytes: 2048, queues };
+            let both = || [true, false].into_iter().flat_map(|way| (0..queues).map(move |queue| (way, queue)));
+            let rings = both().map(|(way, queue)| (layout.ring_offset(way, queue), Ring::bytes(log2_slots) as u32));
+            let buffers = both().map(|(way, queue)| (layout.buffers_offset(way, queue), 2048 << log2_slots));
+            let mut end = 0;
+            for (begin, bytes) in rings.chain(buffers) {
+                assert!(begin >= end && begin < end + 64 && begin.is_multiple_of(8), "{begin} after {end}");
+                end = begin + bytes;
+            }
+            assert_eq!(u64::from(end), layout.region_bytes());
+        }
     }
 }

@@ -7,14 +7,15 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use super::region::Region;
-use super::ring::{Descriptor, Layout, NEXT, Ring};
+use super::ring::{Descriptor, NEXT, Ring};
 use super::traffic::{Buffers, Counters, Cursor, prefetch};
 use crate::port::lent::Lent;
 
 /// Buffers one frame may be spread over.
 const MAX_CHAIN: usize = 64;
 /// How many slots ahead the sender asks for the peer's buffers.
-const PREFETCH_SLOTS: u16 = 6;
+const PREFETCH_SLOTS: u16 = 8;
+const DESCRIPTORS_AHEAD: u16 = 24;
 
 /// What became of a frame given to [`Sender::send`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,14 +33,15 @@ pub struct Sender {
 }
 
 impl Sender {
-    pub fn of_server(ring: Ring, regions: Vec<Arc<Region>>) -> Self {
-        let (cursor, buffers) = (Cursor::of_server(ring), Buffers::Offered { regions });
-        Self { cursor, buffers, queued_frames: 0, queued_bytes: 0 }
+    pub fn of_server(ring: Ring, regions: Arc<[Arc<Region>]>) -> Self {
+        Self::new(Cursor::of_server(ring), Buffers::Offered { regions })
     }
 
-    pub fn of_client(ring: Ring, region: Arc<Region>, layout: Layout) -> Self {
-        let cursor = Cursor::of_client(ring, true);
-        let buffers = Buffers::Own { region, first: layout.buffers_offset(true), bytes: layout.buffer_bytes };
+    pub fn of_client(ring: Ring, buffers: Buffers) -> Self {
+        Self::new(Cursor::of_client(ring, true), buffers)
+    }
+
+    fn new(cursor: Cursor, buffers: Buffers) -> Self {
         Self { cursor, buffers, queued_frames: 0, queued_bytes: 0 }
     }
 
@@ -65,26 +67,30 @@ impl Sender {
             return Ok(Outcome::Full);
         }
         let index = self.cursor.next;
-        let (descriptor, at) = self.room(index)?;
+        let Some((descriptor, at)) = self.empty(index) else { return Err(self.lie(index)) };
         if total > descriptor.length as usize {
-            return self.send_chain(parts, total, (descriptor, at));
+            return self.send_chain(parts, total);
         }
         let (mut to, mut left) = (at, total);
         for part in parts {
             let count = part.len().min(left);
             // SAFETY: `at` was proved to be followed by descriptor.length ≥ total bytes, of which `left` are not written
-            // yet; a part is readable for its length. Parts are not in this port's mappings: what a port lends goes to others.
+            // yet; a part is readable for its length. Parts are not in this port's mappings: what a port lends goes to
+            // others.
             unsafe {
-                copy_nonoverlapping(part.as_ptr(), to.as_ptr(), count);
+                copy(part.as_ptr(), to.as_ptr(), count);
                 to = to.add(count);
             }
             left -= count;
         }
         self.cursor.ring.set_descriptor(index, Descriptor { flags: 0, length: total as u32, ..descriptor });
         self.cursor.next = index.wrapping_add(1);
+        if index.is_multiple_of(4) {
+            prefetch(self.cursor.ring.address(index.wrapping_add(DESCRIPTORS_AHEAD)), 1, true);
+        }
         if self.cursor.available() > PREFETCH_SLOTS {
             // A descriptor that lies now is caught when its turn comes; a hint may go anywhere.
-            if let Ok((_, ahead)) = self.room(self.cursor.next.wrapping_add(PREFETCH_SLOTS)) {
+            if let Some((_, ahead)) = self.empty(self.cursor.next.wrapping_add(PREFETCH_SLOTS)) {
                 prefetch(ahead, total, true);
             }
         }
@@ -93,28 +99,24 @@ impl Sender {
         Ok(Outcome::Queued)
     }
 
-    /// The empty buffer at `index`, its length being its capacity.
+    /// The empty buffer at `index`, its length being its capacity; none if it is a lie.
     #[inline]
-    fn room(&self, index: u16) -> Result<(Descriptor, NonNull<u8>), String> {
+    fn empty(&self, index: u16) -> Option<(Descriptor, NonNull<u8>)> {
         let slot = self.cursor.ring.slot(index);
-        let descriptor = self.buffers.own(slot).unwrap_or_else(|| self.cursor.ring.descriptor(index));
-        match self.buffers.locate(slot, &descriptor) {
-            Some(at) => Ok((descriptor, at)),
-            None => {
-                let Descriptor { region, length, offset, .. } = descriptor;
-                Err(format!("empty buffer {slot} is outside: region {region}, offset {offset}, length {length}"))
-            }
-        }
+        let descriptor = self.buffers.empty(slot).unwrap_or_else(|| self.cursor.ring.descriptor(index));
+        Some((descriptor, self.buffers.locate(slot, &descriptor)?))
     }
 
     #[cold]
-    fn send_chain(
-        &mut self,
-        parts: &[Lent<'_>],
-        total: usize,
-        first: (Descriptor, NonNull<u8>),
-    ) -> Result<Outcome, String> {
-        let (mut capacity, mut chain) = (first.0.length as usize, vec![first]);
+    fn lie(&self, index: u16) -> String {
+        let Descriptor { region, length, offset, .. } = self.cursor.ring.descriptor(index);
+        let slot = self.cursor.ring.slot(index);
+        format!("empty buffer {slot} is outside: region {region}, offset {offset}, length {length}")
+    }
+
+    #[cold]
+    fn send_chain(&mut self, parts: &[Lent<'_>], total: usize) -> Result<Outcome, String> {
+        let (mut capacity, mut chain) = (0, Vec::new());
         while capacity < total {
             if chain.len() == MAX_CHAIN.min(usize::from(self.cursor.ring.slots())) {
                 return Ok(Outcome::TooLong);
@@ -123,8 +125,9 @@ impl Sender {
             if have >= usize::from(self.cursor.available()) && have >= usize::from(self.cursor.refresh()?) {
                 return Ok(Outcome::Full);
             }
-            let more = self.room(self.cursor.next.wrapping_add(have as u16))?;
-            capacity = capacity.saturating_add(more.0.length as usize);
+            let index = self.cursor.next.wrapping_add(have as u16);
+            let Some(more) = self.empty(index) else { return Err(self.lie(index)) };
+            capacity += more.0.length as usize;
             chain.push(more);
         }
         let mut bytes = parts.iter().copied().filter(|part| !part.is_empty());
@@ -176,5 +179,33 @@ impl Sender {
         // Our index before their flag: see `Receiver::arm`.
         fence(Ordering::SeqCst);
         self.cursor.ring.wants_kick()
+    }
+}
+
+/// As `copy_nonoverlapping`, without a call for what is short.
+///
+/// # Safety
+/// As `copy_nonoverlapping`'s.
+#[inline]
+unsafe fn copy(from: *const u8, to: *mut u8, count: usize) {
+    /// Both ends of `count` ≥ `N` bytes, which overlap in the middle.
+    #[inline]
+    unsafe fn ends<const N: usize>(from: *const u8, to: *mut u8, count: usize) {
+        // SAFETY: the caller's, of N ≤ count bytes from the beginning and as many before the end.
+        unsafe {
+            let (first, last) =
+                (from.cast::<[u8; N]>().read_unaligned(), from.add(count - N).cast::<[u8; N]>().read_unaligned());
+            to.cast::<[u8; N]>().write_unaligned(first);
+            to.add(count - N).cast::<[u8; N]>().write_unaligned(last);
+        }
+    }
+    // SAFETY: the caller's.
+    unsafe {
+        match count {
+            32..=64 => ends::<32>(from, to, count),
+            16..32 => ends::<16>(from, to, count),
+            0 => {}
+            _ => copy_nonoverlapping(from, to, count),
+        }
     }
 }

@@ -16,7 +16,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use super::region::Region;
-use super::ring::{Descriptor, Index, Ring};
+use super::ring::{Descriptor, Index, Layout, Ring};
 
 /// Every counter of a port, by the name it has outside.
 macro_rules! counters {
@@ -124,12 +124,22 @@ impl Cursor {
 /// Where a descriptor's buffer is.
 pub enum Buffers {
     /// A client's own: one per slot, at a place only we decide.
-    Own { region: Arc<Region>, first: u32, bytes: u32 },
+    Own { region: Arc<Region>, offsets: Box<[u32]>, bytes: u32 },
     /// A server's: wherever the peer's descriptor says, if that is inside.
-    Offered { regions: Vec<Arc<Region>> },
+    Offered { regions: Arc<[Arc<Region>]> },
 }
 
 impl Buffers {
+    /// The buffers of one ring of a client, scattered by the bits of the slot's number read backwards. Frames at equal
+    /// distances teach a core's prefetcher to fetch the next one, and so to take from the other core what that is just
+    /// writing; 60-byte frames then come at two thirds of the rate where a cache line takes 300 ns there and back.
+    pub fn own(region: &Arc<Region>, layout: Layout, client_to_server: bool, queue: u16) -> Self {
+        let (first, bytes) = (layout.buffers_offset(client_to_server, queue), layout.buffer_bytes);
+        let backwards = |slot: u16| u32::from(slot.reverse_bits() >> (16 - layout.log2_slots));
+        let offsets = (0..1 << layout.log2_slots).map(|slot| first + backwards(slot) * bytes).collect();
+        Self::Own { region: region.clone(), offsets, bytes }
+    }
+
     /// `length` bytes of the buffer of a descriptor read from `slot`; none if it is a lie.
     #[inline]
     pub fn locate(&self, slot: usize, descriptor: &Descriptor) -> Option<NonNull<u8>> {
@@ -138,9 +148,12 @@ impl Buffers {
             return None;
         }
         match self {
-            Self::Own { region, first, bytes } => {
-                let offset = *first as usize + slot * *bytes as usize;
-                if length > *bytes as usize { None } else { region.at(offset, length) }
+            Self::Own { region, offsets, bytes } => {
+                if length > *bytes as usize {
+                    None
+                } else {
+                    region.at(offsets[slot] as usize, length)
+                }
             }
             Self::Offered { regions } => {
                 regions.get(usize::from(descriptor.region))?.at(descriptor.offset as usize, length)
@@ -150,10 +163,10 @@ impl Buffers {
 
     /// A client's descriptor of an empty buffer.
     #[inline]
-    pub fn own(&self, slot: usize) -> Option<Descriptor> {
+    pub fn empty(&self, slot: usize) -> Option<Descriptor> {
         match self {
-            Self::Own { first, bytes, .. } => {
-                Some(Descriptor { flags: 0, region: 0, length: *bytes, offset: first + slot as u32 * bytes })
+            Self::Own { offsets, bytes, .. } => {
+                Some(Descriptor { flags: 0, region: 0, length: *bytes, offset: offsets[slot] })
             }
             Self::Offered { .. } => None,
         }

@@ -11,7 +11,7 @@ mod spread;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use self::device::Queue;
 use self::link_layer::Outgoing;
@@ -26,6 +26,8 @@ use crate::packet::ethernet::{self, Mac};
 const DEPTH: usize = 1024;
 /// Answers of the link layer that wait for the host.
 const ANSWERS: usize = 256;
+/// How long an interface that was made again, and cannot be opened, is left alone: who made it may hold it for a moment.
+const RETRY: Duration = Duration::from_millis(250);
 /// Tokens in the epoll set; queues count up from `FIRST_QUEUE`.
 const NEWS: u64 = 0;
 const BELL: u64 = 1;
@@ -128,6 +130,7 @@ pub struct Tap {
     mtu: usize,
     /// Why there is no link; none when there is.
     down: Option<String>,
+    retry_at: Option<Instant>,
     generation: u64,
     armed: bool,
     received: Received,
@@ -153,6 +156,7 @@ impl Tap {
             interface: config.interface.clone(),
             mtu: 0,
             down: Some("not open".into()),
+            retry_at: None,
             generation: 0,
             armed: false,
             received: Received::new(0),
@@ -182,11 +186,13 @@ impl Tap {
     /// What has become of the interface.
     fn look(&mut self) {
         if self.queues.is_empty() {
+            self.retry_at = None;
             if !self.interfaces.exists(&self.config.interface) {
                 return;
             }
             if let Err(error) = self.open() {
                 self.set_down(format!("{}: {error}", self.config.interface));
+                self.retry_at = Some(Instant::now() + RETRY);
                 return;
             }
         }
@@ -337,8 +343,8 @@ impl Port for Tap {
         self.epoll.as_raw_fd()
     }
 
-    fn service(&mut self, _now: Instant) {
-        let mut changed = false;
+    fn service(&mut self, now: Instant) {
+        let mut changed = self.retry_at.is_some_and(|at| at <= now);
         for ready in self.epoll.ready() {
             match ready.token {
                 NEWS => changed |= self.news.take(),
@@ -349,6 +355,10 @@ impl Port for Tap {
         if changed {
             self.look();
         }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.retry_at
     }
 
     fn mtu(&self) -> Option<usize> {

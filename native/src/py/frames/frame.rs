@@ -6,23 +6,28 @@
 use std::net::IpAddr;
 
 use pyo3::prelude::*;
-use pyo3::types::PyString;
+use pyo3::types::{PyDict, PyString};
 use pyo3::{PyTraverseError, PyVisit};
 
 use super::super::cell::GilCell;
+use super::super::core::Core;
 use super::super::engine::Engine;
 use super::super::packet::{Body, Packet};
+use super::batch::Batch;
+use super::rewriting;
 use super::verdict::Decision;
+use crate::flow::{Head, PortIndex, edit};
 use crate::packet::ethernet;
 use crate::packet::headers::{Headers, kind};
 use crate::packet::{Slot, ipv6};
+use crate::port::lent::Lent;
 
 struct State {
     /// The port it came by.
     port: usize,
     decided: bool,
     /// Its place in the batch whose handler runs.
-    place: Option<u16>,
+    place: Option<(Py<Batch>, u16)>,
     /// Read when first asked for.
     headers: Option<Headers>,
     /// What leaves, where that is not what came.
@@ -53,7 +58,7 @@ impl Frame {
         py: Python<'_>,
         engine: &Py<Engine>,
         port: usize,
-        place: Option<u16>,
+        place: Option<(Py<Batch>, u16)>,
         body: Body,
     ) -> PyResult<Py<Self>> {
         let shell = engine.get().state.with(py, |state| state.shell.take());
@@ -67,8 +72,24 @@ impl Frame {
             }
         };
         frame.bind_borrowed(py).as_super().get().fill(py, body);
-        frame.get().state.with(py, |state| *state = State { port, decided: false, place, ..State::EMPTY });
+        let old = frame
+            .get()
+            .state
+            .with(py, |state| std::mem::replace(state, State { port, decided: false, place, ..State::EMPTY }));
+        drop(old);
         Ok(frame)
+    }
+
+    /// Gives the shell, which nobody else refers to, another content; what it had.
+    pub fn refill(&self, slf: &Bound<'_, Self>, port: usize, body: Body) -> Body {
+        let py = slf.py();
+        let old = slf.as_super().get().swap(py, body);
+        let rewritten = self.state.with(py, |state| {
+            (state.port, state.decided, state.headers) = (port, false, None);
+            state.rewritten.take()
+        });
+        drop(rewritten);
+        old
     }
 
     /// The last reference to it: an undecided one is dropped, and the shell serves again.
@@ -93,12 +114,30 @@ impl Frame {
 
     /// Its batch is over; who kept it may still decide.
     pub fn leave_batch(&self, py: Python<'_>) {
-        self.state.with(py, |state| state.place = None);
+        let old = self.state.with(py, |state| state.place.take());
+        drop(old);
+    }
+
+    /// What leaves is a copy of `bytes`; where there is no buffer for it, the frame is dropped and counted.
+    pub fn set_outgoing(&self, py: Python<'_>, bytes: &[u8]) {
+        let core = self.engine.get().core.get();
+        let rewritten = core.pool.take(bytes.len()).map(|mut slot| {
+            slot.copy_from_slice(bytes);
+            slot
+        });
+        if rewritten.is_none() && self.settle(py) {
+            core.counters.drop_verdict_failed.bump();
+        }
+        let old = self.state.with(py, |state| std::mem::replace(&mut state.rewritten, rewritten));
+        drop(old);
     }
 
     /// Calls `use_it` with the bytes that leave.
-    pub fn with_outgoing<R>(slf: &Bound<'_, Self>, use_it: impl FnOnce(&[u8]) -> R) -> R {
+    pub fn with_outgoing<R>(slf: &Bound<'_, Self>, use_it: impl FnOnce(&[u8]) -> R) -> PyResult<R> {
         let py = slf.py();
+        if let Some((batch, place)) = slf.get().place(py) {
+            return batch.get().with_outgoing(py, place, use_it);
+        }
         // Taken out meanwhile: `use_it` may come to the frame.
         let rewritten = slf.get().state.with(py, |state| state.rewritten.take());
         let result = match &rewritten {
@@ -106,28 +145,50 @@ impl Frame {
             None => use_it(slf.as_super().get().bytes(py)),
         };
         slf.get().state.with(py, |state| state.rewritten = rewritten);
-        result
+        Ok(result)
     }
 
-    pub fn is_rewritten(&self, py: Python<'_>) -> bool {
-        self.state.with(py, |state| state.rewritten.is_some())
+    fn place(&self, py: Python<'_>) -> Option<(Py<Batch>, u16)> {
+        self.state.with(py, |state| state.place.as_ref().map(|(batch, place)| (batch.clone_ref(py), *place)))
     }
 
     pub fn decide(slf: &Bound<'_, Self>, decision: Decision) -> PyResult<()> {
         let (py, inner) = (slf.py(), slf.get());
         inner.engine.get().core.get().check_thread()?;
-        let (first, port, place) = inner.state.with(py, |state| {
-            let first = !std::mem::replace(&mut state.decided, true);
-            (first, state.port, state.place)
-        });
-        if !first {
+        if let Some((batch, place)) = inner.place(py) {
+            inner.settle(py);
+            return batch.get().decide(py, place, decision);
+        }
+        if !inner.settle(py) {
             return Ok(());
         }
-        match place {
-            Some(place) => inner.engine.get().decide_in_batch(py, port, place, decision),
-            None => Self::with_outgoing(slf, |bytes| Engine::carry_out(&inner.engine, py, port, decision, bytes)),
+        let port = inner.state.with(py, |state| state.port);
+        Self::with_outgoing(slf, |bytes| Engine::carry_out(&inner.engine, py, port, decision, bytes))
+    }
+
+    /// The common case of `forward`, of a frame by itself that is as it came. False: it is not that.
+    fn forward_at_once(slf: &Bound<'_, Self>, port: &Bound<'_, PyString>) -> PyResult<bool> {
+        let (py, inner) = (slf.py(), slf.get());
+        let engine = inner.engine.get();
+        engine.core.get().check_thread()?;
+        let bytes = slf.as_super().get().bytes(py);
+        let flushes = engine.state.with(py, |state| {
+            let in_turn = state.in_turn;
+            let open = state.ports.iter_mut().find(|open| open.is_named(port))?;
+            let decided = inner.state.with(py, |state| {
+                let simple = state.place.is_none() && state.rewritten.is_none();
+                simple.then(|| std::mem::replace(&mut state.decided, true))
+            })?;
+            if !decided {
+                open.unflushed = true;
+                open.port.send(&[bytes]);
+            }
+            Some(!in_turn)
+        });
+        if flushes == Some(true) {
+            Core::schedule_flush(&engine.core, py);
         }
-        Ok(())
+        Ok(flushes.is_some())
     }
 
     fn headers(slf: &Bound<'_, Self>) -> Headers {
@@ -310,8 +371,11 @@ impl Frame {
 
     #[pyo3(signature = (port, /))]
     fn forward(slf: &Bound<'_, Self>, port: &Bound<'_, PyString>) -> PyResult<()> {
-        let to = slf.get().engine.get().port_named(port)?;
-        Self::decide(slf, Decision::Forward(to))
+        if Self::forward_at_once(slf, port)? {
+            return Ok(());
+        }
+        let to = usize::from(slf.get().engine.get().port_named(port)?);
+        Self::decide(slf, Decision::Forward(to as PortIndex))
     }
 
     fn reply(slf: &Bound<'_, Self>) -> PyResult<()> {
@@ -322,11 +386,33 @@ impl Frame {
         Self::decide(slf, Decision::Accept)
     }
 
+    #[pyo3(signature = (**values))]
+    fn rewrite(slf: &Bound<'_, Self>, values: Option<&Bound<'_, PyDict>>) -> PyResult<()> {
+        let (py, inner) = (slf.py(), slf.get());
+        inner.engine.get().core.get().check_thread()?;
+        let to = rewriting::parse(values)?;
+        if let Some((batch, place)) = inner.place(py) {
+            return batch.get().rewrite_one(py, place, &to);
+        }
+        let rewritten = Self::with_outgoing(slf, |bytes| {
+            let mut head = Head::default();
+            let frame = Lent::of(bytes);
+            head.take(frame);
+            let headers = Headers::read(head.bytes(), head.frame_len());
+            edit::rewrite(&mut head, &headers, &to)?;
+            let (front, rest) = (head.bytes(), head.rest(frame).len());
+            Ok([front, &bytes[bytes.len() - rest..]].concat())
+        })?;
+        inner.set_outgoing(py, &rewritten.map_err(rewriting::error)?);
+        Ok(())
+    }
+
     fn again(slf: &Bound<'_, Self>) -> PyResult<()> {
         Self::decide(slf, Decision::Again)
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(&self.engine)
+        visit.call(&self.engine)?;
+        self.state.peek(|state| state.place.as_ref().map_or(Ok(()), |(batch, _)| visit.call(batch))).unwrap_or(Ok(()))
     }
 }

@@ -6,6 +6,7 @@ use pyo3::types::PyString;
 
 use super::super::core::Core;
 use super::super::engine::Engine;
+use crate::flow::PortIndex;
 use crate::packet::ethernet;
 use crate::port::{Port, Sent};
 
@@ -14,7 +15,7 @@ use crate::port::{Port, Sent};
 pub enum Decision {
     Drop,
     /// Out of that port as it is.
-    Forward(usize),
+    Forward(PortIndex),
     /// Back out of the port it came by, link addresses exchanged.
     Reply,
     /// To the host of the port it came by.
@@ -25,17 +26,32 @@ pub enum Decision {
     Sent,
 }
 
-/// Sends a frame back to where it came from. None: it is no frame.
+/// Sends a frame back to where it came from. None: it is no frame, or was sent to a group.
 pub fn reply(port: &mut dyn Port, bytes: &[u8]) -> Option<Sent> {
-    (bytes.len() >= ethernet::HEADER).then(|| port.send(&[&bytes[6..12], &bytes[..6], &bytes[12..]]))
+    let (link, rest) = bytes.split_at_checked(12).filter(|_| bytes.len() >= ethernet::HEADER)?;
+    // A group address is nobody's own.
+    if link[0] & 1 != 0 {
+        return None;
+    }
+    let mut exchanged = [0; 12];
+    exchanged[..6].copy_from_slice(&link[6..]);
+    exchanged[6..].copy_from_slice(&link[..6]);
+    Some(port.send(&[&exchanged, rest]))
 }
 
 impl Engine {
     /// The place of the port of that name.
-    pub fn port_named(&self, name: &Bound<'_, PyString>) -> PyResult<usize> {
+    pub fn port_named(&self, name: &Bound<'_, PyString>) -> PyResult<PortIndex> {
         let (py, wanted) = (name.py(), name.to_str()?);
-        let found = self.state.with(py, |state| state.ports.iter().position(|open| open.name == wanted));
-        found.ok_or_else(|| {
+        let found = self.state.with(py, |state| {
+            let found = state.ports.iter().position(|open| open.name == wanted);
+            if let Some(index) = found {
+                // Literals are interned: the same object comes again.
+                state.ports[index].name_object.get_or_insert_with(|| name.clone().unbind());
+            }
+            found
+        });
+        found.map(|index| index as PortIndex).ok_or_else(|| {
             let names =
                 self.state.with(py, |state| state.ports.iter().map(|open| open.name.clone()).collect::<Vec<_>>());
             PyValueError::new_err(format!("there is no port {wanted:?}: expected one of {}", names.join(", ")))
@@ -54,7 +70,7 @@ impl Engine {
             Decision::Sent => {}
             Decision::Drop => counters.drop_verdict.bump(),
             Decision::Forward(to) => {
-                inner.emit(py, to, &[bytes]);
+                inner.emit(py, usize::from(to), &[bytes]);
             }
             Decision::Reply => {
                 let sent = inner.state.with(py, |state| {
@@ -95,7 +111,4 @@ impl Engine {
             self.call_wake(py);
         }
     }
-
-    /// A frame of the batch whose handler runs, decided by itself.
-    pub fn decide_in_batch(&self, _py: Python<'_>, _port: usize, _place: u16, _decision: Decision) {}
 }
