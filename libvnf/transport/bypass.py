@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from .. import _native
@@ -71,6 +72,18 @@ class EngineDriver:
         self.engine.close()
 
 
+@contextmanager
+def opening(port: PortConfig) -> Iterator[None]:
+    """What goes wrong when a native port is opened, as one line of the operator's."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(str(error), key=f"port.{port.name}") from None
+    except OSError as error:
+        kind = AddressInUse if error.errno == errno.EADDRINUSE else TransportError
+        raise kind(f"{port}: {error.strerror or error}") from None
+
+
 class BypassTransport:
     """One port. See :class:`~libvnf.transport.base.Transport`."""
 
@@ -81,16 +94,11 @@ class BypassTransport:
         self._driver, self._port = driver, port
         self.engine: _native.Engine | None = driver.engine
         self._networks = [ipaddress.ip_interface(text).network for text in port.options.get("address", ())]
-        try:
+        with opening(port):
             if port.type == "queue":
                 driver.engine.add_queue(port.name, dict(port.options))
             else:
                 driver.engine.add_port(port.name, {"type": port.type, **port.options})
-        except ValueError as error:
-            raise ConfigError(str(error), key=f"port.{port.name}") from None
-        except OSError as error:
-            kind = AddressInUse if error.errno == errno.EADDRINUSE else TransportError
-            raise kind(f"{port}: {error.strerror or error}") from None
         driver.wake()
 
     def describe(self) -> str:

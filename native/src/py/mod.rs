@@ -6,8 +6,10 @@
 //!   and back.
 //! * `sockets`, `stream`, `datagrams` — kernel sockets; `protocol` — the way in from asyncio transports; `engine`, `opened`,
 //!   `flows`, `tcp`, `ports` — from bypass ports; `tracing` — what became of their frames.
+//! * `forwarding`, `flow_rules` — frames that only pass through, and the rules for them; `bridging` — `vnf bridge`.
 //! * `splice_relay` — two connections joined; `splicer`, `loader` — faces of `crate::splice` and `crate::load`.
 
+mod bridging;
 mod building;
 mod cell;
 mod client;
@@ -18,6 +20,7 @@ mod datagrams;
 mod dispatch;
 mod endpoint;
 mod engine;
+mod flow_rules;
 mod flows;
 mod forwarding;
 mod frames;
@@ -43,6 +46,7 @@ use pyo3::prelude::*;
 
 #[pymodule(gil_used = true)]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<bridging::Bridge>()?;
     module.add_class::<client::Client>()?;
     module.add_class::<connection::Connection>()?;
     module.add_class::<core::Core>()?;
@@ -51,6 +55,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<endpoint::Endpoint>()?;
     module.add_class::<engine::Engine>()?;
     module.add_class::<engine::Target>()?;
+    module.add_class::<flow_rules::FlowTable>()?;
     module.add_class::<frames::Batch>()?;
     module.add_class::<frames::Column>()?;
     module.add_class::<frames::Frame>()?;
