@@ -89,6 +89,25 @@ def test_every_counter_is_in_the_guide_and_no_other(tmp_path: Path) -> None:
     assert {name for name in told if f"`{name}`" not in text} == set()
 
 
+def test_every_counter_of_a_capture_is_in_the_guide(tmp_path: Path) -> None:
+    async def counted() -> Any:
+        vnf = VNF("b", program=False)
+        await vnf.start([parse_transport(f"pcap:,{tmp_path}/out.pcap,name=data0", {})])
+        try:
+            return vnf.statistics()["transports"]["data0"]["counters"]
+        finally:
+            await vnf.close()
+
+    told_of_a_port(set(asyncio.run(counted())), "pcap")
+
+
+def told_of_a_port(counters: set[str], kind: str) -> None:
+    """Those of ``kind`` alone have a table; the others are those of any port."""
+    own = names("statistics.md", f"transports: {kind}")
+    assert own - counters == set()
+    assert counters - own - names("statistics.md", "transports: a port") == set()
+
+
 @pytest.mark.parametrize(
     ("kind", "section"), [("memif", "memif"), ("af_xdp", "AF_XDP"), ("tap", "TAP and TUN"), ("pcap", "Captures")]
 )

@@ -47,6 +47,7 @@ UPWARDS = {
 # Where the crate may be unsafe, besides tests; each block has its SAFETY argument (clippy sees to that).
 UNSAFE = {
     "port": "memory shared with a peer, and the system calls that share it",
+    "packet/prefetch": "a hint to the processor, which cannot fault",
     "packet/pool": "slots of one allocation, handed out and taken back",
     "packet/prefetch": "a hint to the processor, which cannot fault",
     "stack/tcp/arena": "ring buffers for connections, out of one mapping",
@@ -172,7 +173,7 @@ def in_rust(path: Path, *places: str) -> bool:
 
 def product(path: Path) -> str:
     """The source of ``path`` without its tests: nothing, when it is made for tests and fuzzing alone."""
-    if path.stem in {"tests", "fuzzing"} or "tests" in path.parts:
+    if {"tests", "fuzzing"} & {path.stem, *path.parts}:
         return ""
     return RUST[path].split("#[cfg(test)]\nmod ", 1)[0]
 

@@ -33,18 +33,19 @@ const NOWHERE: Link = Link { next: NONE, previous: NONE, level: 0, slot: 0 };
 
 impl Wheel {
     pub fn new() -> Self {
-        Self {
-            links: Vec::new(),
-            slots: [[NONE; SLOTS]; LEVELS],
-            filled: [0; LEVELS],
-            pending: NONE,
-            now: 0,
-        }
+        Self { links: Vec::new(), slots: [[NONE; SLOTS]; LEVELS], filled: [0; LEVELS], pending: NONE, now: 0 }
     }
 
     /// Room for so many rules, so that growing copies nothing.
     pub fn reserve(&mut self, rules: usize) {
-        self.links.reserve_exact(rules);
+        if self.links.capacity() == 0 {
+            self.links.reserve_exact(rules);
+        }
+    }
+
+    /// Bytes of memory.
+    pub fn bytes(&self) -> usize {
+        self.links.len() * size_of::<Link>()
     }
 
     /// Puts a rule that is in no slot at `tick`, or at the next one when that is past.

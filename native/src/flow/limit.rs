@@ -11,7 +11,7 @@ impl Limit {
     /// What is in the bucket `nanos` after `tokens` were.
     #[inline]
     pub(super) fn refill(&self, tokens: f64, nanos: u64) -> f64 {
-        (tokens + nanos as f64 * (self.bits_per_s / 8e9)).min(self.burst_bytes)
+        (tokens + nanos as f64 * self.bits_per_s / 8e9).min(self.burst_bytes)
     }
 }
 

@@ -7,14 +7,24 @@
 //! Sans-I/O; the time is an argument.
 
 pub mod edit;
+mod expiry;
 pub mod fuzzing;
 pub mod head;
+mod index;
+mod key;
+mod limit;
+mod refused;
+mod rules;
+mod search;
+pub mod table;
 
 use std::net::IpAddr;
 use std::time::Duration;
 
 pub use edit::Failed;
 pub use head::Head;
+pub use refused::Refused;
+pub use table::{Counters, Listed, Table};
 
 use crate::packet::ethernet::Mac;
 use crate::stack::Cidr;

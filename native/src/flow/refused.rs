@@ -38,7 +38,9 @@ impl fmt::Display for Refused {
             Self::Family => "source and destination are of two versions of IP",
             Self::Vlan => "a VLAN id is 0 (untagged) to 4095",
             Self::Unreachable => "an action stands behind one that ends the list",
-            Self::Unfinished => "the packet is changed, but not sent on: end with forward, route, reply, accept or to_python",
+            Self::Unfinished => {
+                "the packet is changed, but not sent on: end with forward, route, reply, accept or to_python"
+            }
             Self::Limits => "one limit at most",
             Self::Limit => "a limit's rate and burst are positive numbers",
             Self::Timeout => "a timeout is longer than 0",

@@ -54,6 +54,10 @@ impl Entry {
         })
     }
 
+    pub fn has_key(&self, narrow: &[u64; NARROW], more: &[u64; MORE]) -> bool {
+        self.narrow == *narrow && self.more == *more
+    }
+
     pub fn shape(&self) -> usize {
         self.narrow[0] as usize & 0xff
     }
@@ -96,6 +100,11 @@ impl Rules {
 
     pub fn capacity(&self) -> usize {
         self.capacity
+    }
+
+    /// Bytes of memory.
+    pub fn bytes(&self) -> usize {
+        self.entries.len() * size_of::<Entry>() + self.cold.len() * size_of::<Cold>()
     }
 
     /// An empty place. The first one reserves memory for all: it is not touched before it is needed, and none of them

@@ -21,8 +21,8 @@ const SHORTEST: usize = 15;
 /// Ports are serviced, and the clock is read, once in so many turns.
 const TURNS_PER_LOOK: u32 = 16;
 const TICK: Duration = Duration::from_millis(100);
-/// After the last frame was sent, the silence that means that no more come.
-const SILENCE: Duration = Duration::from_millis(50);
+/// After the last frame was sent, the silence that means that what is missing is lost.
+const SILENCE: Duration = Duration::from_millis(500);
 
 /// One run as options: the keys of `generate_frames`' dictionary.
 #[derive(Clone, Debug, PartialEq)]
@@ -255,7 +255,7 @@ impl Run<'_> {
         self.report.sent_rate = per_second(self.report.sent - sent);
         self.report.rate = per_second(self.report.received - received);
         let mut last = now;
-        while now - last < SILENCE {
+        while now - last < SILENCE && self.report.received + self.report.other < self.report.sent {
             if self.receive() > 0 {
                 last = now;
             }
@@ -301,6 +301,115 @@ impl Run<'_> {
                 self.report.sent += u64::from(port.send(&[head, &self.flows.rest]) == Sent::Queued);
             }
             port.flush();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::port::memif::{Memif, MemifConfig, Role};
+    use std::path::PathBuf;
+
+    fn sums_are_right(frame: &[u8]) -> bool {
+        let pseudo = Sum::ZERO.bytes(&frame[26..34]).word(17).word((frame.len() - 34) as u16);
+        Sum::ZERO.bytes(&frame[14..34]).finish() == 0 && pseudo.bytes(&frame[34..]).finish() == 0
+    }
+
+    fn flows(options: &FrameOptions) -> Result<Flows, String> {
+        Flows::new(options).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_datagram_of_any_size_is_right_and_so_is_each_of_its_flows() {
+        for size in [42, 43, 60, 63, 64, 65, 349, 1514, 9018] {
+            let options = FrameOptions { size, flows: 70_000, ..FrameOptions::default() };
+            let mut flows = flows(&options).unwrap();
+            for number in (0..140_000u32).step_by(BURST) {
+                flows.prepare(BURST);
+                let frame = [&flows.heads[3][..], &flows.rest].concat();
+                assert!(frame.len() == size && sums_are_right(&frame), "{size} {number}");
+                let source = u32::from_be_bytes(frame[26..30].try_into().unwrap());
+                assert_eq!(source, 0x0a00_0000 + (number + 3) % 70_000);
+            }
+        }
+    }
+
+    #[test]
+    fn options_that_cannot_work_say_why() {
+        let refusal = |options| flows(&options).err().unwrap();
+        let plain = FrameOptions::default;
+        assert_eq!(refusal(FrameOptions { size: 41, ..plain() }), "size 41: expected 42 to 9234 bytes");
+        assert!(refusal(FrameOptions { frame: Some(vec![0; 14]), ..plain() }).contains("expected 15 to 9234"));
+        assert_eq!(refusal(FrameOptions { flows: 0, ..plain() }), "flows 0: expected 1 or more");
+        let far = FrameOptions { flows: 2, vary_at: 58, ..plain() };
+        assert_eq!(refusal(far), "vary_at 58: expected an even offset of four bytes in the first 60");
+        let far = FrameOptions { flows: 2, checksums_at: vec![59], ..plain() };
+        assert_eq!(refusal(far), "checksums_at 59: expected two bytes in the first 60");
+        let run = |ports: &[&str]| {
+            let ports = ports.iter().map(ToString::to_string).collect();
+            run(&FrameOptions { ports, ..plain() }, &AtomicBool::new(false), &mut |_| ()).unwrap_err().to_string()
+        };
+        assert_eq!(run(&[]), "0 ports: expected one or two");
+        assert_eq!(run(&["vhost:/x"]), "port 'vhost:/x': expected memif, af_xdp, tap, pcap");
+    }
+
+    fn fresh_path(name: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("libvnf-frames-{name}-{}.sock", std::process::id()))
+    }
+
+    /// Sends what comes by the first port out of the last until told to stop.
+    fn forward(ports: &mut [Memif], stop: &AtomicBool) {
+        while !stop.load(Ordering::Relaxed) {
+            let now = Instant::now();
+            ports.iter_mut().for_each(|port| port.service(now));
+            for from in 0..ports.len() {
+                let frames: Vec<Vec<u8>> = ports[from]
+                    .lend(BURST)
+                    .iter()
+                    .map(|frame| {
+                        let mut copy = vec![0; frame.len()];
+                        frame.copy_to(0, &mut copy);
+                        copy
+                    })
+                    .collect();
+                ports[from].give_back(0);
+                let to = ports.len() - 1 - from;
+                for frame in &frames {
+                    assert_eq!(ports[to].send(&[frame]), Sent::Queued);
+                }
+                ports[to].flush();
+            }
+        }
+    }
+
+    #[test]
+    fn what_an_echo_or_a_bridge_returns_is_counted() {
+        for (names, both_ways) in [(&["echo"][..], false), (&["left", "right"], false), (&["this", "that"], true)] {
+            let paths: Vec<_> = names.iter().map(|name| fresh_path(name)).collect();
+            let server = |path| Memif::new(MemifConfig::new("dut", path, Role::Server)).unwrap();
+            let mut ports: Vec<_> = paths.iter().map(server).collect();
+            let options = FrameOptions {
+                ports: paths.iter().map(|path| format!("memif:{},role=client", path.display())).collect(),
+                flows: 3,
+                rate: Some(20_000.0),
+                duration_s: 0.1,
+                warmup_s: 0.05,
+                both_ways,
+                ..FrameOptions::default()
+            };
+            let stop = AtomicBool::new(false);
+            let report = std::thread::scope(|scope| {
+                let under_test = scope.spawn(|| forward(&mut ports, &stop));
+                let report = run(&options, &stop, &mut |_| ());
+                stop.store(true, Ordering::Relaxed);
+                under_test.join().unwrap();
+                report.unwrap()
+            });
+            assert!(report.sent > 0 && report.received > 0, "{report:?}");
+            assert_eq!((report.received, report.other), (report.sent, 0));
+            assert_eq!(report.received_bytes, 60 * report.received);
+            assert_eq!(report.counters.len(), paths.len());
         }
     }
 }

@@ -46,12 +46,14 @@ pub struct State {
     frames: Vec<Slot>,
     /// The shell of a frame that nobody kept.
     pub shell: Option<Py<Frame>>,
+    /// Buffers of such frames.
+    pub spare: Vec<Slot>,
     /// Where bytes of streams stay between their host and their connection.
     pub scratch: Vec<u8>,
     pub polling: Polling,
     armed: bool,
     /// A turn runs; it flushes for good at its end.
-    in_turn: bool,
+    pub in_turn: bool,
     /// A host has something to tell, without a frame.
     pub pending: bool,
     pub trace: Option<Box<Trace>>,
@@ -238,7 +240,7 @@ impl Engine {
     fn burst(slf: &Py<Self>, py: Python<'_>, index: usize, now: Instant, pool: &Pool, frames: &mut Vec<Slot>) -> usize {
         let inner = slf.get();
         let traced = tracing::before(inner, py);
-        let collected = inner.collect(py, index);
+        let collected = inner.collect(py, index).or_else(|| inner.take_burst(py, index, frames));
         let got = collected
             .unwrap_or_else(|| inner.state.with(py, |state| forwarding::take(state, index, now, pool, frames, BURST)));
         let got = got + inner.deliver(slf, py, index, now, pool, frames);
@@ -356,6 +358,7 @@ impl Engine {
                     ports: Vec::new(),
                     frames: Vec::with_capacity(2 * BURST),
                     shell: None,
+                    spare: Vec::new(),
                     scratch: Vec::new(),
                     polling: Polling::new(polling::LONGEST, base),
                     armed: false,

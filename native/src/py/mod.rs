@@ -77,6 +77,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(ports::port_check, module)?)?;
     module.add_function(wrap_pyfunction!(ports::port_option, module)?)?;
     module.add_function(wrap_pyfunction!(loader::run_load, module)?)?;
+    module.add_function(wrap_pyfunction!(loader::generate_frames, module)?)?;
     module.add_function(wrap_pyfunction!(loader::core_distance_ns, module)?)?;
     module.add_function(wrap_pyfunction!(tracing::trace_start, module)?)?;
     module.add_function(wrap_pyfunction!(tracing::trace_stop, module)?)?;

@@ -22,7 +22,7 @@ mod link;
 mod neighbours;
 mod output;
 mod path;
-mod random;
+pub(crate) mod random;
 mod reassembly;
 pub mod tcp;
 #[cfg(test)]

@@ -19,7 +19,7 @@ enum Key {
 }
 
 #[derive(Debug)]
-pub(super) struct Random {
+pub(crate) struct Random {
     key: Key,
     count: u64,
 }

@@ -127,7 +127,7 @@ impl Sender {
             }
             let index = self.cursor.next.wrapping_add(have as u16);
             let Some(more) = self.empty(index) else { return Err(self.lie(index)) };
-            capacity = capacity + more.0.length as usize;
+            capacity += more.0.length as usize;
             chain.push(more);
         }
         let mut bytes = parts.iter().copied().filter(|part| !part.is_empty());

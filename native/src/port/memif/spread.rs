@@ -17,7 +17,7 @@ pub fn queue(parts: &[Lent<'_>], count: usize) -> usize {
     }
     let hash = hash(&head[..length]);
     // The upper half of a product: as good as a remainder, without the division.
-    (u64::from(hash) * count as u64 >> 32) as usize
+    ((u64::from(hash) * count as u64) >> 32) as usize
 }
 
 fn hash(frame: &[u8]) -> u32 {
