@@ -21,6 +21,7 @@ use crate::packet::headers::{Headers, kind};
 use crate::packet::{Pool, Slot, ethernet};
 use crate::port::Port;
 use crate::port::lent::{BURST, Lent};
+use crate::port::watched;
 use crate::stack::{Host, NextHop, Stopped};
 
 /// How much of a packet that goes no further its sender is told.
@@ -173,6 +174,7 @@ impl<T: Rules> Forwarder<T> {
         };
         let count = self.bridges[index].pass(place.parts().0, other.parts().0, now, most);
         if count > 0 {
+            watched::note(|| "bridge".into());
             other.sent();
             place.counters().forwarded += count as u64;
         }
@@ -206,6 +208,7 @@ impl<T: Rules> Forwarder<T> {
                 (Verdict::Miss, Some(to)) => Verdict::Forward(to),
                 (verdict, _) => verdict,
             };
+            watched::note(|| format!("flows: {verdict}"));
             match verdict {
                 Verdict::Drop => counts.drop_flow += 1,
                 Verdict::ToPython if !has_handler => counts.drop_no_handler += 1,
