@@ -17,6 +17,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 __all__ = [
     "Batch",
+    "Bridge",
     "Capture",
     "Client",
     "Column",
@@ -30,6 +31,7 @@ __all__ = [
     "Engine",
     "Field",
     "Fixed",
+    "FlowTable",
     "Frame",
     "LengthPrefixed",
     "Packet",
@@ -260,8 +262,8 @@ class Core:
         limits: dict[str, float],
     ) -> Self:
         """``limits``: idle_s max_connections max_requests max_buffered_bytes max_kept_bytes
-        max_kept_bytes_per_connection. ``on_failure`` logs what a handler raised. ``resolve(url)`` is asked once per url
-        string and remembered; raises ``ConfigError``."""
+        max_kept_bytes_per_connection max_flows. ``on_failure`` logs what a handler raised. ``resolve(url)`` is asked
+        once per url string and remembered; raises ``ConfigError``."""
     @property
     def open_connections(self) -> int: ...
     @property
@@ -481,6 +483,9 @@ class Engine:
     def turn(self, /) -> float | None:
         """One slice (about 50 µs) of polling. 0.0: call again soon; a number: sleep at most so many seconds, until a
         wake descriptor is readable; None: until a wake descriptor is readable."""
+    def bridge(self, one: str, two: str, /) -> None:
+        """Joins two ports: frames that no rule matches leave by the other one. ``ValueError`` when there is no such
+        port, or it is bridged to a third."""
     def ports(self, /) -> list[dict[str, Any]]:
         """Per port: name, type, link ("up" or the reason), mac, addresses, counters."""
     def statistics(self, /) -> dict[str, int]:
@@ -498,6 +503,44 @@ class Capture:
         """Why the last frames were not written; None while they are."""
     def close(self, /) -> None:
         """No further port. The file is complete once the ports are closed too: waits for that, two seconds at most."""
+
+@final
+class FlowTable:
+    """The rules of an engine. Matches and actions are those of ``libvnf.flow``, read by their attributes; what is told
+    of a match is a tuple of its fields, of a rule (packets, bytes, limited, failed, idle_s)."""
+
+    def __new__(cls, engine: Engine, /) -> Self: ...
+    def install(
+        self, matching: Any, actions: Any, /, *, idle_s: float | None = None, hard_s: float | None = None
+    ) -> bool:
+        """True when it replaced the rule of an equal match. ``OverflowError`` over ``max_flows``, ``ValueError`` for a
+        rule that cannot be or a port that is not there."""
+    def remove(self, matching: Any, /) -> tuple[int, int, int, int, float] | None: ...
+    def statistics(self, matching: Any, /) -> tuple[int, int, int, int, float] | None: ...
+    def page(self, start: int, most: int, /) -> tuple[list[Any], int | None]:
+        """Matches from place ``start`` on, and where the next page begins. Rules that stay are listed once."""
+    def on_ended(
+        self, told: Callable[[list[tuple[Any, str, tuple[int, int, int, int, float]]]], object] | None, /
+    ) -> None:
+        """``told`` is called with (match, "idle" or "hard", figures) of rules that have ended: some hundreds at most.
+        None: nobody is."""
+    def counters(self, /) -> dict[str, int]: ...
+    def __len__(self, /) -> int: ...
+
+@final
+class Bridge:
+    """Ports that are joined in pairs, without a VNF."""
+
+    def __new__(cls) -> Self: ...
+    def add_port(self, name: str, options: dict[str, Any], /) -> None:
+        """As :meth:`Engine.add_port`."""
+    def run(self, pairs: list[tuple[int, int]], progress: Callable[[list[dict[str, Any]]], object], /) -> None:
+        """Passes frames on without the GIL. About ten times a second ``progress`` gets what ``ports`` returns; true
+        ends it. What it raises, a signal's handler too, ends it as well."""
+    def ports(self, /) -> list[dict[str, Any]]:
+        """Per port: name, type, link ("up" or the reason), counters. ``RuntimeError`` while it runs."""
+    def close(self, /) -> None:
+        """Closes the ports."""
 
 @final
 class Splice:
@@ -545,6 +588,7 @@ def trace_take(engine: Engine, /) -> tuple[list[dict[str, Any]], int, int]:
 
 def trace_stop(engine: Engine, /) -> None:
     """Ends the trace, if there is one: the ports are as before."""
+
 def build_frame(layers: tuple[Any, ...], payload: Buffer, /) -> bytes:
     """The bytes of layers of :mod:`libvnf.packet`, from the outside in, around ``payload``."""
 

@@ -137,6 +137,8 @@ class Limits:
     max_kept_bytes: int = 64 << 20
     """Per VNF, of buffers that Python keeps packets in."""
     max_kept_bytes_per_connection: int = 16 << 20
+    max_flows: int = 1 << 20
+    """Rules that are installed at a time; each takes about 200 bytes."""
     grace_s: float = 0.5
     """After SIGTERM: accept still what was already steered here."""
     drain_s: float = 10.0

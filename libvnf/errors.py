@@ -44,6 +44,10 @@ class BufferFull(TransportError):
     """``max_buffered_bytes`` wait to be sent on one connection: ``await conn.drain()``, or use ``on_writable``."""
 
 
+class FlowsFull(TransportError):
+    """``limits.max_flows`` rules are installed: remove some, or let them end with ``idle_s``."""
+
+
 class FramingError(VNFError, ConnectionError):
     """What the peer sent cannot be cut into messages."""
 

@@ -35,13 +35,14 @@ __all__ = [
 ]
 
 PROTOCOLS = {"icmp": 1, "igmp": 2, "tcp": 6, "udp": 17, "gre": 47, "esp": 50, "ah": 51, "icmp6": 58, "sctp": 132}
-"""IANA's protocol numbers, of those that have a name here."""
+"""IANA's protocol numbers, of those that have a name here and are kept by it."""
 ETHERTYPES = {"ipv4": 0x0800, "arp": 0x0806, "ipv6": 0x86DD}
 GTP_PORT = 2152
 """GTP-U (3GPP TS 29.281 §4.4.2)."""
-WITH_PORTS = (1, 6, 17, 58)
-"""TCP and UDP; of an ICMP echo the identifier is the port of the side that asks."""
+WITH_PORTS = ("icmp", "tcp", "udp", "icmp6")
+"""Of an ICMP query the identifier is the port of the side that asks."""
 MOST_ACTIONS = 16
+ENDS = ("forward", "route", "reply", "drop", "accept", "to_python")
 
 
 def _wrong(name: str, value: object, wanted: str) -> ConfigError:
@@ -70,6 +71,11 @@ def _named(name: str, value: Any, names: dict[str, int], high: int) -> int:
             raise _wrong(name, value, f"a number from 0 to {high}, or {', '.join(names)}")
         return names[value.lower()]
     return _number(name, value, 0, high)
+
+
+def _protocol(name: str, value: Any) -> int | str:
+    number = _named(name, value, PROTOCOLS, 255)
+    return next((name for name, known in PROTOCOLS.items() if known == number), number)
 
 
 def _address(name: str, value: Any) -> str:
@@ -110,7 +116,7 @@ READERS: dict[str, Any] = {
     "dst_mac": _mac,
     "vlan": lambda name, value: _number(name, value, 0, 4094),
     "ethertype": lambda name, value: _named(name, value, ETHERTYPES, 0xFFFF),
-    "protocol": lambda name, value: _named(name, value, PROTOCOLS, 255),
+    "protocol": _protocol,
     "src_port": lambda name, value: _number(name, value, 0, 0xFFFF),
     "dst_port": lambda name, value: _number(name, value, 0, 0xFFFF),
     "teid": lambda name, value: _number(name, value, 0, 0xFFFF_FFFF),
@@ -129,7 +135,7 @@ def _read(value: Any, address: Any) -> None:
             try:
                 kept = READERS.get(spec.name, address)(spec.name, given)
             except ConfigError as error:
-                raise ConfigError(error.problem, key=f"{type(value).__name__}: {error.key}") from None
+                raise ConfigError(error.problem, key=f"{type(value).__name__.lower()}: {error.key}") from None
             object.__setattr__(value, spec.name, kept)
 
 
@@ -143,38 +149,59 @@ def _version(*addresses: str | None) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """What a packet must be like. What is not said may be anything.
-
-    ``port`` is the port it came by; ``src_ip`` and ``dst_ip`` are addresses or prefixes ("10.0.0.0/8"); ``protocol`` is a
-    number or a name ("tcp"); ``src_port`` and ``dst_port`` are those of TCP and UDP, and of an ICMP echo its identifier as
-    the port of the side that asks (fragments have none); ``vlan`` is the outermost tag's id, 0 for untagged; ``teid`` is
-    that of a GTP-U packet. Of several that match, the highest ``priority`` counts; of equals the one that says more, then
-    the older one.
-    """
+    """What a packet must be like. What is not said may be anything."""
 
     port: str | None = None
+    """It came by this one."""
     src_mac: str | None = None
     dst_mac: str | None = None
     vlan: int | None = None
+    """The outermost tag's id; 0 for untagged."""
     ethertype: int | str | None = None
+    """A number, or "ipv4", "ipv6", "arp"."""
     src_ip: str | None = None
+    """An address, or a prefix such as "10.0.0.0/8"."""
     dst_ip: str | None = None
     protocol: int | str | None = None
+    """A number, or a name such as "tcp"."""
     src_port: int | None = None
+    """Of TCP and UDP; an ICMP query's identifier is the port of the side that asks. Fragments have none."""
     dst_port: int | None = None
     teid: int | None = None
+    """Of a GTP-U packet."""
     priority: int = 0
+    """Of several that match the highest counts; of equals the one that says more, then the older one."""
+
+    def __repr__(self) -> str:
+        said = [(spec.name, value) for spec in fields(self) if (value := getattr(self, spec.name)) != spec.default]
+        return f"Match({', '.join(f'{name}={value!r}' for name, value in said)})"
 
     def __post_init__(self) -> None:
         _read(self, _prefix)
         version = _version(self.src_ip, self.dst_ip)
-        if self.ethertype is not None and version is not None and self.ethertype != (0x0800 if version == 4 else 0x86DD):
-            raise ConfigError(f"{self.ethertype:#06x} has no IPv{version} addresses", key="Match: ethertype")
+        if (
+            self.ethertype is not None
+            and version is not None
+            and self.ethertype != (0x0800 if version == 4 else 0x86DD)
+        ):
+            raise ConfigError(f"{self.ethertype:#06x} has no IPv{version} addresses", key="match: ethertype")
         ports = self.src_port is not None or self.dst_port is not None
         if ports and self.protocol is not None and self.protocol not in WITH_PORTS:
-            raise ConfigError(f"protocol {self.protocol} has no ports: expected tcp, udp or icmp", key="Match: protocol")
-        if self.teid is not None and self.protocol not in (None, 17):
-            raise ConfigError("GTP-U runs over udp", key="Match: protocol")
+            raise ConfigError(f"{self.protocol} has no ports: expected tcp, udp or icmp", key="match: protocol")
+        if self.teid is not None and self.protocol not in (None, "udp"):
+            raise ConfigError("GTP-U runs over udp", key="match: protocol")
+
+    @classmethod
+    def of(cls, five: FiveTuple, *, port: str | None = None, priority: int = 0) -> Match:
+        """Just this conversation's packets in this direction, by ``port`` where that is said."""
+        addresses = {"src_ip": five.src_ip, "dst_ip": five.dst_ip}
+        ports = {"src_port": five.src_port, "dst_port": five.dst_port}
+        return cls(port=port, protocol=five.protocol, priority=priority, **addresses, **ports)  # type: ignore[arg-type]
+
+    @property
+    def protocol_number(self) -> int | None:
+        """IANA's."""
+        return PROTOCOLS[self.protocol] if isinstance(self.protocol, str) else self.protocol
 
     @property
     def version(self) -> int | None:
@@ -201,17 +228,19 @@ class FiveTuple:
         """That of the answers."""
         return FiveTuple(self.protocol, self.dst_ip, self.dst_port, self.src_ip, self.src_port)
 
-    def match(self, port: str | None = None, priority: int = 0) -> Match:
-        """Just these packets, that came by ``port``."""
-        return Match(
-            port=port,
-            src_ip=self.src_ip,
-            dst_ip=self.dst_ip,
-            protocol=self.protocol,
-            src_port=self.src_port,
-            dst_port=self.dst_port,
-            priority=priority,
-        )
+    def replace(self, **changed: Any) -> FiveTuple:
+        """The same but for these fields."""
+        return replace(self, **changed)
+
+    @classmethod
+    def of(cls, packet: Any) -> FiveTuple | None:
+        """A frame's, by its attributes; None where there is none: other protocols, fragments, ICMP errors, no IP."""
+        protocol = _protocol("protocol", packet.protocol)
+        if packet.src_ip is None or protocol not in WITH_PORTS or packet.is_fragment or packet.is_malformed:
+            return None
+        if not (packet.src_port or packet.dst_port):
+            return None
+        return cls(protocol, packet.src_ip, packet.src_port, packet.dst_ip, packet.dst_port)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +262,7 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One step of a rule. Exactly the last one of a rule ends it: forward, route, reply, drop, accept, to_python."""
+    """One step of a rule. ``forward, route, reply, drop, accept, to_python`` end it."""
 
     kind: ClassVar[str] = ""
     ends: ClassVar[bool] = False
@@ -251,7 +280,7 @@ class Plain(Action):
 
 
 count = Plain("count", False)
-"""Only counts, as every rule does: for a rule that is read later."""
+"""Only counts, as every rule does: for rules that say no more."""
 decapsulate = Plain("decapsulate", False)
 """Takes the outer IP, UDP and GTP-U headers off; the Ethernet header stays."""
 drop = Plain("drop", True)
@@ -323,7 +352,7 @@ class Encapsulate(Action):
     src_port: int
 
     def __post_init__(self) -> None:
-        if self.src_ip is None or self.dst_ip is None:
+        if None in (self.src_ip, self.dst_ip):
             raise ConfigError("encapsulate: expected src_ip and dst_ip, of the tunnel's two ends")
         _read(self, _address)
         _version(self.src_ip, self.dst_ip)
@@ -369,30 +398,38 @@ def encapsulate(teid: int, src_ip: str, dst_ip: str, src_port: int = GTP_PORT) -
 
 
 def checked(match: Match, actions: Action | Iterable[Action]) -> tuple[Action, ...]:
-    """The actions, if they are a rule for ``match``; else :class:`ConfigError`."""
+    """The actions, if they are a rule for ``match``; else :class:`ConfigError`.
+
+    A rule that only counts or limits need not say where packets go: as if no rule had matched.
+    """
     if not isinstance(match, Match):
         raise ConfigError(f"{match!r} is not a Match")
     steps = (actions,) if isinstance(actions, Action) else tuple(actions)
     for step in steps:
         if not isinstance(step, Action):
             raise ConfigError(f"{step!r} is not an action: expected forward(…), drop or another of libvnf.flow")
-    if not steps or not steps[-1].ends:
-        raise ConfigError("the last action must say where the packet goes: forward, route, reply, drop, accept, to_python")
-    if len(steps) > MOST_ACTIONS:
-        raise ConfigError(f"{len(steps)} actions: expected at most {MOST_ACTIONS}")
+    if not 1 <= len(steps) <= MOST_ACTIONS:
+        raise ConfigError(f"{len(steps)} actions: expected 1 to {MOST_ACTIONS}")
+    for number, step in enumerate(steps[:-1], 1):
+        if step.ends:
+            raise ConfigError(
+                f"{step.kind} ends the rule: it is action {number} of {len(steps)}, expected it to be the last"
+            )
+    if sum(isinstance(step, Limit) for step in steps) > 1:
+        raise ConfigError("two limits: expected one at most")
+    if not steps[-1].ends and not all(step is count or isinstance(step, Limit) for step in steps):
+        raise ConfigError(f"packets are changed, and then? Expected {', '.join(ENDS)} as the last action")
     version, protocol = match.version, match.protocol
-    for number, step in enumerate(steps, 1):
-        if step.ends and number < len(steps):
-            raise ConfigError(f"{step.kind} ends the rule: expected it to be the last of {len(steps)} actions, not {number}.")
+    for number, step in enumerate(steps):
         if isinstance(step, Rewrite):
             _check_rewrite(step, version, protocol)
         elif isinstance(step, Encapsulate):
-            if version is None and match.ethertype is not None and step is steps[0]:
+            if number == 0 and version is None and match.ethertype is not None:
                 raise ConfigError(f"encapsulate: a tunnel carries IPv4 and IPv6, not {match.ethertype:#06x}")
-            version, protocol = _version(step.src_ip), 17
+            version, protocol = _version(step.src_ip), "udp"
         elif step is decapsulate:
-            if protocol not in (None, 17):
-                raise ConfigError(f"decapsulate: GTP-U runs over udp, and the packets are of protocol {protocol}")
+            if protocol not in (None, "udp"):
+                raise ConfigError(f"decapsulate: GTP-U runs over udp, and the packets are {protocol}")
             version = protocol = None  # of the inner packet nothing is known
     return steps
 
@@ -402,15 +439,10 @@ def _check_rewrite(step: Rewrite, version: int | None, protocol: int | str | Non
     if None not in (wanted, version) and wanted != version:
         raise ConfigError(f"rewrite: {step.src_ip or step.dst_ip} is IPv{wanted}, and the packets are IPv{version}")
     if protocol not in (None, *WITH_PORTS) and (step.src_port is not None or step.dst_port is not None):
-        raise ConfigError(f"rewrite: protocol {protocol} has no ports: expected tcp, udp or icmp")
+        raise ConfigError(f"rewrite: {protocol} has no ports: expected tcp, udp or icmp")
 
 
 def port_names(match: Match, steps: Iterable[Action]) -> list[str]:
     """Every port that a rule speaks of."""
     names = [step.port for step in steps if isinstance(step, (Forward, Route))]
     return names if match.port is None else [match.port, *names]
-
-
-def named(match: Match, names: dict[str, str]) -> Match:
-    """The same on a port of another name."""
-    return replace(match, port=names.get(match.port, match.port)) if match.port is not None else match

@@ -17,9 +17,10 @@ from typing import Any, TypeVar
 
 from . import _native, failures
 from .client import Client
-from .config import Config, EndpointURL, Limits, PortConfig, T
+from .config import Config, EndpointURL, Limits, PortConfig, T, closest
 from .connection import ASK_S, Connection
 from .errors import ConfigError, Unsupported
+from .flows import Flows
 from .frames import Frames
 from .request import Request, Timer
 from .server import Server
@@ -58,6 +59,9 @@ class VNF:
         self._clients: list[Client] = []
         self._frames: list[Frames] = []
         self._tables: dict[str, Table[Any, Any]] = {}
+        self.flows = Flows(self)
+        self._bridges: list[tuple[str, str]] = []
+        self._engine: _native.Engine | None = None
         self._early_timers: list[EarlyTimer] = []
         self._timers: weakref.WeakSet[Timer] = weakref.WeakSet()
         self._transports: list[Transport] = []
@@ -119,7 +123,7 @@ class VNF:
         self._servers.append(server)
         if self._core is not None:
             # The handlers that decorate it are registered before this callback runs.
-            self._spawn(self._listen(server))
+            self.spawn(self._listen(server))
         return server
 
     def client(
@@ -150,6 +154,37 @@ class VNF:
             raise ConfigError(f"there is a table {name!r} already")
         table = self._tables[name] = Table(name, key, value, durability)
         return table
+
+    def bridge(self, one: str, two: str) -> None:
+        """Joins two ports: what comes by one leaves by the other, natively, unless a rule of ``flows`` says otherwise.
+
+        Their own hosts get no frames any more, but those that a rule accepts.
+        """
+        if one == two:
+            raise ConfigError(f"a bridge from {one!r} to itself: expected two ports")
+        for pair in self._bridges:
+            if len({one, two, *pair}) == 3:
+                raise ConfigError(f"bridge {one!r}, {two!r}: {pair[0]!r} and {pair[1]!r} are bridged to each other")
+        if self._core is not None:
+            self._join(one, two)
+        else:
+            self.check_port(one)
+            self.check_port(two)
+        self._bridges.append((one, two))
+
+    def check_port(self, name: str) -> None:
+        """Before it runs: against the ports it is configured with, where it has any."""
+        known = [port.name for port in self.config.transports if port.type != "kernel"]
+        if known and name not in known:
+            raise ConfigError(f"there is no port {name!r}: expected {', '.join(known)}{closest(name, known)}")
+
+    def _join(self, one: str, two: str) -> None:
+        if self._engine is None:
+            raise ConfigError(f"bridge {one!r}, {two!r}: kernel sockets have no frames: expected two ports")
+        try:
+            self._engine.bridge(one, two)
+        except ValueError as error:
+            raise ConfigError(f"bridge: {error}") from None
 
     def after(self, seconds: float, fn: Callable[..., Any], *args: object) -> Timer | EarlyTimer:
         """Calls ``fn(*args)``, ``def`` or ``async def``, once; a :class:`Timer` with ``cancel()``."""
@@ -272,6 +307,10 @@ class VNF:
                 self._transports.extend(transports(core))
             else:
                 self._open(ports or self.config.transports)
+            self._engine = next((t.engine for t in self._transports if t.engine is not None), None)
+            self.flows.start(self._engine)
+            for pair in self._bridges:
+                self._join(*pair)
             listening: list[tuple[Server | Frames, str, str]] = [
                 (frames, f"frames of {frames.port}", self._take(frames)) for frames in self._frames
             ]
@@ -330,7 +369,8 @@ class VNF:
         self._tick = self._loop.call_later(TICK_S, self._on_tick)
         self.core.tick()
 
-    def _spawn(self, coroutine: Any) -> None:
+    def spawn(self, coroutine: Any) -> None:
+        """Runs it as a task of the VNF's: what it raises is reported, and it ends with the VNF."""
         assert self._loop is not None
         task = self._loop.create_task(coroutine)
         self._tasks.add(task)
@@ -370,6 +410,8 @@ class VNF:
         for connection in core.connections():
             connection.abort("the VNF stops")
         core.empty_pools()
+        self.flows.close()
+        self._engine = None
         for transport in self._transports + self._unix:
             transport.close()
         ASK_S.pop(core, None)
@@ -401,6 +443,7 @@ class VNF:
                     c.url: {"connected": c.connected, "outstanding": c.outstanding, "reconnects": c.reconnects}
                     for c in self._clients
                 },
+                "flows": self.flows.counters(),
                 "tables": {name: {"entries": len(table)} for name, table in self._tables.items()},
                 "failures": self._failures.count,
             }

@@ -23,8 +23,9 @@ class Transport(Protocol):
     carries_unix: bool
     """Whether ``unix://`` endpoints go here; where no transport says so, kernel sockets are opened for them."""
 
-    engine: _native.Engine | None
-    """What polls the port, where it has one."""
+    @property
+    def engine(self) -> _native.Engine | None:
+        """What polls its port; None where there are no frames."""
 
     async def listen(self, url: EndpointURL, endpoint: _native.Endpoint) -> list[str]:
         """Serves ``endpoint`` at ``url``; returns what it listens on, as urls (port 0 resolved).

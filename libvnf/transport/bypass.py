@@ -11,7 +11,8 @@ import errno
 import ipaddress
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from .. import _native
@@ -89,6 +90,18 @@ class EngineDriver:
                 LOG.warning("%s lacks %s frames%s", self._captures_to, f"{lost:,}", f": {why}" if why else "")
 
 
+@contextmanager
+def opening(port: PortConfig) -> Iterator[None]:
+    """What goes wrong when a native port is opened, as one line of the operator's."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(str(error), key=f"port.{port.name}") from None
+    except OSError as error:
+        kind = AddressInUse if error.errno == errno.EADDRINUSE else TransportError
+        raise kind(f"{port}: {error.strerror or error}") from None
+
+
 class BypassTransport:
     """One port. See :class:`~libvnf.transport.base.Transport`."""
 
@@ -99,16 +112,11 @@ class BypassTransport:
         self._driver, self._port = driver, port
         self.engine: _native.Engine | None = driver.engine
         self._networks = [ipaddress.ip_interface(text).network for text in port.options.get("address", ())]
-        try:
+        with opening(port):
             if port.type == "queue":
                 driver.engine.add_queue(port.name, dict(port.options))
             else:
                 driver.engine.add_port(port.name, {"type": port.type, **port.options}, capture=driver.capture)
-        except ValueError as error:
-            raise ConfigError(str(error), key=f"port.{port.name}") from None
-        except OSError as error:
-            kind = AddressInUse if error.errno == errno.EADDRINUSE else TransportError
-            raise kind(f"{port}: {error.strerror or error}") from None
         driver.wake()
 
     def describe(self) -> str:

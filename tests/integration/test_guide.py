@@ -21,6 +21,7 @@ from libvnf import VNF, ConfigError, Limits, api
 from libvnf.cli import main
 from libvnf.config import PORT_KEYS, Config, parse_transport
 from libvnf.testing import Network
+from tests.byhand import by_hand
 from tests.integration.pages import ROOT, argv, blocks, commands
 from tests.peers import Process
 
@@ -81,8 +82,9 @@ def test_every_counter_is_in_the_guide_and_no_other(tmp_path: Path) -> None:
     assert names("statistics.md", "transports: kernel") == set(kernel)
     assert names("statistics.md", "transports: a port") == set(port["counters"])
     assert names("statistics.md", "engine") == set(port["engine"])
+    assert names("statistics.md", "flows") == set(found["flows"])
     text = (ROOT / GUIDE / "statistics.md").read_text()
-    others = {key for key in found if key not in ("core", "pool", "transports")}
+    others = {key for key in found if key not in ("core", "pool", "transports", "flows")}
     assert names("statistics.md", "servers, clients, tables, failures") == others
     inner = {key for kind in ("servers", "clients", "tables") for one in found[kind].values() for key in one}
     told = {*inner, *found["pool"], *port} - {"counters"}
@@ -175,8 +177,12 @@ def test_every_program_of_the_guide_runs(source: str) -> None:
     exec(compile(source, "example", "exec"), module.__dict__)
 
     async def main() -> None:
+        vnfs = [value for value in vars(module).values() if isinstance(value, VNF)]
+        if ports := re.search(r'vnf\.bridge\("(\w+)", "(\w+)"\)', source):
+            async with by_hand(vnfs[0], *ports.groups()):
+                return
         async with Network(seed=1) as net:
-            for vnf in [value for value in vars(module).values() if isinstance(value, VNF)]:
+            for vnf in vnfs:
                 await net.start(vnf)
 
     asyncio.run(main())

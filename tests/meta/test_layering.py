@@ -22,6 +22,8 @@ NATIVE = {
     "libvnf.transport.": "feeds the native protocols, or opens native ports",
     "libvnf.testing.": "an in-memory network under the same native dispatch",
     "libvnf.tracing": "a trace is taken by the native engine",
+    "libvnf.flows": "the rules of a VNF stand in the native table",
+    "libvnf.cli.bridge": "vnf bridge is the native forwarding loop's command line",
     "libvnf.cli.load": "vnf load is the native load generator's command line",
 }
 
@@ -49,7 +51,6 @@ UNSAFE = {
     "port": "memory shared with a peer, and the system calls that share it",
     "packet/prefetch": "a hint to the processor, which cannot fault",
     "packet/pool": "slots of one allocation, handed out and taken back",
-    "packet/prefetch": "a hint to the processor, which cannot fault",
     "stack/tcp/arena": "ring buffers for connections, out of one mapping",
     "stack/tcp/smoltcp": "those rings lent to the protocol engine",
     "py": "buffers lent to Python, coroutines stepped by its C API",
@@ -61,6 +62,7 @@ UNSAFE = {
 PURE = (
     "libvnf.config",
     "libvnf.errors",
+    "libvnf.flow",
     "libvnf.handlers",
     "libvnf.state.",
 )

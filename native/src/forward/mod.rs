@@ -16,7 +16,8 @@ mod tests;
 use std::time::Instant;
 
 use self::bridge::Bridge;
-use crate::flow::{Head, PortIndex, Verdict};
+use crate::flow::Table;
+use crate::flow::{Expiry, Head, Match, PortIndex, Refused, Rule, Statistics, Verdict, edit};
 use crate::packet::headers::{Headers, kind};
 use crate::packet::{Pool, Slot, ethernet};
 use crate::port::Port;
@@ -40,19 +41,10 @@ pub trait Place {
     /// Something was sent, and its port is to be flushed.
     fn sent(&mut self);
 
-    fn counters(&mut self) -> &mut Counters;
-}
+    /// A frame for its host, though the port has a handler.
+    fn accept(&mut self, frame: Slot);
 
-/// What decides about bursts: [`crate::flow::table::Table`].
-pub trait Rules {
-    fn process(
-        &mut self,
-        port: PortIndex,
-        heads: &mut [Head],
-        headers: &[Headers],
-        now: Instant,
-        verdicts: &mut Vec<Verdict>,
-    );
+    fn counters(&mut self) -> &mut Counters;
 }
 
 macro_rules! counters {
@@ -90,8 +82,6 @@ counters! {
     drop_route_no_way,
     /// Routed, and not an IP packet to one station.
     drop_route_not_ip,
-    /// Given to a handler that decided nothing.
-    drop_undecided,
 }
 
 /// What comes of a frame that goes out of the port it came by.
@@ -119,6 +109,16 @@ impl Aside {
     }
 }
 
+/// What came of a frame that went through the rules again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Again {
+    Finished,
+    /// Its host is to have it.
+    Accepted,
+    /// No rule decides, and the handler has had its turn.
+    Undecided,
+}
+
 /// A burst, and what was found out about it.
 struct Work {
     heads: Vec<Head>,
@@ -128,31 +128,78 @@ struct Work {
 }
 
 /// Forwards for all ports of one owner.
-pub struct Forwarder<T> {
-    pub table: T,
+pub struct Forwarder {
+    table: Table,
     /// Rules that can match frames of each port alone, and of all.
     rules_of: Vec<usize>,
     rules_of_all: usize,
     bridges: Vec<Bridge>,
     work: Work,
-    /// For the host of the port that was taken from last, though that has a handler.
-    pub accepted: Vec<Slot>,
 }
 
-impl<T: Rules> Forwarder<T> {
-    pub fn new(table: T) -> Self {
-        let heads = vec![Head::default(); BURST];
+impl Forwarder {
+    pub fn new(table: Table) -> Self {
         let work = Work {
-            heads,
+            heads: vec![Head::default(); BURST],
             headers: [Headers::default(); BURST],
             verdicts: Vec::with_capacity(BURST),
             aside: Aside::default(),
         };
-        Self { table, rules_of: Vec::new(), rules_of_all: 0, bridges: Vec::new(), work, accepted: Vec::new() }
+        Self { table, rules_of: Vec::new(), rules_of_all: 0, bridges: Vec::new(), work }
+    }
+
+    pub fn table(&self) -> &Table {
+        &self.table
+    }
+
+    /// See [`Table::install`].
+    pub fn install(&mut self, matching: Match, rule: Rule, now: Instant) -> Result<bool, Refused> {
+        let replaced = self.table.install(matching, rule, now)?;
+        if !replaced {
+            *self.rules(&matching) += 1;
+        }
+        Ok(replaced)
+    }
+
+    /// See [`Table::remove`].
+    pub fn remove(&mut self, matching: &Match, now: Instant) -> Option<Statistics> {
+        let statistics = self.table.remove(matching, now)?;
+        *self.rules(matching) -= 1;
+        Some(statistics)
+    }
+
+    /// See [`Table::expire`].
+    pub fn expire(&mut self, now: Instant, ended: &mut Vec<(Match, Expiry, Statistics)>) {
+        let before = ended.len();
+        self.table.expire(now, ended);
+        for (matching, ..) in &ended[before..] {
+            *self.rules(matching) -= 1;
+        }
+    }
+
+    /// How many rules there are for the port of this one.
+    fn rules(&mut self, matching: &Match) -> &mut usize {
+        let Some(port) = matching.port.map(usize::from) else { return &mut self.rules_of_all };
+        if self.rules_of.len() <= port {
+            self.rules_of.resize(port + 1, 0);
+        }
+        &mut self.rules_of[port]
+    }
+
+    /// Whether frames of a port may go anywhere else than to its handler or host.
+    #[inline]
+    pub fn decides<P: Place>(&self, place: &P, index: usize) -> bool {
+        self.may_match(index) || place.bridge().is_some()
+    }
+
+    #[inline]
+    fn may_match(&self, index: usize) -> bool {
+        self.rules_of_all > 0 || self.rules_of.get(index).is_some_and(|rules| *rules > 0)
     }
 
     /// Takes up to `most` frames of one port; how many there were. Those that are for its handler, or where it has none
     /// for its host, are appended to `frames`.
+    #[inline]
     pub fn take<P: Place>(
         &mut self,
         places: &mut [P],
@@ -162,16 +209,16 @@ impl<T: Rules> Forwarder<T> {
         frames: &mut Vec<Slot>,
         most: usize,
     ) -> usize {
-        if self.bridges.len() < places.len() {
-            self.bridges.resize_with(places.len(), Bridge::default);
-        }
         let Some((place, mut others)) = apart(places, index) else { return 0 };
-        if self.rules_of_all > 0 || self.rules_of.get(index).is_some_and(|rules| *rules > 0) {
+        if self.may_match(index) {
             return self.decide(place, &mut others, now, pool, frames, most);
         }
         let Some(other) = place.bridge().and_then(|to| others.get(to)) else {
             return place.parts().0.receive(pool, frames, most);
         };
+        if self.bridges.len() <= index {
+            self.bridges.resize(index + 1, Bridge::default());
+        }
         let count = self.bridges[index].pass(place.parts().0, other.parts().0, now, most);
         if count > 0 {
             watched::note(|| "bridge".into());
@@ -193,7 +240,7 @@ impl<T: Rules> Forwarder<T> {
     ) -> usize {
         let Work { heads, headers, verdicts, aside } = &mut self.work;
         let (bridge, has_handler) = (place.bridge(), place.has_handler());
-        let (mut counts, mut dry) = (Counters::default(), 0);
+        let (mut counts, mut dry, mut accepted) = (Counters::default(), 0, Vec::new());
         let burst = place.parts().0.lend(most.min(BURST));
         let count = burst.len();
         for ((head, headers), frame) in heads.iter_mut().zip(headers.iter_mut()).zip(burst.iter()) {
@@ -203,59 +250,93 @@ impl<T: Rules> Forwarder<T> {
         verdicts.clear();
         self.table.process(others.index, &mut heads[..count], &headers[..count], now, verdicts);
         for (((head, came), verdict), frame) in heads.iter_mut().zip(&*headers).zip(&*verdicts).zip(burst.iter()) {
-            let rest = head.rest(*frame);
-            let verdict = match (*verdict, bridge) {
-                (Verdict::Miss, Some(to)) => Verdict::Forward(to),
-                (verdict, _) => verdict,
-            };
             watched::note(|| format!("flows: {verdict}"));
-            match verdict {
-                Verdict::Drop => counts.drop_flow += 1,
-                Verdict::ToPython if !has_handler => counts.drop_no_handler += 1,
-                Verdict::Accept if has_handler => keep(head, rest, pool, &mut self.accepted, &mut dry),
-                Verdict::Miss | Verdict::ToPython | Verdict::Accept => keep(head, rest, pool, frames, &mut dry),
-                Verdict::Reply => {
-                    counts.forwarded += 1;
-                    aside.put(head.bytes(), rest, Back::Send);
-                }
-                Verdict::Forward(to) => {
-                    counts.forwarded += 1;
-                    match others.get(to) {
-                        Some(other) => {
-                            other.parts().0.send_lent(head.bytes(), rest);
-                            other.sent();
-                        }
-                        None => aside.put(head.bytes(), rest, Back::Send),
-                    }
-                }
-                Verdict::Route(to) => match others.get(to) {
-                    Some(other) => {
-                        if let Some(why) = route(head, rest, came, other, now, &mut counts) {
-                            aside.put(&[], frame.first(QUOTED), Back::Stop(why));
-                        }
-                    }
-                    None => aside.put(head.bytes(), rest, Back::Route),
-                },
+            match *verdict {
+                Verdict::Miss if bridge.is_none() => keep(head, *frame, pool, frames, &mut dry),
+                Verdict::ToPython if has_handler => keep(head, *frame, pool, frames, &mut dry),
+                Verdict::ToPython => counts.drop_no_handler += 1,
+                Verdict::Accept if has_handler => keep(head, *frame, pool, &mut accepted, &mut dry),
+                Verdict::Accept => keep(head, *frame, pool, frames, &mut dry),
+                verdict => send_on(verdict, bridge, head, came, *frame, others, now, aside, &mut counts),
             }
         }
         place.parts().0.give_back(dry);
-        if !aside.frames.is_empty() {
-            go_back(aside, &mut heads[0], place, now, &mut counts);
-        }
+        accepted.into_iter().for_each(|frame| place.accept(frame));
+        go_back(aside, &mut heads[0], place, now, &mut counts);
         place.counters().add(counts);
         count
+    }
+
+    /// Runs a frame that came by port `index`, and that its handler has, through the rules again.
+    pub fn again<P: Place>(&mut self, places: &mut [P], index: usize, frame: &[u8], now: Instant) -> Again {
+        let Some((place, mut others)) = apart(places, index) else { return Again::Finished };
+        let Work { heads, headers, verdicts, aside } = &mut self.work;
+        let (frame, head, mut counts) = (Lent::of(frame), &mut heads[..1], Counters::default());
+        head[0].take(frame);
+        headers[0] = Headers::read(head[0].bytes(), frame.len());
+        verdicts.clear();
+        self.table.process(others.index, head, &headers[..1], now, verdicts);
+        match (verdicts[0], place.bridge()) {
+            (Verdict::Miss, None) | (Verdict::ToPython, _) => return Again::Undecided,
+            (Verdict::Accept, _) => return Again::Accepted,
+            (verdict, bridge) => {
+                send_on(verdict, bridge, &mut head[0], &headers[0], frame, &mut others, now, aside, &mut counts);
+            }
+        }
+        go_back(aside, &mut heads[0], place, now, &mut counts);
+        place.counters().add(counts);
+        Again::Finished
+    }
+}
+
+/// What is done with a frame that goes out of a port, or nowhere.
+#[expect(clippy::too_many_arguments, reason = "a frame, what is known of it, and who is told")]
+#[inline]
+fn send_on<P: Place>(
+    verdict: Verdict,
+    bridge: Option<PortIndex>,
+    head: &mut Head,
+    came: &Headers,
+    frame: Lent<'_>,
+    others: &mut Others<'_, P>,
+    now: Instant,
+    aside: &mut Aside,
+    counts: &mut Counters,
+) {
+    let rest = head.rest(frame);
+    match (verdict, bridge) {
+        (Verdict::Forward(to), _) | (Verdict::Miss, Some(to)) => {
+            counts.forwarded += 1;
+            let Some(other) = others.get(to) else { return aside.put(head.bytes(), rest, Back::Send) };
+            other.parts().0.send_lent(head.bytes(), rest);
+            other.sent();
+        }
+        (Verdict::Reply, _) => match edit::reply(head) {
+            Ok(()) => {
+                counts.forwarded += 1;
+                aside.put(head.bytes(), rest, Back::Send);
+            }
+            Err(_) => counts.drop_flow += 1,
+        },
+        (Verdict::Route(to), _) => {
+            let Some(other) = others.get(to) else { return aside.put(head.bytes(), rest, Back::Route) };
+            if let Some(why) = route(head, rest, came, other, now, counts) {
+                aside.put(&[], frame.first(QUOTED), Back::Stop(why));
+            }
+        }
+        _ => counts.drop_flow += 1,
     }
 }
 
 /// Copies a frame into the pool.
-fn keep(head: &Head, rest: Lent<'_>, pool: &Pool, frames: &mut Vec<Slot>, dry: &mut usize) {
+fn keep(head: &Head, frame: Lent<'_>, pool: &Pool, frames: &mut Vec<Slot>, dry: &mut usize) {
     let Some(mut slot) = pool.take(head.frame_len()) else {
         *dry += 1;
         return;
     };
     let (front, back) = slot.split_at_mut(head.bytes().len());
     front.copy_from_slice(head.bytes());
-    rest.copy_to(0, back);
+    head.rest(frame).copy_to(0, back);
     frames.push(slot);
 }
 
@@ -278,7 +359,7 @@ fn route<P: Place>(
         counts.drop_route_not_ip += 1;
         return None;
     };
-    if !hop(head, &headers) {
+    if edit::hop(head, &headers).is_err() {
         counts.drop_route_hop_limit += 1;
         return told(Stopped::HopLimit);
     }
@@ -317,24 +398,12 @@ fn route<P: Place>(
     None
 }
 
-/// One hop further. False: the hop limit is used up.
-fn hop(head: &mut Head, headers: &Headers) -> bool {
-    let (bytes, at) = (head.bytes_mut(), usize::from(headers.network));
-    let ttl = at + if headers.is(kind::IPV4) { 8 } else { 7 };
-    if bytes[ttl] <= 1 {
-        return false;
-    }
-    bytes[ttl] -= 1;
-    if headers.is(kind::IPV4) {
-        // RFC 1141: the TTL is the high byte of its word.
-        let sum = u32::from(u16::from_be_bytes([bytes[at + 10], bytes[at + 11]])) + 0x0100;
-        bytes[at + 10..at + 12].copy_from_slice(&((sum + (sum >> 16)) as u16).to_be_bytes());
-    }
-    true
-}
-
 /// What was put aside leaves by the port it came by.
+#[inline]
 fn go_back<P: Place>(aside: &mut Aside, head: &mut Head, place: &mut P, now: Instant, counts: &mut Counters) {
+    if aside.frames.is_empty() {
+        return;
+    }
     let mut at = 0;
     for (len, back) in aside.frames.drain(..) {
         let bytes = &aside.bytes[at..at + len];

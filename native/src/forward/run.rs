@@ -15,8 +15,10 @@ const SERVICE: Duration = Duration::from_millis(1);
 /// How often `tick` is called.
 pub const TICK: Duration = Duration::from_millis(100);
 
+pub type Ports = Vec<Box<dyn Port>>;
+
 /// Passes frames between the two ports of each pair until `tick` says false.
-pub fn run(ports: &mut [Box<dyn Port>], pairs: &[(usize, usize)], tick: &mut dyn FnMut(&[Box<dyn Port>]) -> bool) {
+pub fn run(ports: &mut Ports, pairs: &[(usize, usize)], tick: &mut dyn FnMut(&Ports) -> bool) {
     let directions: Vec<_> = pairs.iter().flat_map(|&(one, two)| [(one, two), (two, one)]).collect();
     let mut bridges = vec![Bridge::default(); directions.len()];
     let mut unflushed = vec![false; ports.len()];

@@ -1,8 +1,9 @@
-//! Frames over pairs of ports, with rules that say one thing.
+//! Frames over pairs of ports, with one rule for all of them.
 
 use std::net::IpAddr;
 
 use super::*;
+use crate::flow::Action;
 use crate::packet::PoolConfig;
 use crate::packet::ethernet::Mac;
 use crate::packet::{ipv4, ipv6, protocol};
@@ -13,22 +14,6 @@ use crate::stack::bench::{mac, station};
 
 const CLIENT: Mac = mac(9);
 
-/// Says the same of all.
-struct Always(Verdict);
-
-impl Rules for Always {
-    fn process(
-        &mut self,
-        _port: PortIndex,
-        heads: &mut [Head],
-        _headers: &[Headers],
-        _now: Instant,
-        verdicts: &mut Vec<Verdict>,
-    ) {
-        verdicts.extend(heads.iter().map(|_| self.0));
-    }
-}
-
 struct Station {
     port: PairPort,
     /// The other end.
@@ -37,6 +22,7 @@ struct Station {
     bridge: Option<PortIndex>,
     has_handler: bool,
     unflushed: bool,
+    accepted: Vec<Slot>,
     counters: Counters,
 }
 
@@ -57,6 +43,10 @@ impl Place for Station {
         self.unflushed = true;
     }
 
+    fn accept(&mut self, frame: Slot) {
+        self.accepted.push(frame);
+    }
+
     fn counters(&mut self) -> &mut Counters {
         &mut self.counters
     }
@@ -65,13 +55,13 @@ impl Place for Station {
 /// Two ports: 10.0.0.2/24 and fd00::2/64 on station 2, 10.1.0.3/24 and fd01::3/64 on station 3.
 struct World {
     stations: Vec<Station>,
-    forwarder: Forwarder<Always>,
+    forwarder: Forwarder,
     pool: Pool,
     now: Instant,
 }
 
 impl World {
-    fn new(verdict: Verdict) -> Self {
+    fn new(action: Action) -> Self {
         let second = |mut config: HostConfig| {
             config.mac = mac(3);
             for (own, address) in config.addresses.iter_mut().zip(["10.1.0.3", "fd01::3"]) {
@@ -83,13 +73,19 @@ impl World {
         let stations = [station(2), second(station(3))].map(|config| {
             let (port, far) = pair(9_000, 256);
             let host = Host::seeded(config, 1);
-            let counters = Counters::default();
-            Station { port, far, host, bridge: None, has_handler: false, unflushed: false, counters }
+            let (accepted, counters) = (Vec::new(), Counters::default());
+            Station { port, far, host, bridge: None, has_handler: false, unflushed: false, accepted, counters }
         });
-        let mut forwarder = Forwarder::new(Always(verdict));
-        forwarder.rules_of_all = 1;
         let pool = Pool::new(&PoolConfig { classes: vec![(2_048, 8)] }).unwrap();
-        Self { stations: stations.into(), forwarder, pool, now: Instant::now() }
+        let forwarder = Forwarder::new(Table::seeded(16, 1));
+        let mut world = Self { stations: stations.into(), forwarder, pool, now: Instant::now() };
+        world.install(Match::default(), &[action]);
+        world
+    }
+
+    fn install(&mut self, matching: Match, actions: &[Action]) {
+        let rule = Rule { actions: actions.to_vec(), idle: None, hard: None };
+        self.forwarder.install(matching, rule, self.now).unwrap();
     }
 
     /// What became of frames that came by port 0: for its handler or host, and for its host alone.
@@ -107,7 +103,7 @@ impl World {
             }
         }
         let bytes = |slots: Vec<Slot>| slots.iter().map(|slot| slot.to_vec()).collect();
-        (bytes(undecided), bytes(std::mem::take(&mut self.forwarder.accepted)))
+        (bytes(undecided), bytes(std::mem::take(&mut self.stations[0].accepted)))
     }
 
     /// What the peer of a port has got.
@@ -167,9 +163,10 @@ fn packet_v6(hops: u8, len: usize) -> Vec<u8> {
 }
 
 #[test]
-fn a_bridged_port_without_rules_passes_everything_on() {
-    let mut world = World::new(Verdict::Drop);
-    world.forwarder.rules_of_all = 0;
+fn a_bridged_port_without_rules_of_its_own_passes_everything_on() {
+    let mut world = World::new(Action::Drop);
+    world.forwarder.remove(&Match::default(), world.now);
+    world.install(Match { port: Some(1), ..Match::default() }, &[Action::Drop]);
     world.stations[0].bridge = Some(1);
     let frames = [vec![1], packet_v4(64, true, 8_000)];
     assert_eq!(world.take(&frames), (vec![], vec![]));
@@ -180,7 +177,7 @@ fn a_bridged_port_without_rules_passes_everything_on() {
 #[test]
 fn what_no_rule_matches_goes_over_the_bridge_else_to_handler_or_host() {
     let frame = packet_v4(64, true, 500);
-    let mut world = World::new(Verdict::Miss);
+    let mut world = World::new(Action::Count);
     assert_eq!(world.take(&[frame.clone()]), (vec![frame.clone()], vec![]));
     world.stations[0].bridge = Some(1);
     assert_eq!(world.take(&[frame.clone()]), (vec![], vec![]));
@@ -191,7 +188,7 @@ fn what_no_rule_matches_goes_over_the_bridge_else_to_handler_or_host() {
 #[test]
 fn accepted_frames_pass_by_the_handler() {
     let frame = packet_v4(64, true, 8);
-    let mut world = World::new(Verdict::Accept);
+    let mut world = World::new(Action::Accept);
     world.stations[0].has_handler = true;
     assert_eq!(world.take(&[frame.clone()]), (vec![], vec![frame]));
 }
@@ -199,7 +196,7 @@ fn accepted_frames_pass_by_the_handler() {
 #[test]
 fn a_frame_for_python_needs_a_handler() {
     let frame = packet_v4(64, true, 8);
-    let mut world = World::new(Verdict::ToPython);
+    let mut world = World::new(Action::ToPython);
     assert_eq!(world.take(&[frame.clone()]), (vec![], vec![]));
     world.counts(&[("drop_no_handler", 1)]);
     world.stations[0].has_handler = true;
@@ -210,7 +207,7 @@ fn a_frame_for_python_needs_a_handler() {
 fn frames_go_out_of_another_port_or_of_their_own_in_order() {
     let frames: Vec<_> = (0..5).map(|number| packet_v4(64, true, 300 + number)).collect();
     for to in [0, 1] {
-        let mut world = World::new(Verdict::Forward(to));
+        let mut world = World::new(Action::Forward(to));
         world.take(&frames);
         assert_eq!(world.got(to.into()), frames);
         world.counts(&[("forwarded", 5)]);
@@ -218,15 +215,55 @@ fn frames_go_out_of_another_port_or_of_their_own_in_order() {
 }
 
 #[test]
+fn a_reply_goes_back_with_link_addresses_exchanged() {
+    let mut world = World::new(Action::Reply);
+    world.take(&[packet_v4(64, true, 8), vec![0; 5]]);
+    let frame = world.got(0).remove(0);
+    assert_eq!((&frame[..6], &frame[6..12]), (&CLIENT[..], &mac(2)[..]));
+    world.counts(&[("forwarded", 1), ("drop_flow", 1)]);
+}
+
+#[test]
+fn a_frame_of_a_handler_goes_through_the_rules_again() {
+    let mut world = World::new(Action::Count);
+    world.stations[0].has_handler = true;
+    let (frame, now) = (packet_v4(64, true, 8), world.now);
+    let again = |world: &mut World| world.forwarder.again(&mut world.stations, 0, &frame, now);
+    assert_eq!(again(&mut world), Again::Undecided);
+    world.install(Match::default(), &[Action::Accept]);
+    assert_eq!(again(&mut world), Again::Accepted);
+    world.install(Match::default(), &[Action::Forward(1)]);
+    assert_eq!(again(&mut world), Again::Finished);
+    world.stations[1].port.flush();
+    assert_eq!(world.got(1), [frame.clone()]);
+    world.install(Match::default(), &[Action::ToPython]);
+    assert_eq!(again(&mut world), Again::Undecided, "not to the handler that has it");
+    world.counts(&[("forwarded", 1)]);
+}
+
+#[test]
+fn rules_that_end_give_the_bridge_back_its_speed() {
+    let mut world = World::new(Action::Drop);
+    world.forwarder.remove(&Match::default(), world.now);
+    let matching = Match { port: Some(0), ..Match::default() };
+    let rule = Rule { actions: vec![Action::Drop], idle: None, hard: Some(std::time::Duration::from_secs(1)) };
+    assert_eq!(world.forwarder.install(matching, rule, world.now), Ok(false));
+    assert_eq!(*world.forwarder.rules(&matching), 1);
+    let (mut ended, later) = (Vec::new(), world.now + std::time::Duration::from_secs(2));
+    world.forwarder.expire(later, &mut ended);
+    assert_eq!((ended.len(), *world.forwarder.rules(&matching)), (1, 0));
+}
+
+#[test]
 fn dropped_frames_are_counted() {
-    let mut world = World::new(Verdict::Drop);
+    let mut world = World::new(Action::Drop);
     world.take(&[vec![1, 2, 3]]);
     world.counts(&[("drop_flow", 1)]);
 }
 
 #[test]
 fn a_dry_pool_drops_what_is_for_the_host_and_the_port_counts_it() {
-    let mut world = World::new(Verdict::Miss);
+    let mut world = World::new(Action::Count);
     let held: Vec<_> = (0..7).map(|_| world.pool.take(100)).collect();
     assert_eq!(world.take(&[packet_v4(64, true, 8), packet_v4(64, true, 8)]).0.len(), 1);
     assert!(world.stations[0].port.counters().contains(&("rx_pool_dry", 1)));
@@ -235,7 +272,7 @@ fn a_dry_pool_drops_what_is_for_the_host_and_the_port_counts_it() {
 
 #[test]
 fn a_routed_packet_gets_link_addresses_and_a_lower_hop_limit() {
-    let mut world = World::new(Verdict::Route(1));
+    let mut world = World::new(Action::Route(1));
     world.introduce("10.1.0.7");
     world.take(&[packet_v4(64, false, 400)]);
     let frame = world.got(1).remove(0);
@@ -246,7 +283,7 @@ fn a_routed_packet_gets_link_addresses_and_a_lower_hop_limit() {
 
 #[test]
 fn a_packet_waits_until_its_next_hop_is_known() {
-    let mut world = World::new(Verdict::Route(1));
+    let mut world = World::new(Action::Route(1));
     world.take(&[packet_v4(64, false, 400)]);
     assert_eq!(world.got(1).remove(0)[12..14], ethernet::ARP.to_be_bytes());
     let message = crate::packet::arp::Message {
@@ -275,7 +312,7 @@ fn who_sent_what_goes_no_further_is_told() {
         (packet_v6(64, too_long), [2, 0], "drop_route_too_long"),
     ];
     for (packet, kind, counter) in cases {
-        let mut world = World::new(Verdict::Route(1));
+        let mut world = World::new(Action::Route(1));
         world.take(&[packet.clone()]);
         world.counts(&[(counter, 1)]);
         let error = world.got(0).remove(0);
@@ -296,7 +333,7 @@ fn what_a_router_may_not_pass_on_is_dropped_silently() {
     let mut elsewhere = packet_v4(64, true, 8);
     elsewhere[30] = 203;
     let (arp, short) = (ethernet::emit(mac(2), CLIENT, ethernet::ARP).to_vec(), packet_v4(64, true, 8)[..20].to_vec());
-    let mut world = World::new(Verdict::Route(1));
+    let mut world = World::new(Action::Route(1));
     world.take(&[to_all, arp, short]);
     assert_eq!((world.got(0).len(), world.got(1).len()), (0, 0));
     world.counts(&[("drop_route_not_ip", 3)]);
@@ -310,7 +347,7 @@ fn what_a_router_may_not_pass_on_is_dropped_silently() {
 
 #[test]
 fn a_packet_is_routed_back_out_of_the_port_it_came_by() {
-    let mut world = World::new(Verdict::Route(0));
+    let mut world = World::new(Action::Route(0));
     let mut packet = packet_v4(64, true, 8);
     packet[30..34].copy_from_slice(&[10, 0, 0, 9]);
     world.take(&[packet]);

@@ -38,6 +38,7 @@ pub struct Limits {
     pub max_buffered_bytes: usize,
     pub max_kept_bytes: usize,
     pub max_kept_bytes_per_connection: usize,
+    pub max_flows: usize,
 }
 
 impl Limits {
@@ -54,6 +55,7 @@ impl Limits {
             max_buffered_bytes: number("max_buffered_bytes")? as usize,
             max_kept_bytes: number("max_kept_bytes")? as usize,
             max_kept_bytes_per_connection: number("max_kept_bytes_per_connection")? as usize,
+            max_flows: number("max_flows")? as usize,
         })
     }
 }

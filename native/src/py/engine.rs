@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyList};
+use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 use pyo3::{PyTraverseError, PyVisit};
 
 use super::capture::Capture;
@@ -18,12 +18,14 @@ use super::connection::Connection;
 use super::core::Core;
 use super::dispatch::Incoming;
 use super::endpoint::Endpoint;
-use super::forwarding;
+use super::forwarding::{self, Spun};
 use super::frames::{self, Frame};
 use super::opened::Open;
 use super::packet::Body;
 use super::ports;
 use super::tracing::{self, Trace};
+use crate::flow::Table;
+use crate::forward::Forwarder;
 use crate::packet::{Pool, Slot};
 use crate::port::Link;
 use crate::port::polling::{self, Polling};
@@ -54,10 +56,12 @@ pub struct State {
     armed: bool,
     /// A turn runs; it flushes for good at its end.
     pub in_turn: bool,
-    /// A host has something to tell, without a frame.
+    /// A host has something to tell, or to be told, without a frame.
     pub pending: bool,
     pub trace: Option<Box<Trace>>,
     sleep: Sleep,
+    /// Elsewhere while it polls without the GIL.
+    pub forwarder: Option<Box<Forwarder>>,
 }
 
 /// What the last turn told the event loop.
@@ -98,7 +102,8 @@ impl State {
             return Sleep::No;
         }
         let deadlines = self.ports.iter().flat_map(|open| [open.port.deadline(), open.host.deadline()]);
-        let deadline = deadlines.flatten().min();
+        let rules = self.forwarder.as_ref().and_then(|forwarder| forwarder.table().deadline());
+        let deadline = deadlines.flatten().chain(rules).min();
         self.armed = self.ports.iter_mut().all(|open| open.port.arm());
         if !self.armed {
             self.ports.iter_mut().for_each(|open| open.port.disarm());
@@ -135,6 +140,8 @@ pub struct Engine {
     clock: Option<Clock>,
     /// Makes the event loop call `turn` soon.
     wake: GilCell<Option<Py<PyAny>>>,
+    /// Is told of rules that have ended.
+    pub on_ended: GilCell<Option<Py<PyAny>>>,
     turns: Counter,
     sleeps: Counter,
 }
@@ -233,19 +240,33 @@ impl Engine {
         for (connection, reason) in gone {
             self.unreachable(py, &connection, reason);
         }
+        self.expire(py, now);
         due
     }
 
-    /// Takes a burst from one port and delivers it; how many frames there were.
-    fn burst(slf: &Py<Self>, py: Python<'_>, index: usize, now: Instant, pool: &Pool, frames: &mut Vec<Slot>) -> usize {
+    /// Takes a burst from one port and delivers it; how much there was, and how much of that native code has not finished.
+    fn burst(
+        slf: &Py<Self>,
+        py: Python<'_>,
+        index: usize,
+        now: Instant,
+        pool: &Pool,
+        frames: &mut Vec<Slot>,
+    ) -> (usize, usize) {
         let inner = slf.get();
         let traced = tracing::before(inner, py);
-        let collected = inner.collect(py, index).or_else(|| inner.take_burst(py, index, frames));
+        // Straight into a batch, or from the ring to the handler, where nobody else decides.
+        let collected = if forwarding::decides(inner, py, index) {
+            None
+        } else {
+            inner.collect(py, index).or_else(|| inner.take_burst(py, index, frames))
+        };
         let got = collected
             .unwrap_or_else(|| inner.state.with(py, |state| forwarding::take(state, index, now, pool, frames, BURST)));
-        let got = got + inner.deliver(slf, py, index, now, pool, frames);
+        let unfinished = collected.unwrap_or(frames.len());
+        let events = inner.deliver(slf, py, index, now, pool, frames);
         tracing::after(inner, py, traced);
-        got
+        (got + events, unfinished + events)
     }
 
     /// What frames mean, to flows and listeners; how many events of TCP there were among it.
@@ -313,29 +334,19 @@ impl Engine {
         found.ok_or_else(|| PyValueError::new_err(format!("there is no queue {name:?}")))
     }
 
-    /// Polls without the GIL until frames come or `until`; the port they came by.
-    fn spin(&self, py: Python<'_>, until: Instant, pool: &Pool, frames: &mut Vec<Slot>) -> Option<usize> {
+    /// Forwards and polls without the GIL.
+    fn spin(&self, py: Python<'_>, until: Instant, slice: Instant, pool: &Pool, frames: &mut Vec<Slot>) -> Spun {
         // The ports leave the cell meanwhile: another thread may run Python code, but none that gets at them, since
         // everything that would is refused off the loop's thread.
-        let mut ports = self.state.with(py, |state| std::mem::take(&mut state.ports));
-        let (ports, found) = py.detach(|| {
-            let found = 'polling: loop {
-                for (index, open) in ports.iter_mut().enumerate() {
-                    if open.port.receive(pool, frames, BURST) > 0 {
-                        break 'polling Some(index);
-                    }
-                }
-                if Instant::now() >= until {
-                    break None;
-                }
-                for _ in 0..16 {
-                    std::hint::spin_loop();
-                }
-            };
-            (ports, found)
+        let (mut ports, forwarder) =
+            self.state.with(py, |state| (std::mem::take(&mut state.ports), state.forwarder.take()));
+        let Some(mut forwarder) = forwarder else { return Spun::default() };
+        let (ports, forwarder, spun) = py.detach(|| {
+            let spun = forwarding::spin(&mut ports, &mut forwarder, until, slice, pool, frames);
+            (ports, forwarder, spun)
         });
-        self.state.with(py, |state| state.ports = ports);
-        found
+        self.state.with(py, |state| (state.ports, state.forwarder) = (ports, Some(forwarder)));
+        spun
     }
 }
 
@@ -366,11 +377,13 @@ impl Engine {
                     pending: false,
                     trace: None,
                     sleep: Sleep::No,
+                    forwarder: Some(Box::new(Forwarder::new(Table::new(core.get().limits.max_flows)))),
                 }),
                 core: core.clone_ref(py),
                 connect_s,
                 clock: clock.map(|read| Clock { read, base }),
                 wake: GilCell::new(wake),
+                on_ended: GilCell::new(None),
                 turns: Counter::default(),
                 sleeps: Counter::default(),
             },
@@ -536,26 +549,45 @@ impl Engine {
         let polls = inner.clock.is_none();
         let mut busy = true;
         for _ in 0..if polls { usize::MAX } else { ROUNDS } {
-            let mut got = inner.state.with(py, |state| usize::from(std::mem::take(&mut state.pending)));
+            let pending = inner.state.with(py, |state| usize::from(std::mem::take(&mut state.pending)));
+            let (mut got, mut unfinished) = (pending, pending);
             for index in 0..count {
-                got += Self::burst(&slf, py, index, now, &pool, &mut frames);
+                let burst = Self::burst(&slf, py, index, now, &pool, &mut frames);
+                (got, unfinished) = (got + burst.0, unfinished + burst.1);
             }
             // A peer that has gone may have left frames: they come before `service` finds out.
             if !serviced && got < BURST {
                 serviced = true;
-                got += inner.service(py, now);
+                let due = inner.service(py, now);
+                (got, unfinished) = (got + due, unfinished + due);
             }
-            if got == 0 {
-                let until = inner
-                    .state
-                    .with(py, |state| state.polling.until(now, begin + SLICE).filter(|_| state.trace.is_none()));
-                let found = until.filter(|_| polls).and_then(|until| inner.spin(py, until, &pool, &mut frames));
+            if unfinished == 0 {
+                let slice = begin + SLICE;
+                let until = inner.state.with(py, |state| {
+                    if got > 0 {
+                        state.polling.worked(now);
+                    }
+                    let until = if got > 0 { Some(slice) } else { state.polling.until(now, slice) };
+                    until.filter(|_| state.trace.is_none())
+                });
+                let spun = until.filter(|_| polls).map(|until| inner.spin(py, until, slice, &pool, &mut frames));
+                let Spun { found, worked } = spun.unwrap_or_default();
                 now = inner.now(py);
-                let Some(index) = found else {
-                    busy = false;
-                    break;
-                };
-                inner.deliver(&slf, py, index, now, &pool, &mut frames);
+                if let Some(worked) = worked {
+                    inner.state.with(py, |state| {
+                        state.polling.set_now(worked);
+                        state.polling.worked(worked);
+                    });
+                }
+                match found {
+                    Some(index) => drop(inner.deliver(&slf, py, index, now, &pool, &mut frames)),
+                    // Where time stands still frames that came are followed by what they left behind.
+                    None if got > 0 && !polls => {}
+                    None => {
+                        busy = false;
+                        break;
+                    }
+                }
             }
             inner.state.with(py, |state| state.polling.worked(now));
             // The end of the batch: replies leave before the next burst is looked for.
@@ -593,6 +625,11 @@ impl Engine {
         Ok(wait)
     }
 
+    #[pyo3(signature = (one, two, /))]
+    fn bridge(&self, py: Python<'_>, one: &Bound<'_, PyString>, two: &Bound<'_, PyString>) -> PyResult<()> {
+        self.join(py, one, two)
+    }
+
     fn ports<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         let rows = self.state.with(py, |state| state.ports.iter().map(Open::row).collect::<Vec<_>>());
         let list = PyList::empty(py);
@@ -628,7 +665,9 @@ impl Engine {
             open.host.tcp_flush(now, open.port.as_mut());
             open.port.flush();
         }
-        drop((ports, wake, shell));
+        let on_ended = self.on_ended.with(py, Option::take);
+        let forwarder = self.state.with(py, |state| state.forwarder.take());
+        drop((ports, wake, on_ended, forwarder, shell));
         left
     }
 
@@ -636,6 +675,7 @@ impl Engine {
         visit.call(&self.core)?;
         self.clock.as_ref().map_or(Ok(()), |clock| visit.call(&clock.read))?;
         self.wake.peek(|wake| visit.call(wake)).unwrap_or(Ok(()))?;
+        self.on_ended.peek(|told| visit.call(told)).unwrap_or(Ok(()))?;
         self.state
             .peek(|state| {
                 visit.call(&state.shell)?;
@@ -647,7 +687,8 @@ impl Engine {
     fn __clear__(&self, py: Python<'_>) {
         let old = self.state.with(py, |state| (std::mem::take(&mut state.ports), state.shell.take()));
         let wake = self.wake.with(py, Option::take);
-        drop((old, wake));
+        let on_ended = self.on_ended.with(py, Option::take);
+        drop((old, wake, on_ended));
     }
 }
 

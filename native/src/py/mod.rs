@@ -5,10 +5,11 @@
 //! * `request`, `packet`, `framing`, `client` — the values that handlers get and give; `building` — frames from layers
 //!   and back.
 //! * `sockets`, `stream`, `datagrams` — kernel sockets; `protocol` — the way in from asyncio transports; `engine`, `opened`,
-//!   `flows`, `tcp`, `ports` — from bypass ports; `tracing`, `capture` — what became of
-//!   their frames, and a file of them.
+//!   `flows`, `tcp`, `ports` — from bypass ports; `tracing`, `capture` — what became of their frames, and a file of them.
+//! * `forwarding`, `flow_rules` — frames that only pass through, and the rules for them; `bridging` — `vnf bridge`.
 //! * `splice_relay` — two connections joined; `splicer`, `loader` — faces of `crate::splice` and `crate::load`.
 
+mod bridging;
 mod building;
 mod capture;
 mod cell;
@@ -20,6 +21,7 @@ mod datagrams;
 mod dispatch;
 mod endpoint;
 mod engine;
+mod flow_rules;
 mod flows;
 mod forwarding;
 mod frames;
@@ -45,6 +47,7 @@ use pyo3::prelude::*;
 
 #[pymodule(gil_used = true)]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<bridging::Bridge>()?;
     module.add_class::<capture::Capture>()?;
     module.add_class::<client::Client>()?;
     module.add_class::<connection::Connection>()?;
@@ -54,6 +57,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<endpoint::Endpoint>()?;
     module.add_class::<engine::Engine>()?;
     module.add_class::<engine::Target>()?;
+    module.add_class::<flow_rules::FlowTable>()?;
     module.add_class::<frames::Batch>()?;
     module.add_class::<frames::Column>()?;
     module.add_class::<frames::Frame>()?;

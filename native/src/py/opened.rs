@@ -13,6 +13,8 @@ use pyo3::{PyTraverseError, PyVisit};
 use super::connection::Connection;
 use super::endpoint::Endpoint;
 use super::frames::Handler;
+use crate::flow::PortIndex;
+use crate::forward::Counters;
 use crate::packet::Slot;
 use crate::port::queue::Queue;
 use crate::port::{Link, Port};
@@ -50,6 +52,9 @@ pub struct Open {
     pub name_object: Option<Py<PyString>>,
     /// What it accepted, on its way to the host.
     pub accepted: Vec<Slot>,
+    /// By which port frames leave that no rule matches.
+    pub bridge: Option<PortIndex>,
+    pub forwarding: Counters,
 }
 
 /// Where the host asks whether a stranger may come in: it does so while nothing of Python can be reached.
@@ -141,6 +146,8 @@ impl Open {
             handler: None,
             name_object: None,
             accepted: Vec::new(),
+            bridge: None,
+            forwarding: Counters::default(),
         }
     }
 
@@ -180,6 +187,10 @@ impl Open {
         self.flows.get(owner as usize)?.as_ref().map(|connection| connection.clone_ref(py))
     }
 
+    pub fn has_accepted(&self) -> bool {
+        !self.accepted.is_empty()
+    }
+
     pub fn row(&self) -> Row {
         let addresses = &self.config.addresses;
         Row {
@@ -193,7 +204,7 @@ impl Open {
     }
 
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
-        self.port.counters().into_iter().chain(self.host.counters()).collect()
+        [self.port.counters(), self.forwarding.list(), self.host.counters()].concat()
     }
 
     pub fn traverse(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {

@@ -365,7 +365,7 @@ impl Batch {
 
     #[pyo3(signature = (port, mask=None, /))]
     fn forward(&self, port: &Bound<'_, PyString>, mask: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
-        let to = self.engine.get().port_named(port)?;
+        let to = usize::from(self.engine.get().port_named(port)?);
         self.decide_all(port.py(), mask, Decision::Forward(to as PortIndex))
     }
 
@@ -413,7 +413,7 @@ impl Batch {
     fn send(&self, port: &Bound<'_, PyString>, frame: &Bound<'_, PyAny>) -> PyResult<()> {
         let (py, engine) = (port.py(), self.engine.get());
         engine.core.get().check_thread()?;
-        let to = engine.port_named(port)?;
+        let to = usize::from(engine.port_named(port)?);
         if let Ok(frame) = frame.cast_exact::<Frame>() {
             Frame::with_outgoing(frame, |bytes| engine.emit(py, to, &[bytes]))?;
             return Frame::decide(frame, Decision::Sent);
