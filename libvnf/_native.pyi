@@ -18,6 +18,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 __all__ = [
     "Batch",
     "Bridge",
+    "Capture",
     "Client",
     "Column",
     "Connection",
@@ -458,7 +459,7 @@ class Engine:
         """``connect_s``: how long a TCP connection may take to be made. ``clock`` returns seconds that never go back (a
         virtual loop's ``time``); with one, a turn handles what is there and polls no further. ``wake`` is called when
         ``turn`` is wanted sooner than the last one said: something outside of turns has sent, or set a deadline."""
-    def add_port(self, name: str, options: dict[str, Any], /) -> None:
+    def add_port(self, name: str, options: dict[str, Any], /, *, capture: Capture | None = None) -> None:
         """Opens a port. ``options``: type and those of its kind (:func:`port_kinds`): texts, numbers, lists of texts.
         ``ValueError`` names the key; ``OSError`` when the system refuses."""
     def add_queue(self, name: str, options: dict[str, Any], /) -> None:
@@ -490,6 +491,18 @@ class Engine:
     def statistics(self, /) -> dict[str, int]:
         """turns, sleeps, poll_budget_us: how the loop's time is spent. Drops are counted per port."""
     def close(self, /) -> None: ...
+
+@final
+class Capture:
+    """A pcapng file of what comes and goes by ports. Traffic never waits for it: what it lacks is counted."""
+
+    def __new__(cls, path: str, /) -> Self:
+        """A new file, or a pipe that somebody reads already; ``OSError`` says why not."""
+    @property
+    def failure(self) -> str | None:
+        """Why the last frames were not written; None while they are."""
+    def close(self, /) -> None:
+        """No further port. The file is complete once the ports are closed too: waits for that, two seconds at most."""
 
 @final
 class FlowTable:

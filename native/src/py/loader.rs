@@ -40,6 +40,7 @@ fn parse(found: &Bound<'_, PyDict>) -> PyResult<Options> {
             "timeout_s" => options.timeout_s = value.extract()?,
             "reset" => options.reset = value.extract()?,
             "cpu" => options.cpu = value.extract()?,
+            "capture" => options.capture = value.extract()?,
             _ => return Err(PyValueError::new_err(format!("{key:?} is not an option of the load generator"))),
         }
     }
