@@ -11,6 +11,8 @@ from typing import Any, Final, Self, TypeVar, final
 
 from typing_extensions import Buffer, disjoint_base
 
+from ._native_frames import Batch, Column, Frame, attach_frames
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 __all__ = [
@@ -42,14 +44,18 @@ __all__ = [
     "attach_frames",
     "build_frame",
     "core_distance_ns",
-    "parse_frame",
+    "counts_drops",
     "generate_frames",
+    "parse_frame",
     "pass_inbox",
     "port_check",
     "port_kinds",
     "port_option",
     "relay",
     "run_load",
+    "trace_start",
+    "trace_stop",
+    "trace_take",
 ]
 
 @disjoint_base
@@ -77,212 +83,6 @@ class Packet:
     def u16(self, offset: int, /) -> int: ...
     def u32(self, offset: int, /) -> int: ...
     def u64(self, offset: int, /) -> int: ...
-
-@final
-class Frame(Packet):
-    """A packet below the transport layer: an Ethernet frame, with the fields of its headers and a verdict.
-
-    Fields are those of the frame as it came; ``rewrite`` changes only what leaves. Numbers are 0, and addresses None,
-    where the frame has no such field; of fragments only the first has ports. The first verdict counts; a frame that
-    dies without one is dropped and counted (``drop_undecided``). Who keeps a frame may decide later.
-    """
-
-    @property
-    def port(self) -> str:
-        """The name of the port it came by."""
-    @property
-    def src_mac(self) -> str | None: ...
-    @property
-    def dst_mac(self) -> str | None: ...
-    @property
-    def ethertype(self) -> int:
-        """What follows the tags."""
-    @property
-    def vlan(self) -> int:
-        """The outermost tag's id."""
-    @property
-    def src_ip(self) -> str | None: ...
-    @property
-    def dst_ip(self) -> str | None: ...
-    @property
-    def protocol(self) -> int: ...
-    @property
-    def ttl(self) -> int:
-        """Or hop limit."""
-    @property
-    def src_port(self) -> int:
-        """Of TCP and UDP; of an ICMP echo the identifier is the port of the side that asks."""
-    @property
-    def dst_port(self) -> int: ...
-    @property
-    def tcp_flags(self) -> int: ...
-    @property
-    def teid(self) -> int:
-        """Of a GTP-U packet with user data (``is_gtpu``)."""
-    @property
-    def is_ipv4(self) -> bool: ...
-    @property
-    def is_ipv6(self) -> bool: ...
-    @property
-    def is_arp(self) -> bool: ...
-    @property
-    def is_tcp(self) -> bool: ...
-    @property
-    def is_udp(self) -> bool: ...
-    @property
-    def is_icmp(self) -> bool:
-        """ICMP or ICMPv6."""
-    @property
-    def is_fragment(self) -> bool: ...
-    @property
-    def is_gtpu(self) -> bool: ...
-    @property
-    def is_malformed(self) -> bool:
-        """Headers that contradict themselves, or end before they should."""
-    @property
-    def payload(self) -> Packet:
-        """What is behind the innermost header above, without padding."""
-    def drop(self, /) -> None: ...
-    def forward(self, port: str, /) -> None:
-        """Out of that port as it is; ``ValueError`` when there is none of that name."""
-    def reply(self, /) -> None:
-        """Out of the port it came by, link addresses exchanged."""
-    def accept(self, /) -> None:
-        """To the host of the port it came by: ARP, ICMP, TCP, UDP."""
-    def rewrite(
-        self,
-        *,
-        src_mac: str = ...,
-        dst_mac: str = ...,
-        vlan: int = ...,
-        src_ip: str = ...,
-        dst_ip: str = ...,
-        src_port: int = ...,
-        dst_port: int = ...,
-        ttl: int = ...,
-        dscp: int = ...,
-    ) -> None:
-        """Gives header fields of what leaves new values; checksums follow. ``vlan=0`` takes a tag off. ``ValueError``
-        when this frame cannot be rewritten so; then it stays as it was."""
-    def again(self, /) -> None:
-        """Through the flow table once more; a frame that no flow matches is dropped and counted."""
-
-@final
-class Batch:
-    """Up to 256 frames of one port, in the order in which they came; over when the handler has returned.
-
-    A column is a read-only array with a value per frame, 0 where a frame has no such field; one that is kept stays what
-    it was. Columns and frames tell what came: ``rewrite`` changes only what leaves. A mask is an array of bool, one per
-    frame (``TypeError``, ``ValueError`` otherwise); None: all frames. The first verdict counts; frames without one are
-    dropped and counted (``drop_undecided``). Verdicts are carried out in order when the handler has returned.
-    """
-
-    @property
-    def length(self) -> Any:
-        """uint32: bytes of the frame"""
-    @property
-    def ethertype(self) -> Any:
-        """uint16: what follows the tags"""
-    @property
-    def vlan(self) -> Any:
-        """uint16: the outermost tag's id"""
-    @property
-    def protocol(self) -> Any:
-        """uint8"""
-    @property
-    def ttl(self) -> Any:
-        """uint8: or hop limit"""
-    @property
-    def src_ip(self) -> Any:
-        """uint32: of IPv4; compares with ``int(ipaddress.ip_address(…))``"""
-    @property
-    def dst_ip(self) -> Any:
-        """uint32"""
-    @property
-    def src_ip6(self) -> Any:
-        """uint8, 16 per frame"""
-    @property
-    def dst_ip6(self) -> Any:
-        """uint8, 16 per frame"""
-    @property
-    def src_mac(self) -> Any:
-        """uint64"""
-    @property
-    def dst_mac(self) -> Any:
-        """uint64"""
-    @property
-    def src_port(self) -> Any:
-        """uint16: of TCP and UDP; of an ICMP echo the identifier is the port of the side that asks"""
-    @property
-    def dst_port(self) -> Any:
-        """uint16"""
-    @property
-    def tcp_flags(self) -> Any:
-        """uint8"""
-    @property
-    def teid(self) -> Any:
-        """uint32: of a GTP-U packet with user data"""
-    @property
-    def is_ipv4(self) -> Any: ...
-    @property
-    def is_ipv6(self) -> Any: ...
-    @property
-    def is_arp(self) -> Any: ...
-    @property
-    def is_tcp(self) -> Any: ...
-    @property
-    def is_udp(self) -> Any: ...
-    @property
-    def is_icmp(self) -> Any: ...
-    @property
-    def is_fragment(self) -> Any: ...
-    @property
-    def is_gtpu(self) -> Any: ...
-    @property
-    def is_malformed(self) -> Any: ...
-    @property
-    def port(self) -> str:
-        """The name of the port they came by."""
-    def __len__(self, /) -> int: ...
-    def __getitem__(self, index: int, /) -> Frame:
-        """One frame, with its bytes. Kept without a verdict, it may be decided after the batch."""
-    def __iter__(self, /) -> Iterator[Frame]: ...
-    def drop(self, mask: Any = None, /) -> None: ...
-    def forward(self, port: str, mask: Any = None, /) -> None:
-        """Out of that port as they are; ``ValueError`` when there is none of that name."""
-    def reply(self, mask: Any = None, /) -> None:
-        """Out of the port they came by, link addresses exchanged."""
-    def accept(self, mask: Any = None, /) -> None:
-        """To the host of the port: ARP, ICMP, TCP, UDP."""
-    def again(self, mask: Any = None, /) -> None:
-        """Through the flow table once more; what no flow matches is dropped and counted."""
-    def rewrite(
-        self,
-        mask: Any = None,
-        /,
-        *,
-        src_mac: str = ...,
-        dst_mac: str = ...,
-        vlan: int = ...,
-        src_ip: str = ...,
-        dst_ip: str = ...,
-        src_port: int = ...,
-        dst_port: int = ...,
-        ttl: int = ...,
-        dscp: int = ...,
-    ) -> None:
-        """Gives header fields of what leaves new values, of frames that are not decided yet; checksums follow.
-        ``vlan=0`` takes a tag off. Frames that cannot be rewritten so are dropped and counted
-        (``drop_verdict_failed``)."""
-    def send(self, port: str, frame: Buffer, /) -> None:
-        """Sends any frame out of a port, at once."""
-
-@final
-class Column:
-    """The memory of one column of a batch, as NumPy finds it (``__array_interface__``)."""
-
-    @property
-    def __array_interface__(self) -> dict[str, Any]: ...
 
 @final
 class Fixed:
@@ -744,12 +544,6 @@ class Splice:
     def close(self, /) -> None:
         """Stops it, if it still runs."""
 
-def attach_frames(
-    engine: Engine, port: str, connection: Connection, batches: Callable[[Batch], Any] | None = None, /
-) -> None:
-    """From now on the frames of a port are for ``connection``, which stands for the port; many at once for ``batches``.
-    ``ValueError`` when there is no such port, or its frames have a handler already."""
-
 def relay(first: Connection, second: Connection, /) -> asyncio.Future[tuple[int, int]]:
     """Joins two open streams on the loop's thread: what is unread here and what comes is sent there, half-closes
     included, and who is not read from there is not read from here. The handlers of data and end do not run meanwhile.
@@ -767,10 +561,10 @@ def counts_drops(name: str, /) -> bool:
     """Whether a counter of that name counts packets that went no further."""
 
 def trace_start(engine: Engine, count: int, options: dict[str, Any], /) -> None:
-    """Traces the next ``count`` (at most 10,000) frames that match: port (its name), vlan, kind (``udp``, ``gtpu`` …),
+    """Traces the next ``count`` (at most 10,000) frames that match: port (its name), vlan, kind (``"udp"``, ``"arp"``),
     protocol, ip and number (address or network, port number: of either side), src_ip, dst_ip, src_port, dst_port, teid,
-    dropped (only those that something dropped). While it lasts frames are dealt with one by one. ``ValueError`` for what
-    cannot be matched, ``RuntimeError`` while another trace runs."""
+    dropped (only those that something dropped). While it lasts frames are dealt with one by one. ``ValueError`` for
+    what cannot be matched, ``RuntimeError`` while another trace runs."""
 
 def trace_take(engine: Engine, /) -> tuple[list[dict[str, Any]], int, int]:
     """What was traced since, how many more are wanted, and how many frames came through at all.
@@ -809,15 +603,16 @@ def generate_frames(options: dict[str, Any], progress: Callable[[dict[str, Any]]
     """Sends frames into one or two ports and counts what comes back, on the calling thread, without the GIL.
 
     Options, all but ``ports`` optional: ``ports`` (one, which echoes, or two, ``["memif:PATH", …]``; the first sends),
-    ``both_ways`` (both send), ``size`` (60) of a UDP datagram over IPv4 or else ``frame``, the bytes of a template, ``flows``
-    (1), told apart by a number added to the 32-bit field ``vary_at`` (26: the IPv4 source) with the Internet checksums
-    ``checksums_at`` ([24, 40]) kept right, both within the first 64 bytes; ``rate`` (frames per second; as many as there is
-    room for), ``duration_s`` (1), ``warmup_s`` (0.3), ``cpu``.
+    ``both_ways`` (both send), ``size`` (60) of a UDP datagram over IPv4 or else ``frame``, the bytes of a template,
+    ``flows`` (1), told apart by a number added to the 32-bit field ``vary_at`` (26: the IPv4 source) with the Internet
+    checksums ``checksums_at`` ([24, 40]) kept right, both within the first 64 bytes; ``rate`` (frames per second; as
+    many as there is room for), ``duration_s`` (1), ``warmup_s`` (0.3), ``cpu``.
 
-    The report: ``rate`` and ``sent_rate`` (frames per second after the warm-up), ``seconds`` (of that time); of the whole run
-    ``sent``, ``received`` (of the EtherType sent), ``received_bytes``, ``other`` (of another), and ``ports``, the counters of
-    each. ``progress`` is called about ten times a second with ``{"received": …}``; once it returns True the run ends.
-    Raises ``ValueError`` for options that contradict themselves, ``OSError`` when a port has no peer within five seconds.
+    The report: ``rate`` and ``sent_rate`` (frames per second after the warm-up), ``seconds`` (of that time); of the
+    whole run ``sent``, ``received`` (of the EtherType sent), ``received_bytes``, ``other`` (of another), and ``ports``,
+    the counters of each. ``progress`` is called about ten times a second with ``{"received": …}``; once it returns True
+    the run ends. Raises ``ValueError`` for options that contradict themselves, ``OSError`` when a port has no peer
+    within five seconds.
     """
 
 def core_distance_ns() -> float:

@@ -23,7 +23,6 @@ from .control import Control, Question
 from .errors import ConfigError, VNFError
 
 if TYPE_CHECKING:
-    from .server import Server
     from .vnf import VNF
 
 __all__ = ["LoadError", "configuration", "configured", "load", "run", "run_program"]
@@ -282,18 +281,23 @@ async def _serve(vnf: VNF, kind: str, signals: Signals) -> int:
     control = Control(vnf.name, questions(vnf), vnf.log)
     await control.open()
     try:
-        return await _serve_until(vnf, kind, signals, listening)
+        return await _serve_until(vnf, kind, signals, [(place, transport) for _, place, transport in listening])
     finally:
         control.close()
 
 
 def questions(vnf: VNF) -> dict[str, Question]:
     """What the control socket answers."""
-    return {"ports": lambda asked: {"vnf": vnf.name, "pid": os.getpid(), "up_s": _age_s(), **vnf.ports()}}
+    from .tracing import Trace
+
+    return {
+        "ports": lambda asked: {"vnf": vnf.name, "pid": os.getpid(), "up_s": _age_s(), **vnf.ports()},
+        "trace": lambda asked: Trace(vnf.engine(), asked),
+    }
 
 
-async def _serve_until(vnf: VNF, kind: str, signals: Signals, listening: list[tuple[Server, str, str]]) -> int:
-    for _, place, transport in listening:
+async def _serve_until(vnf: VNF, kind: str, signals: Signals, places: list[tuple[str, str]]) -> int:
+    for place, transport in places:
         say(vnf, f"serving {place} ({transport})")
     say(vnf, f"ready in {_age_s():.2f} s ({kind}, pid {os.getpid()})")
     number = await signals.first

@@ -449,7 +449,7 @@ class VNF:
         return counters
 
     def ports(self) -> dict[str, Any]:
-        """What ``vnf ports`` shows: each port's ``counters`` and ``drops``, those of the ``core``, and when that was."""
+        """What ``vnf ports`` shows: counters and drops, those of each port and the ``core``'s, and when that was."""
 
         def drops(counters: Mapping[str, int]) -> dict[str, int]:
             return {name: count for name, count in counters.items() if count and _native.counts_drops(name)}
@@ -457,7 +457,7 @@ class VNF:
         told = []
         for transport in self._transports + self._unix:
             found = transport.statistics()
-            port = found if "counters" in found else {"type": "kernel", "counters": found}
+            port: dict[str, Any] = found if "counters" in found else {"type": "kernel", "counters": found}
             names = {"name": transport.name, "place": transport.describe()}
             told.append({**port, **names, "drops": drops(port["counters"])})
         core = self.core.statistics()

@@ -13,6 +13,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("libvnf.cli.run:run", "Run a VNF: vnf run FILE[:APP]"),
     "bridge": ("libvnf.cli.bridge:bridge", "Join ports in pairs: vnf bridge PORT PORT"),
     "ports": ("libvnf.cli.ports:ports", "Ports of running VNFs: links, rates, drops by reason"),
+    "trace": ("libvnf.cli.trace:trace", "The next packets of a running VNF, and what came of each"),
     "load": ("libvnf.cli.load:load", "Send requests and measure the replies, or answer them"),
 }
 """Name → where it is, and its line in ``vnf --help``."""

@@ -21,7 +21,7 @@ class MemoryTransport:
 
     name = "memory"
     carries_unix = True
-    engine = None
+    engine: _native.Engine | None = None
 
     def __init__(self, core: _native.Core, host: Host) -> None:
         self.core = core

@@ -28,7 +28,7 @@ class KernelTransport:
     """See :class:`~libvnf.transport.base.Transport`."""
 
     carries_unix = True
-    engine = None
+    engine: _native.Engine | None = None
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from libvnf.control import NoAnswer, Refused, find
 from tests.peers import DEADLINE_S, Process
 
 ROOT = Path(__file__).parents[2]
@@ -138,3 +140,53 @@ def test_watching_ends_with_ctrl_c(
     watching.send_signal(signal.SIGINT)
     assert watching.wait() == 0
     assert "Traceback" not in watching.output
+
+
+def test_a_trace_tells_what_became_of_packets(
+    start: Callable[[], Process], process: Callable[..., Process], tmp_path: Path
+) -> None:
+    child = start()
+    command = [sys.executable, "-m", "libvnf", "trace", "b", "--count", "4"]
+    tracing = process(command, env=environment(tmp_path / "c"))
+    # Not begun before the VNF says that it is asked: the load goes on until the trace has all it wants.
+    load = ["load", "udp://10.0.0.2:5000", "--transport", f"memif:{tmp_path}/b.memif,address=10.0.0.1/24"]
+    loading = process(
+        [sys.executable, "-m", "libvnf", *load, "--warmup", "0", "--duration", "60"], env=environment(tmp_path / "c")
+    )
+    tracing.wait_for(r"^4 .*  data0  10\.0\.0\.1:\d+ > 10\.0\.0\.2:5000 UDP 170 bytes$")
+    tracing.wait_for(r"^       handler echo$")
+    tracing.wait_for(r"^       > data0  10\.0\.0\.2:5000 > 10\.0\.0\.1:\d+ UDP 170 bytes$")
+    assert tracing.wait() == 0
+    loading.send_signal(signal.SIGINT)
+    assert loading.wait() == 0
+    assert "errors" not in loading.output.splitlines()
+    assert child.stop() == 0
+
+
+def test_a_trace_ends_with_who_asked_for_it_and_with_its_vnf(
+    start: Callable[[], Process], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = start()
+    monkeypatch.setenv("VNF_CONTROL", str(tmp_path / "c"))
+    [peer] = find("b")
+
+    def asks() -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(DEADLINE_S)
+        sock.connect(str(peer.path))
+        sock.sendall(b'{"ask": "trace", "count": 1}\n')
+        with pytest.raises(Refused, match="another trace runs"):
+            peer.ask("trace", count=1)
+        return sock
+
+    asks().close()
+    # Who waits for a packet in vain is not refused any more.
+    with pytest.raises(NoAnswer, match="does not answer within"):
+        while True:
+            with contextlib.suppress(Refused):
+                peer.ask("trace", 0.2, count=1)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(DEADLINE_S)
+        sock.connect(str(peer.path))
+        child.send_signal(signal.SIGKILL)
+        assert sock.recv(1) == b""

@@ -91,6 +91,25 @@ def test_every_counter_is_in_the_guide_and_no_other(tmp_path: Path) -> None:
     assert {name for name in told if f"`{name}`" not in text} == set()
 
 
+def test_every_counter_of_a_capture_is_in_the_guide(tmp_path: Path) -> None:
+    async def counted() -> Any:
+        vnf = VNF("b", program=False)
+        await vnf.start([parse_transport(f"pcap:,{tmp_path}/out.pcap,name=data0", {})])
+        try:
+            return vnf.statistics()["transports"]["data0"]["counters"]
+        finally:
+            await vnf.close()
+
+    told_of_a_port(set(asyncio.run(counted())), "pcap")
+
+
+def told_of_a_port(counters: set[str], kind: str) -> None:
+    """Those of ``kind`` alone have a table; the others are those of any port."""
+    own = names("statistics.md", f"transports: {kind}")
+    assert own - counters == set()
+    assert counters - own - names("statistics.md", "transports: a port") == set()
+
+
 @pytest.mark.parametrize(
     ("kind", "section"), [("memif", "memif"), ("af_xdp", "AF_XDP"), ("tap", "TAP and TUN"), ("pcap", "Captures")]
 )
@@ -102,7 +121,12 @@ def test_every_kind_of_port_is_in_the_guide() -> None:
     assert set(PORT_KEYS) == {"kernel", "memif", "af_xdp", "tap", "pcap"}
 
 
-OPTIONS = [("running.md", None, "run"), ("load.md", None, "load"), ("operating.md", "vnf ports", "ports")]
+OPTIONS = [
+    ("running.md", None, "run"),
+    ("load.md", None, "load"),
+    ("operating.md", "vnf ports", "ports"),
+    ("operating.md", "vnf trace", "trace"),
+]
 
 
 @pytest.mark.parametrize(("page", "heading", "name"), OPTIONS)

@@ -17,6 +17,7 @@ from tests.integration.bridge import ECHO, NetNS, beyond, without_offload
 from tests.integration.bulk import BULK, MB
 from tests.integration.programs import running
 from tests.integration.tap import DEVICE, addressed, inside, tap, transport
+from tests.integration.test_guide import told_of_a_port
 from tests.integration.test_tcp_tools import SPLICE, WEB, curl
 from tests.integration.wire import captured, segments
 from tests.peers import DEADLINE_S, Namespace, Process
@@ -40,6 +41,7 @@ def test_ping_is_answered_at_every_size(tmp_path: Path, netns: NetNS, layer: str
             report = link.namespace.run("ping", "-c3", "-i0.01", "-W5", "-s", str(size), ADDRESS[version])
             assert " 0% packet loss" in report
         counters = link.counters()
+        told_of_a_port(set(counters), "tap")
         assert counters["rx_icmp_echo"] == counters["tx_icmp_echo"] >= 15
         assert counters["rx_not_ip"] == counters["tx_not_ip"] == counters["tx_lost"] == counters["tx_refused"] == 0
 

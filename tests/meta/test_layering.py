@@ -23,6 +23,7 @@ NATIVE = {
     "libvnf.testing.": "an in-memory network under the same native dispatch",
     "libvnf.flows": "the rules of a VNF stand in the native table",
     "libvnf.cli.bridge": "vnf bridge is the native forwarding loop's command line",
+    "libvnf.tracing": "a trace is taken by the native engine",
     "libvnf.cli.load": "vnf load is the native load generator's command line",
 }
 
@@ -35,7 +36,7 @@ LAYERS = (
     ("client", "flows", "server", "state"),
     ("frames",),
     ("cluster", "plugin"),
-    ("control", "runtime", "vnf"),
+    ("control", "runtime", "tracing", "vnf"),
     ("api", "testing"),
     ("cli", "__main__"),
 )
@@ -174,7 +175,7 @@ def in_rust(path: Path, *places: str) -> bool:
 
 def product(path: Path) -> str:
     """The source of ``path`` without its tests: nothing, when it is made for tests and fuzzing alone."""
-    if path.stem in {"tests", "fuzzing"} or "tests" in path.parts:
+    if {"tests", "fuzzing"} & {path.stem, *path.parts}:
         return ""
     return RUST[path].split("#[cfg(test)]\nmod ", 1)[0]
 

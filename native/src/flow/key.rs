@@ -3,19 +3,24 @@
 //! A [`Shape`] is what matches of one kind have in common: which fields they name, and how long their prefixes are. All
 //! rules of a shape are found by one look-up, of the packet's words under the shape's mask.
 //!
-//! | word | from the upper end on                                               |
-//! | ---- | ------------------------------------------------------------------- |
-//! | 0    | port 16, ethertype 16, VLAN 16, protocol 8, the shape's number 8     |
-//! | 1    | source port 16, destination port 16, TEID 32                        |
-//! | 2    | IPv4 source 32, IPv4 destination 32; IPv6 destination, its lower half |
-//! | 3    | IPv6 destination, its upper half                                    |
-//! | 4, 5 | IPv6 source                                                         |
-//! | 6, 7 | destination and source link address 48                              |
+//! | word | from the upper end on                                            |
+//! | ---- | ---------------------------------------------------------------- |
+//! | 0    | port 16, ethertype 16, VLAN 16, protocol 8, the shape's number 8 |
+//! | 1    | source port 16, destination port 16, TEID 32                     |
+//!
+//! The others are as they were on the wire, in the machine's own order:
+//!
+//! | word | octets                                                        |
+//! | ---- | ------------------------------------------------------------- |
+//! | 2    | IPv4 source and destination; IPv6 destination, its upper half |
+//! | 3    | IPv6 destination, its lower half                              |
+//! | 4, 5 | IPv6 source                                                   |
+//! | 6, 7 | destination and source link address, and two more             |
 
 use std::net::IpAddr;
 
 use super::{Match, PortIndex, Refused};
-use crate::packet::ethernet::Mac;
+use crate::packet::ethernet::{self, Mac};
 use crate::packet::headers::{Headers, kind};
 use crate::packet::{array, icmp};
 use crate::stack::Cidr;
@@ -44,49 +49,49 @@ const PROTOCOL: u64 = 0xff << 8;
 const SOURCE_PORT: u64 = 0xffff << 48;
 const DESTINATION_PORT: u64 = 0xffff << 32;
 const TEID: u64 = 0xffff_ffff;
-const MAC: u64 = 0xffff_ffff_ffff;
+const MAC: u64 = u64::from_ne_bytes([0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]);
 
 /// A packet, as matches see it.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Facts {
+    /// Those of what it has not mean nothing.
     pub words: Words,
     /// Bits of [`has`].
     pub has: u8,
 }
 
 impl Facts {
-    /// Of the frame that `bytes` is the beginning of, and `headers` were read from.
-    #[inline]
-    pub fn read(port: PortIndex, bytes: &[u8], headers: &Headers) -> Self {
-        let mut words = [0; WORDS];
+    /// Those of the frame that `bytes` is the beginning of, and `headers` were read from. Word for word into its place: a
+    /// copy would have to wait for the single stores.
+    #[inline(always)]
+    pub fn read(&mut self, port: PortIndex, bytes: &[u8], headers: &Headers) {
+        let kinds = headers.kinds;
         let mut has = 0;
-        if let Some(link) = bytes.first_chunk::<12>() {
+        if let Some(link) = bytes.first_chunk::<{ ethernet::HEADER }>() {
             has |= has::LINK;
-            words[6] = mac_word(array(link, 0));
-            words[7] = mac_word(array(link, 6));
+            self.words[6] = word(link, 0);
+            self.words[7] = word(link, 6);
         }
         let at = usize::from(headers.network);
-        if headers.is(kind::IPV4) {
+        if kinds & kind::IPV4 != 0 {
             has |= has::V4;
-            words[2] = u64::from_be_bytes(array(bytes, at + 12));
-        } else if headers.is(kind::IPV6) {
+            self.words[2] = word(bytes, at + 12);
+        } else if kinds & kind::IPV6 != 0 {
             has |= has::V6;
-            words[2] = u64::from_be_bytes(array(bytes, at + 32));
-            words[3] = u64::from_be_bytes(array(bytes, at + 24));
-            words[4] = u64::from_be_bytes(array(bytes, at + 8));
-            words[5] = u64::from_be_bytes(array(bytes, at + 16));
+            let addresses: [u8; 32] = array(bytes, at + 8);
+            for (place, from) in [(4, 0), (5, 8), (2, 16), (3, 24)] {
+                self.words[place] = word(&addresses, from);
+            }
         }
-        let kinds = headers.kinds;
         if kinds & (kind::IPV4 | kind::IPV6) != 0 && kinds & kind::MALFORMED == 0 {
             has |= has::PROTOCOL;
             if kinds & kind::FRAGMENT == 0 {
                 has |= transport(bytes, headers);
             }
         }
-        let ports = if has & has::PORTS != 0 { (headers.source_port, headers.destination_port) } else { (0, 0) };
-        words[0] = link_word(port, headers.ethertype, headers.vlan, headers.protocol);
-        words[1] = transport_word(ports.0, ports.1, headers.teid);
-        Self { words, has }
+        self.words[0] = link_word(port, headers.ethertype, headers.vlan, headers.protocol);
+        self.words[1] = transport_word(headers.source_port, headers.destination_port, headers.teid);
+        self.has = has;
     }
 
     /// A packet of the flow's other direction.
@@ -96,25 +101,23 @@ impl Facts {
         if self.has & has::V4 != 0 {
             self.words[2] = self.words[2].rotate_left(32);
         } else {
-            self.words.swap(2, 5);
-            self.words.swap(3, 4);
+            self.words.swap(2, 4);
+            self.words.swap(3, 5);
         }
         self
     }
 }
 
 /// Ports are those of TCP, UDP and ICMP queries.
-#[inline]
+#[inline(always)]
 fn transport(bytes: &[u8], headers: &Headers) -> u8 {
-    if headers.is(kind::TCP) {
-        return has::PORTS;
-    }
-    if headers.is(kind::UDP) {
+    if headers.kinds & (kind::TCP | kind::UDP) != 0 {
         return if headers.is(kind::GTPU) { has::PORTS | has::TEID } else { has::PORTS };
     }
-    if !headers.is(kind::ICMP) {
-        return 0;
-    }
+    if headers.is(kind::ICMP) { message(bytes, headers) } else { 0 }
+}
+
+fn message(bytes: &[u8], headers: &Headers) -> u8 {
     let message = bytes[usize::from(headers.transport)];
     if icmp::asks(headers.protocol, message).is_some() {
         has::PORTS
@@ -143,19 +146,20 @@ impl Shape {
         let mut field = |word: usize, bits: u64, value: Option<u64>, needs: u8| {
             let Some(value) = value else { return };
             mask[word] |= bits;
-            words[word] |= value << bits.trailing_zeros();
+            words[word] |= value;
             requires |= needs;
         };
+        let at = |bits: u64| move |value: u64| value << bits.trailing_zeros();
         if m.vlan.is_some_and(|id| id > 4_095) {
             return Err(Refused::Vlan);
         }
-        field(0, PORT, m.port.map(u64::from), 0);
-        field(0, ETHERTYPE, m.ethertype.map(u64::from), has::LINK);
-        field(0, VLAN, m.vlan.map(u64::from), has::LINK);
-        field(0, PROTOCOL, m.protocol.map(u64::from), has::PROTOCOL);
-        field(1, SOURCE_PORT, m.source_port.map(u64::from), has::PORTS);
-        field(1, DESTINATION_PORT, m.destination_port.map(u64::from), has::PORTS);
-        field(1, TEID, m.teid.map(u64::from), has::TEID);
+        field(0, PORT, m.port.map(u64::from).map(at(PORT)), 0);
+        field(0, ETHERTYPE, m.ethertype.map(u64::from).map(at(ETHERTYPE)), has::LINK);
+        field(0, VLAN, m.vlan.map(u64::from).map(at(VLAN)), has::LINK);
+        field(0, PROTOCOL, m.protocol.map(u64::from).map(at(PROTOCOL)), has::PROTOCOL);
+        field(1, SOURCE_PORT, m.source_port.map(u64::from).map(at(SOURCE_PORT)), has::PORTS);
+        field(1, DESTINATION_PORT, m.destination_port.map(u64::from).map(at(DESTINATION_PORT)), has::PORTS);
+        field(1, TEID, m.teid.map(u64::from).map(at(TEID)), has::TEID);
         field(6, MAC, m.destination_mac.map(mac_word), has::LINK);
         field(7, MAC, m.source_mac.map(mac_word), has::LINK);
         let any = |of: IpAddr| if of.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) };
@@ -181,18 +185,23 @@ impl Shape {
         let field = |word: usize, bits: u64| {
             (self.mask[word] & bits != 0).then_some((words[word] & bits) >> bits.trailing_zeros())
         };
-        let mac = |value: u64| -> Mac { array(&value.to_be_bytes(), 2) };
+        let mac = |place: usize| (self.mask[place] != 0).then(|| array(&words[place].to_ne_bytes(), 0));
         let (source, destination) = if self.requires & has::V6 != 0 {
-            let wide = |high: u64, low: u64| IpAddr::from((u128::from(high) << 64 | u128::from(low)).to_be_bytes());
-            (wide(words[4], words[5]), wide(words[3], words[2]))
+            let wide = |at: usize| {
+                let mut octets = [0; 16];
+                octets[..8].copy_from_slice(&words[at].to_ne_bytes());
+                octets[8..].copy_from_slice(&words[at + 1].to_ne_bytes());
+                IpAddr::from(octets)
+            };
+            (wide(4), wide(2))
         } else {
-            let [a, b, c, d, e, f, g, h] = words[2].to_be_bytes();
+            let [a, b, c, d, e, f, g, h] = words[2].to_ne_bytes();
             ([a, b, c, d].into(), [e, f, g, h].into())
         };
         Match {
             port: field(0, PORT).map(|value| value as u16),
-            source_mac: field(7, MAC).map(mac),
-            destination_mac: field(6, MAC).map(mac),
+            source_mac: mac(7),
+            destination_mac: mac(6),
             vlan: field(0, VLAN).map(|value| value as u16),
             ethertype: field(0, ETHERTYPE).map(|value| value as u16),
             source: self.source_prefix.map(|prefix| Cidr { address: source, prefix }),
@@ -226,10 +235,15 @@ impl Shape {
     }
 }
 
-#[inline]
+/// Eight octets.
+#[inline(always)]
+fn word(bytes: &[u8], at: usize) -> u64 {
+    u64::from_ne_bytes(array(bytes, at))
+}
+
 fn mac_word(mac: Mac) -> u64 {
     let [a, b, c, d, e, f] = mac;
-    u64::from_be_bytes([0, 0, a, b, c, d, e, f])
+    u64::from_ne_bytes([a, b, c, d, e, f, 0, 0])
 }
 
 #[inline]
@@ -246,13 +260,13 @@ fn transport_word(source: u16, destination: u16, teid: u32) -> u64 {
 fn address_words(words: &mut Words, source: IpAddr, destination: IpAddr) -> Option<()> {
     match (source, destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
-            words[2] = u64::from(u32::from(source)) << 32 | u64::from(u32::from(destination));
-            words[3..6].fill(0);
+            let ([a, b, c, d], [e, f, g, h]) = (source.octets(), destination.octets());
+            words[2] = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
         }
         (IpAddr::V6(source), IpAddr::V6(destination)) => {
-            let (source, destination) = (u128::from(source), u128::from(destination));
-            (words[2], words[3]) = (destination as u64, (destination >> 64) as u64);
-            (words[4], words[5]) = ((source >> 64) as u64, source as u64);
+            for (place, octets) in [(2, destination.octets()), (4, source.octets())] {
+                (words[place], words[place + 1]) = (word(&octets, 0), word(&octets, 8));
+            }
         }
         _ => return None,
     }

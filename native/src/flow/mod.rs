@@ -16,7 +16,7 @@ mod limit;
 mod refused;
 mod rules;
 mod search;
-mod table;
+pub mod table;
 
 use std::net::IpAddr;
 use std::time::Duration;

@@ -46,15 +46,20 @@ impl Default for Search {
     }
 }
 
-/// Peers choose what is hashed, but do not know the seed.
-#[inline]
-pub(super) fn tag(seed: &SeedableRandomState, narrow: &[u64; NARROW], more: &[u64]) -> Tag {
+/// Peers choose what is hashed, but do not know the seed. `more` is of the packets of shapes that are not narrow.
+#[inline(always)]
+pub(super) fn tag(seed: &SeedableRandomState, narrow: &[u64; NARROW], more: Option<&[u64; MORE]>) -> Tag {
+    let two = |upper: u64, lower: u64| u128::from(upper) << 64 | u128::from(lower);
     let mut hasher = seed.build_hasher();
-    for &word in narrow.iter().chain(more) {
-        hasher.write_u64(word);
+    hasher.write_u128(two(narrow[0], narrow[1]));
+    if let Some(&[a, b, c, d, e]) = more {
+        hasher.write_u128(two(narrow[2], a));
+        hasher.write_u128(two(b, c));
+        hasher.write_u128(two(d, e));
+    } else {
+        hasher.write_u128(two(narrow[2], 0));
     }
-    // The index keeps 0 for empty places.
-    ((hasher.finish() >> 32) as Tag).max(1)
+    (hasher.finish() >> 32) as Tag
 }
 
 /// The positions of the bits that are set.
@@ -83,9 +88,9 @@ impl Table {
         for (heads, headers) in heads.chunks_mut(BURST).zip(headers.chunks(BURST)) {
             let mut quotes = 0_u32;
             for (at, (head, headers)) in heads.iter().zip(headers).enumerate() {
-                let facts = Facts::read(port, head.bytes(), headers);
+                let facts = &mut self.search.facts[at];
+                facts.read(port, head.bytes(), headers);
                 quotes |= u32::from(facts.has & has::QUOTE != 0) << at;
-                self.search.facts[at] = facts;
                 self.search.found[at] = NOTHING;
             }
             self.find_all(heads.len());
@@ -106,15 +111,14 @@ impl Table {
                 if !tuple.may_win(&search.facts[at], &search.found[at]) {
                     continue;
                 }
-                let (narrow, tag) = tuple.key(number, &search.facts[at], seed);
-                (search.narrow[at], search.tags[at]) = (narrow, tag);
+                let tag = tuple.key(number, &search.facts[at], seed, &mut search.narrow[at]);
+                search.tags[at] = tag;
                 index.prefetch(tag);
                 open |= 1 << at;
             }
             let mut hits = 0_u32;
             for at in each(open) {
-                // Nearly always the right one. If not, the next stage finds out.
-                let Some(rule) = index.find(search.tags[at], |_| true) else { continue };
+                let Some(rule) = index.first(search.tags[at]) else { continue };
                 let length = if tuple.is_narrow && is_only { 64 } else { 128 };
                 prefetch(NonNull::from(&rules.entries[rule as usize]).cast(), length, true);
                 search.candidates[at] = rule;
@@ -150,7 +154,9 @@ impl Table {
     #[cold]
     fn flow_of_quoted(&mut self, at: usize, port: PortIndex, head: &Head, headers: &Headers) -> Option<()> {
         let quoted = headers.quoted(head.bytes())?;
-        let facts = Facts::read(port, head.bytes(), &Headers { vlan: headers.vlan, ..quoted }).reversed();
+        let mut facts = Facts::default();
+        facts.read(port, head.bytes(), &Headers { vlan: headers.vlan, ..quoted });
+        let facts = facts.reversed();
         let mut best = NOTHING;
         for &number in &self.order {
             let Some(tuple) = self.tuples[usize::from(number)].as_ref().filter(|tuple| tuple.is_exact) else {
@@ -159,7 +165,8 @@ impl Table {
             if !tuple.may_win(&facts, &best) {
                 continue;
             }
-            let (narrow, tag) = tuple.key(number, &facts, &self.seed);
+            let mut narrow = [0; NARROW];
+            let tag = tuple.key(number, &facts, &self.seed, &mut narrow);
             let is = |rule: u32| tuple.is_key_of(&self.rules.entries[rule as usize], &narrow, &facts);
             let Some(rule) = self.index.find(tag, is) else { continue };
             let entry = &self.rules.entries[rule as usize];
@@ -295,24 +302,28 @@ impl Tuple {
             && (found.rule == NONE || (self.highest, self.bits) >= (found.priority, found.bits))
     }
 
-    /// The first words of the packet under the mask, with the shape's number, and the hash of all of them.
-    #[inline]
-    fn key(&self, number: u8, facts: &Facts, seed: &SeedableRandomState) -> ([u64; NARROW], Tag) {
+    /// Writes the first words of the packet under the mask, with the shape's number; the hash of all of them.
+    #[inline(always)]
+    fn key(&self, number: u8, facts: &Facts, seed: &SeedableRandomState, narrow: &mut [u64; NARROW]) -> Tag {
         let mask = &self.shape.mask;
-        let mut narrow: [u64; NARROW] = std::array::from_fn(|word| facts.words[word] & mask[word]);
-        narrow[0] |= u64::from(number);
+        narrow[0] = facts.words[0] & mask[0] | u64::from(number);
+        narrow[1] = facts.words[1] & mask[1];
+        narrow[2] = facts.words[2] & mask[2];
         if self.is_narrow {
-            return (narrow, tag(seed, &narrow, &[]));
+            return tag(seed, narrow, None);
         }
         let more: [u64; MORE] = std::array::from_fn(|word| facts.words[NARROW + word] & mask[NARROW + word]);
-        (narrow, tag(seed, &narrow, &more))
+        tag(seed, narrow, Some(&more))
     }
 
     /// Is it the rule with that key?
-    #[inline]
+    #[inline(always)]
     fn is_key_of(&self, entry: &Entry, narrow: &[u64; NARROW], facts: &Facts) -> bool {
-        let more =
-            || (0..MORE).all(|word| entry.more[word] == facts.words[NARROW + word] & self.shape.mask[NARROW + word]);
-        entry.narrow == *narrow && (self.is_narrow || more())
+        let more = || {
+            let pairs = entry.more.iter().zip(&facts.words[NARROW..]).zip(&self.shape.mask[NARROW..]);
+            pairs.fold(0, |other, ((rule, packet), mask)| other | (rule ^ packet & mask)) == 0
+        };
+        let [a, b, c] = &entry.narrow;
+        (a ^ narrow[0]) | (b ^ narrow[1]) | (c ^ narrow[2]) == 0 && (self.is_narrow || more())
     }
 }

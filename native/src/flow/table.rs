@@ -217,10 +217,9 @@ impl Table {
         Ok(found.is_some())
     }
 
-    /// Ends a rule; what it had done.
-    pub fn remove(&mut self, m: &Match, now: Instant) -> Option<Statistics> {
+    /// Ends a rule; what it had done. The time is that of the call before.
+    pub fn remove(&mut self, m: &Match) -> Option<Statistics> {
         let number = self.number(m)?;
-        self.clock.tell(now);
         self.counters.removed += 1;
         Some(self.end(number))
     }
@@ -358,7 +357,7 @@ impl Table {
 
     fn tag(&self, tuple: usize, narrow: &[u64; NARROW], more: &[u64; MORE]) -> Tag {
         let is_narrow = self.tuples[tuple].as_ref().is_none_or(|tuple| tuple.is_narrow);
-        if is_narrow { tag(&self.seed, narrow, &[]) } else { tag(&self.seed, narrow, more) }
+        tag(&self.seed, narrow, (!is_narrow).then_some(more))
     }
 
     /// A place for a rule that is not there yet, under its key.

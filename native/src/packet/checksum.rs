@@ -132,4 +132,13 @@ mod tests {
     fn words_and_bytes_are_the_same_sum() {
         assert_eq!(Sum::ZERO.word(0x1234).word(0xfedc).finish(), Sum::ZERO.bytes(&[0x12, 0x34, 0xfe, 0xdc]).finish());
     }
+
+    #[test]
+    fn the_example_of_rfc_1624_section_4() {
+        let (mut field, mut checksum) = ([0x55, 0x55], [0xdd, 0x2f]);
+        let mut change = Change::default();
+        change.replace(&mut field, &[0x32, 0x85]);
+        change.apply(&mut checksum);
+        assert_eq!((field, checksum), ([0x32, 0x85], [0, 0]));
+    }
 }

@@ -112,59 +112,26 @@ fn is_built_again(frame: &[u8], Parsed { mut layers, payload }: Parsed, first: F
 
 /// A frame of every sort: what tests mutate, and what the fuzzer begins with.
 pub fn frames() -> Vec<Vec<u8>> {
-    let ethernet = Layer::Ethernet(Ethernet { destination: [2; 6], source: [4; 6], ethertype: None });
-    let tag = Layer::Vlan(Vlan { id: 5, priority: 3, drop_eligible: false, ethertype: None });
-    let v4 = Ipv4 {
-        source: [10, 0, 0, 1].into(),
-        destination: [10, 0, 0, 2].into(),
-        protocol: None,
-        ttl: 64,
-        dscp: 0,
-        ecn: 0,
-        identification: 7,
-        dont_fragment: false,
-        more_fragments: false,
-        fragment_offset: 0,
-        options: Vec::new(),
-        checksum: None,
-    };
-    let v6 = Ipv6 {
-        source: [0xfd; 16].into(),
-        destination: [0xfc; 16].into(),
-        next_header: None,
-        hop_limit: 64,
-        dscp: 0,
-        ecn: 0,
-        flow_label: 1,
-        extensions: Vec::new(),
-    };
-    let optional = Ipv4 { options: vec![1; 8], ..v4.clone() };
-    let extended = Ipv6 { extensions: vec![(0, vec![1, 4, 0, 0, 0, 0]), (60, vec![1, 4, 0, 0, 0, 0])], ..v6.clone() };
-    let first = Ipv4 { protocol: Some(17), more_fragments: true, ..v4.clone() };
-    let later = Ipv4 { protocol: Some(17), fragment_offset: 8, ..v4.clone() };
-    let fragment = Ipv6 { next_header: Some(17), extensions: vec![(44, vec![0, 1, 0, 0, 0, 9])], ..v6.clone() };
-    let udp = Layer::Udp(Udp { source_port: 1000, destination_port: 53, checksum: None });
-    let bare = Layer::Udp(Udp { source_port: 1000, destination_port: 53, checksum: Some(0) });
-    let tcp = Layer::Tcp(Tcp {
-        source_port: 1000,
-        destination_port: 80,
-        sequence: 1,
-        acknowledgement: 2,
-        flags: 0x18,
-        window: 512,
-        urgent: 0,
-        options: vec![2, 4, 5, 0xb4],
-        checksum: None,
-    });
-    let icmp = |kind, data| Layer::Icmp(Icmp { kind, code: 0, data, checksum: None });
-    let tunnel = Layer::Udp(Udp { source_port: 2152, destination_port: GTP_PORT, checksum: None });
-    let gtpu = Gtpu { teid: 7, kind: 255, sequence: None, n_pdu: None, extensions: Vec::new() };
+    let ethernet = Layer::from(Ethernet::new([2; 6], [4; 6]));
+    let tag = Layer::from(Vlan { priority: 3, ..Vlan::new(5) });
+    let (v4, v6) = (Ipv4::new([10, 0, 0, 1], [10, 0, 0, 2]), Ipv6::new([0xfd; 16], [0xfc; 16]));
+    let optional = Layer::from(Ipv4 { options: vec![1; 8], ..v4.clone() });
+    let first = Layer::from(Ipv4 { protocol: Some(17), more_fragments: true, ..v4.clone() });
+    let later = Layer::from(Ipv4 { protocol: Some(17), fragment_offset: 8, ..v4.clone() });
+    let extensions = vec![(0, vec![1, 4, 0, 0, 0, 0]), (60, vec![1, 4, 0, 0, 0, 0])];
+    let extended = Layer::from(Ipv6 { extensions, ..v6.clone() });
+    let extensions = vec![(44, vec![0, 1, 0, 0, 0, 9])];
+    let fragment = Layer::from(Ipv6 { next_header: Some(17), extensions, ..v6.clone() });
+    let (v4, v6) = (Layer::from(v4), Layer::from(v6));
+    let udp = Layer::from(Udp::new(1000, 53));
+    let bare = Layer::from(Udp { checksum: Some(0), ..Udp::new(1000, 53) });
+    let tcp = Layer::from(Tcp { flags: 0x18, options: vec![2, 4, 5, 0xb4], ..Tcp::new(1000, 80) });
+    let icmp = |kind, data| Layer::from(Icmp::new(kind, 0, data));
+    let tunnel = Layer::from(Udp::new(GTP_PORT, GTP_PORT));
+    let gtpu = Gtpu::new(7);
     let gtpu_5g = Gtpu { sequence: Some(3), extensions: vec![(0x85, vec![0x10, 9])], ..gtpu.clone() };
-    let [v4, v6, optional, first, later] =
-        [Layer::Ipv4(v4), Layer::Ipv6(v6), Layer::Ipv4(optional), Layer::Ipv4(first), Layer::Ipv4(later)];
-    let [extended, fragment] = [Layer::Ipv6(extended), Layer::Ipv6(fragment)];
-    let inner = [Layer::Gtpu(gtpu), v4.clone(), tcp.clone()];
-    let inner_5g = [Layer::Gtpu(gtpu_5g), v6.clone(), udp.clone()];
+    let inner = [gtpu.into(), v4.clone(), tcp.clone()];
+    let inner_5g = [gtpu_5g.into(), v6.clone(), udp.clone()];
     let quoted = |ip: &Layer, upper: &Layer| build(&[ip.clone(), upper.clone()], b"quoted").expect("a packet");
     let (quoted_v4, quoted_v6) = (quoted(&v4, &udp), quoted(&v6, &tcp));
     let frame = |layers: &[&[Layer]], payload: &[u8]| {

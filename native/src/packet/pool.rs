@@ -161,6 +161,18 @@ impl Slot {
         self.pool.classes[self.class as usize].slot_bytes
     }
 
+    /// The buffer for another message, of exactly `len` bytes; `None`, and it goes back, when it is not of the class that
+    /// is meant for those.
+    pub fn renew(mut self, len: usize) -> Option<Self> {
+        let class = usize::from(self.class);
+        let fits = |class: usize| self.pool.classes[class].slot_bytes >= len;
+        if !fits(class) || class > 0 && fits(class - 1) {
+            return None;
+        }
+        (self.start, self.len) = (0, len as u32);
+        Some(self)
+    }
+
     /// Narrows the window to `start..start + len` of the present one. Panics when that lies outside it.
     pub fn narrow(&mut self, start: usize, len: usize) {
         assert!(start.checked_add(len).is_some_and(|end| end <= self.len as usize), "window outside the slot");
@@ -235,6 +247,18 @@ mod tests {
         slot.narrow(2, 4);
         slot.narrow(1, 2);
         assert_eq!(&*slot, b"de");
+    }
+
+    #[test]
+    fn a_slot_is_used_again_for_what_its_class_is_meant_for() {
+        let pool = small();
+        let mut slot = pool.take(8).unwrap();
+        slot.narrow(2, 4);
+        assert_eq!(slot.renew(64).unwrap().len(), 64);
+        assert_eq!(pool.statistics()[0].free, 2);
+        assert!(pool.take(64).unwrap().renew(65).is_none());
+        assert!(pool.take(65).unwrap().renew(64).is_none());
+        assert_eq!((pool.statistics()[0].free, pool.statistics()[1].free), (2, 1));
     }
 
     #[test]

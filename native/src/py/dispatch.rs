@@ -206,7 +206,7 @@ pub fn retire_packet(py: Python<'_>, core: &Core, connection: &Py<Connection>, p
     }
 }
 
-fn new_request(
+pub fn new_request(
     py: Python<'_>,
     core: &Py<Core>,
     class: &Py<PyType>,
@@ -227,7 +227,7 @@ fn new_request(
 }
 
 /// Takes an ended request back for the next message when nobody has seen it.
-fn retire_request(py: Python<'_>, core: &Core, request: Py<Request>) {
+pub fn retire_request(py: Python<'_>, core: &Core, request: Py<Request>) {
     let reuse = {
         let inner = request.get();
         // SAFETY: a plain read of the reference count of a live object.

@@ -47,12 +47,14 @@ pub struct State {
     frames: Vec<Slot>,
     /// The shell of a frame that nobody kept.
     pub shell: Option<Py<Frame>>,
+    /// Buffers of such frames.
+    pub spare: Vec<Slot>,
     /// Where bytes of streams stay between their host and their connection.
     pub scratch: Vec<u8>,
     pub polling: Polling,
     armed: bool,
     /// A turn runs; it flushes for good at its end.
-    in_turn: bool,
+    pub in_turn: bool,
     /// A host has something to tell, or to be told, without a frame.
     pub pending: bool,
     pub trace: Option<Box<Trace>>,
@@ -252,8 +254,12 @@ impl Engine {
     ) -> (usize, usize) {
         let inner = slf.get();
         let traced = tracing::before(inner, py);
-        // Straight into a batch, where nobody else decides.
-        let collected = if forwarding::decides(inner, py, index) { None } else { inner.collect(py, index) };
+        // Straight to the handler, where nobody else decides.
+        let collected = if forwarding::decides(inner, py, index) {
+            None
+        } else {
+            inner.collect(py, index).or_else(|| inner.take_burst(py, index, frames))
+        };
         let got = collected
             .unwrap_or_else(|| inner.state.with(py, |state| forwarding::take(state, index, now, pool, frames, BURST)));
         let unfinished = collected.unwrap_or(frames.len());
@@ -362,6 +368,7 @@ impl Engine {
                     ports: Vec::new(),
                     frames: Vec::with_capacity(2 * BURST),
                     shell: None,
+                    spare: Vec::new(),
                     scratch: Vec::new(),
                     polling: Polling::new(polling::LONGEST, base),
                     armed: false,

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use hashbrown::HashMap;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyString};
 use pyo3::{PyTraverseError, PyVisit};
 
 use super::connection::Connection;
@@ -48,6 +48,8 @@ pub struct Open {
     /// What comes in is for `@vnf.frames`; only what that accepts is for the host.
     pub has_handler: bool,
     pub handler: Option<Handler>,
+    /// The name as handlers write it.
+    pub name_object: Option<Py<PyString>>,
     /// What it accepted, on its way to the host.
     pub accepted: Vec<Slot>,
     /// By which port frames leave that no rule matches.
@@ -142,10 +144,16 @@ impl Open {
             unflushed: false,
             has_handler: false,
             handler: None,
+            name_object: None,
             accepted: Vec::new(),
             bridge: None,
             forwarding: Counters::default(),
         }
+    }
+
+    /// Whether `name` is the very object that it was called by before.
+    pub fn is_named(&self, name: &Bound<'_, PyString>) -> bool {
+        self.name_object.as_ref().is_some_and(|known| known.is(name))
     }
 
     pub fn place(&mut self, connection: Py<Connection>) -> u32 {

@@ -144,6 +144,11 @@ impl Packet {
 
     /// Gives the shell a new content. Only for a packet that nobody else refers to.
     pub fn fill(&self, py: Python<'_>, body: Body) {
+        drop(self.swap(py, body));
+    }
+
+    /// As `fill`; what it had.
+    pub fn swap(&self, py: Python<'_>, body: Body) -> Body {
         let (start, len) = {
             let bytes = body.bytes(py);
             (bytes.as_ptr(), bytes.len())
@@ -156,6 +161,7 @@ impl Packet {
         if let (_, Some((account, bytes))) = &old {
             account.remove(*bytes);
         }
+        old.0
     }
 
     /// Somebody kept it: from now on its buffer counts.

@@ -49,6 +49,11 @@ impl Request {
         self.0.with(py, |state| !state.touched)
     }
 
+    /// Whether its handler has left it as it began.
+    pub fn is_fresh(&self, py: Python<'_>) -> bool {
+        self.0.with(py, |state| !state.ended && !state.touched && state.carriers == 1)
+    }
+
     pub fn take_hold(&self, py: Python<'_>) -> bool {
         self.0.with(py, |state| {
             if state.ended {

@@ -335,4 +335,6 @@ ports! {
     tap_of_frames: keeps_every_promise_in_a_namespace;
     tap_of_several_queues: keeps_every_promise_in_a_namespace;
     tap_of_packets: keeps_every_promise_in_a_namespace;
+    af_xdp_native: keeps_every_promise_in_a_namespace;
+    af_xdp_generic: keeps_every_promise_in_a_namespace;
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use libvnf_native::packet::{Pool, PoolConfig};
+use libvnf_native::port::af_xdp::{AfXdp, AfXdpConfig, Attach, Take};
 use libvnf_native::port::capture::{CaptureWriter, capture};
 use libvnf_native::port::memif::{Memif, MemifConfig, Role};
 use libvnf_native::port::pair::pair;
@@ -15,6 +16,7 @@ use libvnf_native::port::queue::{Queue, QueuePort};
 use libvnf_native::port::tap::{Layer, Tap, TapConfig};
 use libvnf_native::port::{HEADER_BYTES, Link, Port};
 
+use super::until;
 use super::wire::{Wire, exists, ip};
 
 pub const MTU: usize = 1500;
@@ -232,6 +234,32 @@ pub fn tap_of_several_queues(first: &[Vec<u8>]) -> Rig {
 
 pub fn tap_of_packets(first: &[Vec<u8>]) -> Rig {
     tap(first, Layer::Ip, 1)
+}
+
+/// One end of a cable; the far side is at the other.
+fn af_xdp(first: &[Vec<u8>], attach: Attach) -> Rig {
+    let number = serial();
+    let (near, far) = (format!("near{number}"), format!("far{number}"));
+    ip(&format!("link add {near} type veth peer {far}"));
+    ip(&format!("link set {near} up"));
+    ip(&format!("link set {far} up"));
+    let config = AfXdpConfig { take: vec![Take::All], attach, ..AfXdpConfig::new("x", &near) };
+    let mut port = Box::new(AfXdp::new(config).unwrap());
+    until("up", || {
+        port.service(Instant::now());
+        port.link() == Link::Up
+    });
+    let mut far = Kernel { wire: Wire::new(&far), header: Vec::new(), interface: near };
+    far.give(first);
+    Rig { port, far: Box::new(far), wakes: true, made: None, scratch: Scratch::new() }
+}
+
+pub fn af_xdp_native(first: &[Vec<u8>]) -> Rig {
+    af_xdp(first, Attach::Native)
+}
+
+pub fn af_xdp_generic(first: &[Vec<u8>]) -> Rig {
+    af_xdp(first, Attach::Generic)
 }
 
 // --- files -----------------------------------------------------------------------------------------------------------

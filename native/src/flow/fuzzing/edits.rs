@@ -3,8 +3,8 @@
 
 use std::net::IpAddr;
 
-use super::super::edit::{decapsulate, encapsulate, hop, reply, rewrite, set_vlan, translate_quoted};
-use super::super::{Encapsulate, Head, Rewrite};
+use crate::flow::edit::{decapsulate, encapsulate, hop, reply, rewrite, set_vlan, translate_quoted};
+use crate::flow::{Encapsulate, Head, Rewrite};
 use crate::packet::headers::Headers;
 use crate::packet::layers::{First, Icmp, Layer, Tcp, Udp, parse};
 use crate::port::lent::Lent;
@@ -104,13 +104,13 @@ fn whole(head: &Head, frame: &[u8]) -> Vec<u8> {
 
 /// Which checksums are right, from the outside in, down to the first transport.
 fn judged(frame: &[u8]) -> Vec<bool> {
-    let mut checksums = Vec::new();
+    let (mut checksums, mut has_pseudo_header) = (Vec::new(), false);
     let parsed = parse(frame, First::Ethernet);
     for layer in parsed.layers {
         match layer {
             Layer::Ipv4(ip) => checksums.push(ip.checksum.is_none()),
             Layer::Icmp(Icmp { kind: 0, code: 0, data: 0, checksum: Some(0) })
-                if frame[parsed.payload.clone()].iter().all(|&byte| byte == 0) =>
+                if !has_pseudo_header && frame[parsed.payload.clone()].iter().all(|&byte| byte == 0) =>
             {
                 // Nothing but zeros: wrong by the letter, as a sum of 0 is not one of -0, and right by arithmetic.
                 checksums.push(true);
@@ -124,6 +124,7 @@ fn judged(frame: &[u8]) -> Vec<bool> {
             }
             // Its checksums cover the last destination, which `parse` does not look for.
             Layer::Ipv6(ip) if ip.extensions.iter().any(|&(kind, _)| kind == 43) => break,
+            Layer::Ipv6(_) => has_pseudo_header = true,
             _ => {}
         }
     }

@@ -7,9 +7,10 @@ mod universe;
 
 use std::time::{Duration, Instant};
 
+pub use edits::edits;
+
 use super::{Expiry, Head, Match, Statistics, Table, Verdict};
 use crate::packet::headers::Headers;
-pub use edits::edits;
 use model::Model;
 use universe::Choices;
 
@@ -36,7 +37,7 @@ impl Pair {
     }
 
     fn remove(&mut self, m: &Match) {
-        assert_eq!(self.table.remove(m, self.now()), self.model.remove(m, self.millis), "{m:?}");
+        assert_eq!(self.table.remove(m), self.model.remove(m, self.millis), "{m:?}");
     }
 
     fn process(&mut self, choices: &mut Choices<'_>) {
@@ -61,6 +62,7 @@ impl Pair {
         self.millis += millis;
         let now = self.now();
         let mut ended: Vec<(Match, Expiry, Statistics)> = Vec::new();
+        self.table.expire(now, &mut ended);
         while self.table.deadline().is_some_and(|deadline| deadline <= now) {
             self.table.expire(now, &mut ended);
         }

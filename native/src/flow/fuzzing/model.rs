@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::flow::{
     Action, Counters, Expiry, Head, Listed, Match, PortIndex, Refused, Rewrite, Rule, Statistics, Verdict, edit,
 };
-use crate::packet::ethernet::Mac;
+use crate::packet::ethernet::{self, Mac};
 use crate::packet::headers::{Headers, kind};
 use crate::packet::{array, icmp};
 use crate::stack::Cidr;
@@ -53,7 +53,7 @@ impl Seen {
         let addresses = headers.addresses(bytes);
         Self {
             port,
-            macs: (bytes.len() >= 12).then(|| (array(bytes, 6), array(bytes, 0))),
+            macs: (bytes.len() >= ethernet::HEADER).then(|| (array(bytes, 6), array(bytes, 0))),
             vlan: headers.vlan,
             ethertype: headers.ethertype,
             protocol: (is_well && addresses.is_some()).then_some(headers.protocol),

@@ -4,63 +4,31 @@ use super::*;
 use crate::packet::layers::{Ethernet, Gtpu, Icmp, Ipv4, Ipv6, Layer, Tcp, Udp, Vlan, build};
 
 fn ethernet(ethertype: Option<u16>) -> Layer {
-    Layer::Ethernet(Ethernet { destination: [2; 6], source: [4; 6], ethertype })
+    Ethernet { ethertype, ..Ethernet::new([2; 6], [4; 6]) }.into()
 }
 
 fn tag(id: u16, ethertype: Option<u16>) -> Layer {
-    Layer::Vlan(Vlan { id, priority: 7, drop_eligible: true, ethertype })
+    Vlan { priority: 7, drop_eligible: true, ethertype, ..Vlan::new(id) }.into()
 }
 
 fn v4() -> Ipv4 {
-    Ipv4 {
-        source: [10, 0, 0, 1].into(),
-        destination: [10, 0, 0, 2].into(),
-        protocol: None,
-        ttl: 64,
-        dscp: 0,
-        ecn: 0,
-        identification: 7,
-        dont_fragment: true,
-        more_fragments: false,
-        fragment_offset: 0,
-        options: Vec::new(),
-        checksum: None,
-    }
+    Ipv4::new([10, 0, 0, 1], [10, 0, 0, 2])
 }
 
 fn v6() -> Ipv6 {
-    Ipv6 {
-        source: [0xfd; 16].into(),
-        destination: [0xfc; 16].into(),
-        next_header: None,
-        hop_limit: 64,
-        dscp: 0,
-        ecn: 0,
-        flow_label: 0,
-        extensions: Vec::new(),
-    }
+    Ipv6::new([0xfd; 16], [0xfc; 16])
 }
 
 fn udp(source_port: u16, destination_port: u16) -> Layer {
-    Layer::Udp(Udp { source_port, destination_port, checksum: None })
+    Udp::new(source_port, destination_port).into()
 }
 
 fn tcp() -> Layer {
-    Layer::Tcp(Tcp {
-        source_port: 1,
-        destination_port: 2,
-        sequence: 3,
-        acknowledgement: 4,
-        flags: 0x10,
-        window: 5,
-        urgent: 0,
-        options: vec![1; 40],
-        checksum: None,
-    })
+    Tcp { options: vec![1; 40], ..Tcp::new(1, 2) }.into()
 }
 
 fn icmp(kind: u8, data: u32) -> Layer {
-    Layer::Icmp(Icmp { kind, code: 0, data, checksum: None })
+    Icmp::new(kind, 0, data).into()
 }
 
 fn read(layers: &[Layer], payload: &[u8]) -> Headers {
@@ -148,7 +116,7 @@ fn a_first_fragment_that_hides_its_ports_is_malformed() {
 
 #[test]
 fn only_user_data_of_gtp_u_has_a_tunnel() {
-    let gtpu = |kind| Layer::Gtpu(Gtpu { teid: 7, kind, sequence: Some(1), n_pdu: None, extensions: Vec::new() });
+    let gtpu = |kind| Layer::Gtpu(Gtpu { kind, sequence: Some(1), ..Gtpu::new(7) });
     let inner = [Layer::Ipv6(v6()), udp(1, 2)];
     let tunnelled = |kind, to| read(&[&[Layer::Ipv4(v4()), udp(9, to), gtpu(kind)][..], &inner].concat(), b"");
     let headers = tunnelled(255, GTP_PORT);

@@ -11,8 +11,8 @@ mod tests;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::arp;
 use super::ethernet::Mac;
+use super::{arp, gtpu, ipv4, ipv6};
 pub use build::{Refused, build};
 pub use parse::{Parsed, parse};
 
@@ -126,3 +126,95 @@ pub struct Gtpu {
     /// Each extension header's type and content: 2 bytes, or 4 more, or …
     pub extensions: Vec<(u8, Vec<u8>)>,
 }
+
+impl Ethernet {
+    pub fn new(destination: Mac, source: Mac) -> Self {
+        Self { destination, source, ethertype: None }
+    }
+}
+
+impl Vlan {
+    pub fn new(id: u16) -> Self {
+        Self { id, priority: 0, drop_eligible: false, ethertype: None }
+    }
+}
+
+impl Ipv4 {
+    pub fn new(source: impl Into<Ipv4Addr>, destination: impl Into<Ipv4Addr>) -> Self {
+        Self {
+            source: source.into(),
+            destination: destination.into(),
+            protocol: None,
+            ttl: ipv4::TTL,
+            dscp: 0,
+            ecn: 0,
+            identification: 0,
+            dont_fragment: false,
+            more_fragments: false,
+            fragment_offset: 0,
+            options: Vec::new(),
+            checksum: None,
+        }
+    }
+}
+
+impl Ipv6 {
+    pub fn new(source: impl Into<Ipv6Addr>, destination: impl Into<Ipv6Addr>) -> Self {
+        Self {
+            source: source.into(),
+            destination: destination.into(),
+            next_header: None,
+            hop_limit: ipv6::HOP_LIMIT,
+            dscp: 0,
+            ecn: 0,
+            flow_label: 0,
+            extensions: Vec::new(),
+        }
+    }
+}
+
+impl Icmp {
+    pub fn new(kind: u8, code: u8, data: u32) -> Self {
+        Self { kind, code, data, checksum: None }
+    }
+}
+
+impl Udp {
+    pub fn new(source_port: u16, destination_port: u16) -> Self {
+        Self { source_port, destination_port, checksum: None }
+    }
+}
+
+impl Tcp {
+    pub fn new(source_port: u16, destination_port: u16) -> Self {
+        Self {
+            source_port,
+            destination_port,
+            sequence: 0,
+            acknowledgement: 0,
+            flags: 0,
+            window: u16::MAX,
+            urgent: 0,
+            options: Vec::new(),
+            checksum: None,
+        }
+    }
+}
+
+impl Gtpu {
+    /// Of a G-PDU without options.
+    pub fn new(teid: u32) -> Self {
+        Self { teid, kind: gtpu::G_PDU, sequence: None, n_pdu: None, extensions: Vec::new() }
+    }
+}
+
+macro_rules! layers {
+    ($($name:ident)*) => {$(
+        impl From<$name> for Layer {
+            fn from(layer: $name) -> Self {
+                Self::$name(layer)
+            }
+        }
+    )*};
+}
+layers!(Ethernet Vlan Ipv4 Ipv6 Icmp Udp Tcp Gtpu);

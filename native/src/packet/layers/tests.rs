@@ -4,59 +4,28 @@ use super::*;
 use crate::packet::{ipv6, protocol};
 
 fn ethernet() -> Layer {
-    Layer::Ethernet(Ethernet { destination: [2, 0, 0, 0, 0, 1], source: [2, 0, 0, 0, 0, 2], ethertype: None })
+    Ethernet::new([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]).into()
 }
 
 fn ipv4() -> Ipv4 {
-    Ipv4 {
-        source: [10, 0, 0, 1].into(),
-        destination: [10, 0, 0, 2].into(),
-        protocol: None,
-        ttl: 64,
-        dscp: 0,
-        ecn: 0,
-        identification: 0,
-        dont_fragment: false,
-        more_fragments: false,
-        fragment_offset: 0,
-        options: Vec::new(),
-        checksum: None,
-    }
+    Ipv4::new([10, 0, 0, 1], [10, 0, 0, 2])
 }
 
 fn ipv6() -> Ipv6 {
-    Ipv6 {
-        source: Ipv6Addr::LOCALHOST,
-        destination: Ipv6Addr::LOCALHOST,
-        next_header: None,
-        hop_limit: 64,
-        dscp: 0,
-        ecn: 0,
-        flow_label: 0,
-        extensions: Vec::new(),
-    }
+    Ipv6::new(Ipv6Addr::LOCALHOST, Ipv6Addr::LOCALHOST)
 }
 
 fn udp() -> Udp {
-    Udp { source_port: 1000, destination_port: 53, checksum: None }
+    Udp::new(1000, 53)
 }
 
 fn tcp() -> Tcp {
-    Tcp {
-        source_port: 1,
-        destination_port: 2,
-        sequence: 3,
-        acknowledgement: 4,
-        flags: 0x12,
-        window: 5,
-        urgent: 6,
-        options: vec![2, 4, 5, 0xb4],
-        checksum: None,
-    }
+    let options = vec![2, 4, 5, 0xb4];
+    Tcp { sequence: 3, acknowledgement: 4, flags: 0x12, window: 5, urgent: 6, options, ..Tcp::new(1, 2) }
 }
 
 fn icmp() -> Layer {
-    Layer::Icmp(Icmp { kind: 128, code: 0, data: 0x0001_0002, checksum: None })
+    Icmp::new(128, 0, 0x0001_0002).into()
 }
 
 /// What is read of what is built, its payload as bytes.

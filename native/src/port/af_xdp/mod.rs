@@ -201,6 +201,8 @@ pub struct AfXdp {
     reopen_at: Option<Instant>,
     /// When to try again to send what the kernel has not taken.
     resend_at: Option<Instant>,
+    /// Frames, and their bytes, that wait for the flush.
+    queued: (u64, u64),
     counters: Counters,
 }
 
@@ -233,6 +235,7 @@ impl AfXdp {
             turn: 0,
             reopen_at: None,
             resend_at: None,
+            queued: (0, 0),
             counters: Counters::default(),
         };
         port.judge();
@@ -289,7 +292,7 @@ impl AfXdp {
         let Some(mut session) = self.session.take() else { return };
         self.counters.tx_lost += session.unsent();
         self.counters = self.with_kernels(Some(&session));
-        (self.turn, self.resend_at) = (0, None);
+        (self.turn, self.resend_at, self.queued) = (0, None, (0, 0));
     }
 
     fn reopen(&mut self, now: Instant) {
@@ -324,6 +327,9 @@ impl AfXdp {
     fn kick(&mut self) {
         let Some(session) = &mut self.session else { return };
         let counters = &mut self.counters;
+        let (frames, bytes) = std::mem::take(&mut self.queued);
+        counters.tx_frames += frames;
+        counters.tx_bytes += bytes;
         self.resend_at = match session.sender().kick(&mut counters.kicks, &mut counters.tx_dropped) {
             Kick::Done => None,
             Kick::Waits => Some(Instant::now() + RETRY_SENDING),
@@ -349,8 +355,8 @@ impl AfXdp {
             self.counters.tx_full += 1;
             return Sent::Full;
         }
-        self.counters.tx_frames += 1;
-        self.counters.tx_bytes += total as u64;
+        self.queued.0 += 1;
+        self.queued.1 += total as u64;
         Sent::Queued
     }
 }

@@ -180,20 +180,5 @@ const PREFETCH_BYTES: usize = 256;
 /// written cost up to 300 ns each when they are waited for one after the other.
 #[inline]
 pub fn prefetch(address: NonNull<u8>, length: usize, to_write: bool) {
-    #[cfg(target_arch = "x86_64")]
-    for line in (0..length.min(PREFETCH_BYTES)).step_by(64) {
-        let address = address.as_ptr().wrapping_add(line);
-        // SAFETY: hints; they cannot fault. The intrinsic for writing falls back to reading without the compiler's
-        // leave, and a line that was fetched to be read must be asked for again to be written. In long mode PREFETCHW
-        // is always there (AMD64 manual, volume 3; Intel's before Broadwell take it for a NOP).
-        unsafe {
-            if to_write {
-                std::arch::asm!("prefetchw [{}]", in(reg) address, options(nostack, preserves_flags, readonly));
-            } else {
-                std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
-            }
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (address, length, to_write);
+    crate::packet::prefetch::prefetch(address, length.min(PREFETCH_BYTES), to_write);
 }

@@ -23,7 +23,7 @@ use super::rewriting;
 use super::store::Store;
 use super::verdict::{self, Decision};
 use super::{Frame, Handler};
-use crate::flow::Rewrite;
+use crate::flow::{PortIndex, Rewrite};
 use crate::port::lent::{BURST, Lent};
 
 /// What a batch has while its handler runs, and its port while it collects the next one.
@@ -364,7 +364,7 @@ impl Batch {
     #[pyo3(signature = (port, mask=None, /))]
     fn forward(&self, port: &Bound<'_, PyString>, mask: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
         let to = self.engine.get().port_named(port)?;
-        self.decide_all(port.py(), mask, Decision::Forward(to))
+        self.decide_all(port.py(), mask, Decision::Forward(to as PortIndex))
     }
 
     #[pyo3(signature = (mask=None, /))]
@@ -411,7 +411,7 @@ impl Batch {
     fn send(&self, port: &Bound<'_, PyString>, frame: &Bound<'_, PyAny>) -> PyResult<()> {
         let (py, engine) = (port.py(), self.engine.get());
         engine.core.get().check_thread()?;
-        let to = usize::from(engine.port_named(port)?);
+        let to = engine.port_named(port)?;
         if let Ok(frame) = frame.cast_exact::<Frame>() {
             Frame::with_outgoing(frame, |bytes| engine.emit(py, to, &[bytes]))?;
             return Frame::decide(frame, Decision::Sent);

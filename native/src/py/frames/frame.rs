@@ -10,12 +10,13 @@ use pyo3::types::{PyDict, PyString};
 use pyo3::{PyTraverseError, PyVisit};
 
 use super::super::cell::GilCell;
+use super::super::core::Core;
 use super::super::engine::Engine;
 use super::super::packet::{Body, Packet};
 use super::batch::Batch;
 use super::rewriting;
 use super::verdict::Decision;
-use crate::flow::{Head, edit};
+use crate::flow::{Head, PortIndex, edit};
 use crate::packet::ethernet;
 use crate::packet::headers::{Headers, kind};
 use crate::packet::{Slot, ipv6};
@@ -77,6 +78,18 @@ impl Frame {
             .with(py, |state| std::mem::replace(state, State { port, decided: false, place, ..State::EMPTY }));
         drop(old);
         Ok(frame)
+    }
+
+    /// Gives the shell, which nobody else refers to, another content; what it had.
+    pub fn refill(&self, slf: &Bound<'_, Self>, port: usize, body: Body) -> Body {
+        let py = slf.py();
+        let old = slf.as_super().get().swap(py, body);
+        let rewritten = self.state.with(py, |state| {
+            (state.port, state.decided, state.headers) = (port, false, None);
+            state.rewritten.take()
+        });
+        drop(rewritten);
+        old
     }
 
     /// The last reference to it: an undecided one is dropped, and the shell serves again.
@@ -151,6 +164,31 @@ impl Frame {
         }
         let port = inner.state.with(py, |state| state.port);
         Self::with_outgoing(slf, |bytes| Engine::carry_out(&inner.engine, py, port, decision, bytes))
+    }
+
+    /// The common case of `forward`, of a frame by itself that is as it came. False: it is not that.
+    fn forward_at_once(slf: &Bound<'_, Self>, port: &Bound<'_, PyString>) -> PyResult<bool> {
+        let (py, inner) = (slf.py(), slf.get());
+        let engine = inner.engine.get();
+        engine.core.get().check_thread()?;
+        let bytes = slf.as_super().get().bytes(py);
+        let flushes = engine.state.with(py, |state| {
+            let in_turn = state.in_turn;
+            let open = state.ports.iter_mut().find(|open| open.is_named(port))?;
+            let decided = inner.state.with(py, |state| {
+                let simple = state.place.is_none() && state.rewritten.is_none();
+                simple.then(|| std::mem::replace(&mut state.decided, true))
+            })?;
+            if !decided {
+                open.unflushed = true;
+                open.port.send(&[bytes]);
+            }
+            Some(!in_turn)
+        });
+        if flushes == Some(true) {
+            Core::schedule_flush(&engine.core, py);
+        }
+        Ok(flushes.is_some())
     }
 
     fn headers(slf: &Bound<'_, Self>) -> Headers {
@@ -333,8 +371,11 @@ impl Frame {
 
     #[pyo3(signature = (port, /))]
     fn forward(slf: &Bound<'_, Self>, port: &Bound<'_, PyString>) -> PyResult<()> {
+        if Self::forward_at_once(slf, port)? {
+            return Ok(());
+        }
         let to = slf.get().engine.get().port_named(port)?;
-        Self::decide(slf, Decision::Forward(to))
+        Self::decide(slf, Decision::Forward(to as PortIndex))
     }
 
     fn reply(slf: &Bound<'_, Self>) -> PyResult<()> {

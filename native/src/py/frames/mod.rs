@@ -4,6 +4,7 @@
 //! (requests, coroutines, request ids), and errors are told to it. A handler of batches gets many at once (`batch.rs`).
 
 mod batch;
+mod burst;
 mod columns;
 mod frame;
 mod rewriting;
@@ -24,13 +25,9 @@ pub use verdict::Decision;
 
 use self::batch::Batches;
 use super::connection::Connection;
-use super::dispatch::Incoming;
 use super::engine::Engine;
 use super::wire::Wire;
 use crate::packet::Slot;
-
-/// Frames handled before what was sent meanwhile is handed over: the peer can begin while we go on.
-const HAND_OVER: usize = 8;
 
 /// Who decides about the frames of a port.
 pub enum Handler {
@@ -57,11 +54,8 @@ pub fn deliver(engine: &Py<Engine>, py: Python<'_>, index: usize, _now: Instant,
     });
     match one_by_one {
         Some(connection) => {
-            for (count, slot) in frames.drain(..).enumerate() {
-                if count % HAND_OVER == HAND_OVER - 1 {
-                    engine.get().hand_over(py);
-                }
-                Connection::datagram(&connection, py, Incoming::Frame(engine.clone_ref(py), index, slot));
+            if !frames.is_empty() {
+                burst::run(engine, py, index, &connection, frames);
             }
         }
         None => {
@@ -81,15 +75,6 @@ pub fn deliver(engine: &Py<Engine>, py: Python<'_>, index: usize, _now: Instant,
     });
 }
 
-impl Engine {
-    /// Shows the peers what was sent so far.
-    fn hand_over(&self, py: Python<'_>) {
-        self.state.with(py, |state| {
-            state.ports.iter_mut().filter(|open| open.unflushed).for_each(|open| open.port.hand_over());
-        });
-    }
-}
-
 /// From now on the frames of a port are for `connection`, which stands for the port; many at once for `batches`.
 #[pyfunction]
 #[pyo3(signature = (engine, port, connection, batches=None, /))]
@@ -102,7 +87,7 @@ pub fn attach_frames(
     let py = port.py();
     let inner = engine.get();
     inner.core.get().check_thread()?;
-    let index = usize::from(inner.port_named(port)?);
+    let index = inner.port_named(port)?;
     let handler = match batches {
         None => Handler::PerFrame(connection.clone_ref(py)),
         Some(handler) => Handler::Batches(Box::new(Batches::new(connection.clone_ref(py), handler))),

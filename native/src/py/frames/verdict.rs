@@ -41,10 +41,17 @@ pub fn reply(port: &mut dyn Port, bytes: &[u8]) -> Option<Sent> {
 
 impl Engine {
     /// The place of the port of that name.
-    pub fn port_named(&self, name: &Bound<'_, PyString>) -> PyResult<PortIndex> {
+    pub fn port_named(&self, name: &Bound<'_, PyString>) -> PyResult<usize> {
         let (py, wanted) = (name.py(), name.to_str()?);
-        let found = self.state.with(py, |state| state.ports.iter().position(|open| open.name == wanted));
-        found.map(|index| index as PortIndex).ok_or_else(|| {
+        let found = self.state.with(py, |state| {
+            let found = state.ports.iter().position(|open| open.name == wanted);
+            if let Some(index) = found {
+                // Literals are interned: the same object comes again.
+                state.ports[index].name_object.get_or_insert_with(|| name.clone().unbind());
+            }
+            found
+        });
+        found.ok_or_else(|| {
             let names =
                 self.state.with(py, |state| state.ports.iter().map(|open| open.name.clone()).collect::<Vec<_>>());
             PyValueError::new_err(format!("there is no port {wanted:?}: expected one of {}", names.join(", ")))
