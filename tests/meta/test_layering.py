@@ -21,9 +21,9 @@ NATIVE = {
     "libvnf.vnf": "owns the Core that everything of one VNF hangs on",
     "libvnf.transport.": "feeds the native protocols, or opens native ports",
     "libvnf.testing.": "an in-memory network under the same native dispatch",
+    "libvnf.tracing": "a trace is taken by the native engine",
     "libvnf.flows": "the rules of a VNF stand in the native table",
     "libvnf.cli.bridge": "vnf bridge is the native forwarding loop's command line",
-    "libvnf.tracing": "a trace is taken by the native engine",
     "libvnf.cli.load": "vnf load is the native load generator's command line",
 }
 

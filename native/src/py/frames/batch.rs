@@ -18,6 +18,7 @@ use super::super::coroutine::{begin_coroutine, is_coroutine};
 use super::super::dispatch::{Done, vectorcall};
 use super::super::engine::Engine;
 use super::super::packet::{Body, with_bytes};
+use super::super::tracing;
 use super::columns::{self, Array, FIELDS, Field};
 use super::rewriting;
 use super::store::Store;
@@ -149,6 +150,7 @@ impl Batch {
                 }
             };
             batch.get().content.with(py, |place| *place = Some(content));
+            tracing::called(py, "handler of batches", &handler);
             match vectorcall(py, &handler, &[batch.as_ptr()]) {
                 Ok(result) if is_coroutine(&result) => begin_coroutine(py, core, result, Done::Nothing),
                 Ok(_) => {}
@@ -363,7 +365,7 @@ impl Batch {
 
     #[pyo3(signature = (port, mask=None, /))]
     fn forward(&self, port: &Bound<'_, PyString>, mask: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
-        let to = self.engine.get().port_named(port)?;
+        let to = usize::from(self.engine.get().port_named(port)?);
         self.decide_all(port.py(), mask, Decision::Forward(to as PortIndex))
     }
 
@@ -411,7 +413,7 @@ impl Batch {
     fn send(&self, port: &Bound<'_, PyString>, frame: &Bound<'_, PyAny>) -> PyResult<()> {
         let (py, engine) = (port.py(), self.engine.get());
         engine.core.get().check_thread()?;
-        let to = engine.port_named(port)?;
+        let to = usize::from(engine.port_named(port)?);
         if let Ok(frame) = frame.cast_exact::<Frame>() {
             Frame::with_outgoing(frame, |bytes| engine.emit(py, to, &[bytes]))?;
             return Frame::decide(frame, Decision::Sent);

@@ -374,7 +374,7 @@ impl Frame {
         if Self::forward_at_once(slf, port)? {
             return Ok(());
         }
-        let to = slf.get().engine.get().port_named(port)?;
+        let to = usize::from(slf.get().engine.get().port_named(port)?);
         Self::decide(slf, Decision::Forward(to as PortIndex))
     }
 

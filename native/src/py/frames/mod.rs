@@ -87,7 +87,7 @@ pub fn attach_frames(
     let py = port.py();
     let inner = engine.get();
     inner.core.get().check_thread()?;
-    let index = inner.port_named(port)?;
+    let index = usize::from(inner.port_named(port)?);
     let handler = match batches {
         None => Handler::PerFrame(connection.clone_ref(py)),
         Some(handler) => Handler::Batches(Box::new(Batches::new(connection.clone_ref(py), handler))),

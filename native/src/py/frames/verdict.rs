@@ -41,7 +41,7 @@ pub fn reply(port: &mut dyn Port, bytes: &[u8]) -> Option<Sent> {
 
 impl Engine {
     /// The place of the port of that name.
-    pub fn port_named(&self, name: &Bound<'_, PyString>) -> PyResult<usize> {
+    pub fn port_named(&self, name: &Bound<'_, PyString>) -> PyResult<PortIndex> {
         let (py, wanted) = (name.py(), name.to_str()?);
         let found = self.state.with(py, |state| {
             let found = state.ports.iter().position(|open| open.name == wanted);
@@ -51,7 +51,7 @@ impl Engine {
             }
             found
         });
-        found.ok_or_else(|| {
+        found.map(|index| index as PortIndex).ok_or_else(|| {
             let names =
                 self.state.with(py, |state| state.ports.iter().map(|open| open.name.clone()).collect::<Vec<_>>());
             PyValueError::new_err(format!("there is no port {wanted:?}: expected one of {}", names.join(", ")))
