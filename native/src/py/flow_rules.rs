@@ -82,8 +82,8 @@ impl FlowTable {
     #[pyo3(signature = (matching, /))]
     fn remove(&self, py: Python<'_>, matching: &Bound<'_, PyAny>) -> PyResult<Option<Figures>> {
         let engine = self.owner(py)?;
-        let (matching, now) = (engine.read_match(py, matching)?, engine.now(py));
-        Ok(engine.state.with(py, |state| state.forwarder.as_mut()?.remove(&matching, now)).map(figures))
+        let matching = engine.read_match(py, matching)?;
+        Ok(engine.state.with(py, |state| state.forwarder.as_mut()?.remove(&matching)).map(figures))
     }
 
     #[pyo3(signature = (matching, /))]
