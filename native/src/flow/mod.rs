@@ -13,6 +13,7 @@ pub mod head;
 mod index;
 mod key;
 mod limit;
+mod program;
 mod refused;
 mod rules;
 mod search;
