@@ -43,9 +43,9 @@ PREFERRED = 'if [ -w /proc/self/autogroup ]; then echo -20 >/proc/self/autogroup
 
 
 class Program:
-    """A child in a session of its own, pinned; started when it has printed ``ready``."""
+    """A child in a session of its own, pinned; started when it has printed the word ``ready``."""
 
-    def __init__(self, *args: str | Path, cpu: int | None = SERVER_CPU) -> None:
+    def __init__(self, *args: str | Path, cpu: int | None = SERVER_CPU, ready: str = "ready") -> None:
         pinned = [] if cpu is None else ["taskset", "-c", str(cpu)]
         begun = time.monotonic()
         self._child = subprocess.Popen(
@@ -57,7 +57,7 @@ class Program:
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
         )
-        self.wait_for("ready")
+        self.wait_for(ready)
         self.ready_s = time.monotonic() - begun
 
     def wait_for(self, word: str, timeout_s: float = 30.0) -> str:
