@@ -207,7 +207,8 @@ def test_what_the_vnf_is_too_slow_for_is_counted(tmp_path: Path, netns: NetNS) -
         link.program.signal(signal.SIGCONT)
         link.window.wait(
             lambda now: (
-                (counters := now["transports"]["port0"]["counters"])["drop_no_listener"] + counters["rx_dropped"] >= 2990
+                (counters := now["transports"]["port0"]["counters"])["drop_no_listener"] + counters["rx_dropped"]
+                >= 2990
             )
         )
         assert link.counters()["rx_dropped"] >= 1500
