@@ -84,20 +84,26 @@ def aligned(rows: Sequence[Sequence[str]], right: Sequence[int]) -> Iterator[str
 
 def table(vnf: Mapping[str, Any]) -> str:
     """One VNF, with its rates."""
-    core = vnf["core"]
-    lines = [
-        f"{vnf['vnf']} (pid {vnf['pid']}): up {span(vnf['up_s'])}, {core['connections_open']:,} connections, "
-        f"{vnf['messages_in_per_s']:,.0f} messages/s in, {vnf['messages_out_per_s']:,.0f} out"
-    ]
+    core, times = vnf["core"], f"{vnf['vnf']} (pid {vnf['pid']}): up {span(vnf['up_s'])}"
+    lines = [times]
+    if core:  # a bridge has neither connections nor messages
+        lines[0] += (
+            f", {core['connections_open']:,} connections, {vnf['messages_in_per_s']:,.0f} messages/s in, "
+            f"{vnf['messages_out_per_s']:,.0f} out"
+        )
     rows: list[tuple[str, ...]] = [("port", "rx/s", "tx/s", "rx bit/s", "tx bit/s", "place", "addresses", "link")]
     for port in vnf["ports"]:
-        link = port.get("link", "")
-        peer = port.get("peer")
+        lacks = port["counters"].get("capture_lost")
+        link = ", ".join(
+            text
+            for text in (port.get("link"), port.get("peer"), lacks and f"the capture lacks {lacks:,} frames")
+            if text
+        )
         numbers: tuple[str, ...] = ("",) * 4
         if "rx_frames_per_s" in port:
             frames = (f"{port['rx_frames_per_s']:,.0f}", f"{port['tx_frames_per_s']:,.0f}")
             numbers = (*frames, bits(port["rx_bytes_per_s"] * 8), bits(port["tx_bytes_per_s"] * 8))
-        texts = (port["place"], " ".join(port.get("addresses", ())), f"{link}, {peer}" if peer else link)
+        texts = (port["place"], " ".join(port.get("addresses", ())), link)
         rows.append((printable(port["name"]), *numbers, *map(printable, texts)))
     lines += aligned(rows, right=(1, 2, 3, 4))
     places = [(port["name"], port) for port in vnf["ports"]] + [(vnf["vnf"], vnf)]

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
-from collections.abc import Callable, Iterator
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,11 +21,14 @@ from ..errors import AddressInUse, ConfigError, TransportError, Unsupported
 
 __all__ = ["BypassTransport", "EngineDriver"]
 
+LOG = logging.getLogger("vnf.capture")
+
 
 class EngineDriver:
     """Calls ``Engine.turn`` when there is, or may be, something to do."""
 
-    def __init__(self, core: _native.Core, *, connect_s: float = 5.0) -> None:
+    def __init__(self, core: _native.Core, *, connect_s: float = 5.0, capture: str | None = None) -> None:
+        self.capture, self._captures_to = capture_to(capture), capture
         self.engine = _native.Engine(core, connect_s=connect_s, wake=self.wake)
         self._loop = asyncio.get_running_loop()
         self._fds: set[int] = set()
@@ -69,7 +74,30 @@ class EngineDriver:
             if handle is not None:
                 handle.cancel()
         self._watch(set())
+        rows = self.engine.ports()
         self.engine.close()
+        captured(self.capture, self._captures_to, rows)
+
+
+def capture_to(path: str | None) -> _native.Capture | None:
+    """``--capture``."""
+    if path is None:
+        return None
+    try:
+        return _native.Capture(path)
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else str(error)
+        raise ConfigError(why, key=f"--capture {path}") from None
+
+
+def captured(capture: _native.Capture | None, path: str | None, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The ports are closed, whose last figures were ``rows``: completes the file, and says what it lacks."""
+    if capture is None:
+        return
+    lost, why = sum(port["counters"].get("capture_lost", 0) for port in rows), capture.failure
+    capture.close()
+    if lost or why:
+        LOG.warning("%s lacks %s frames%s", path, f"{lost:,}", f": {why}" if why else "")
 
 
 @contextmanager
@@ -98,7 +126,7 @@ class BypassTransport:
             if port.type == "queue":
                 driver.engine.add_queue(port.name, dict(port.options))
             else:
-                driver.engine.add_port(port.name, {"type": port.type, **port.options})
+                driver.engine.add_port(port.name, {"type": port.type, **port.options}, capture=driver.capture)
         driver.wake()
 
     def describe(self) -> str:

@@ -21,6 +21,7 @@ pub mod table;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -152,4 +153,18 @@ pub enum Verdict {
     Reply,
     Accept,
     ToPython,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Miss => "no rule",
+            Self::Drop => "drop",
+            Self::Forward(_) => "forward",
+            Self::Route(_) => "route",
+            Self::Reply => "reply",
+            Self::Accept => "accept",
+            Self::ToPython => "to python",
+        })
+    }
 }
