@@ -45,7 +45,7 @@ __all__ = [
     "attach_frames",
     "build_frame",
     "core_distance_ns",
-    "counts_drops",
+    "drops",
     "generate_frames",
     "parse_frame",
     "pass_inbox",
@@ -532,7 +532,7 @@ class Bridge:
     """Ports that are joined in pairs, without a VNF."""
 
     def __new__(cls) -> Self: ...
-    def add_port(self, name: str, options: dict[str, Any], /) -> None:
+    def add_port(self, name: str, options: dict[str, Any], /, *, capture: Capture | None = None) -> None:
         """As :meth:`Engine.add_port`."""
     def run(self, pairs: list[tuple[int, int]], progress: Callable[[list[dict[str, Any]]], object], /) -> None:
         """Passes frames on without the GIL. About ten times a second ``progress`` gets what ``ports`` returns; true
@@ -570,8 +570,8 @@ def relay(first: Connection, second: Connection, /) -> asyncio.Future[tuple[int,
 def pass_inbox(source: Connection, sink: Connection, /) -> int:
     """Queues what is unread on ``source`` on ``sink``, as it came; returns how many bytes. Raises as ``relay`` does."""
 
-def counts_drops(name: str, /) -> bool:
-    """Whether a counter of that name counts packets that went no further."""
+def drops(counters: dict[str, int], /) -> dict[str, int]:
+    """Those of ``counters`` that are of packets that went no further, where there were some."""
 
 def trace_start(engine: Engine, count: int, options: dict[str, Any], /) -> None:
     """Traces the next ``count`` (at most 10,000) frames that match: port (its name), vlan, kind (``"udp"``, ``"arp"``),

@@ -17,7 +17,9 @@ import os
 import socket
 import stat
 import struct
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -25,7 +27,7 @@ from typing import Any, Protocol, cast
 from .config import control_directories
 from .errors import VNFError
 
-__all__ = ["Answer", "Control", "NoAnswer", "Peer", "Question", "Refused", "Stream", "find"]
+__all__ = ["Answer", "Control", "NoAnswer", "Peer", "Question", "Refused", "Stream", "answering", "find"]
 
 Answer = dict[str, Any]
 
@@ -129,7 +131,8 @@ class Peer:
             held = "a handler holds its loop, or it is stopped"
             raise NoAnswer(f"{self} does not answer within {timeout_s:g} s: {held}") from None
         except (OSError, ValueError, AttributeError) as error:
-            raise NoAnswer(f"{self} does not answer: {error}") from None
+            why = error.strerror if isinstance(error, OSError) else error
+            raise NoAnswer(f"{self} does not answer: {why}") from None
         raise NoAnswer(f"{self} has gone")
 
 
@@ -227,6 +230,30 @@ class Control:
             except OSError:
                 pass  # somebody has removed it
             self._path = None
+
+
+@contextmanager
+def answering(name: str, questions: Mapping[str, Question], log: logging.Logger) -> Iterator[None]:
+    """Answers inside the block from a thread of its own, for a program without an event loop."""
+    ready, loop = threading.Event(), asyncio.new_event_loop()
+    over = asyncio.Event()
+
+    async def serve() -> None:
+        control = Control(name, questions, log)
+        await control.open()
+        ready.set()
+        await over.wait()
+        control.close()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), name="control", daemon=True)
+    thread.start()
+    ready.wait()
+    try:
+        yield
+    finally:
+        loop.call_soon_threadsafe(over.set)
+        thread.join()
+        loop.close()
 
 
 class Client(asyncio.Protocol):

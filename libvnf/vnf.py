@@ -339,9 +339,7 @@ class VNF:
             else:
                 from .transport.bypass import BypassTransport, EngineDriver
 
-                driver = driver or EngineDriver(
-                    self.core, connect_s=self.limits.connect_s, capture=self.config.capture
-                )
+                driver = driver or EngineDriver(self.core, connect_s=self.limits.connect_s, capture=self.config.capture)
                 self._transports.append(BypassTransport(driver, port))
 
     def _take(self, frames: Frames) -> str:
@@ -452,18 +450,14 @@ class VNF:
 
     def ports(self) -> dict[str, Any]:
         """What ``vnf ports`` shows: counters and drops, those of each port and the ``core``'s, and when that was."""
-
-        def drops(counters: Mapping[str, int]) -> dict[str, int]:
-            return {name: count for name, count in counters.items() if count and _native.counts_drops(name)}
-
         told = []
         for transport in self._transports + self._unix:
             found = transport.statistics()
             port: dict[str, Any] = found if "counters" in found else {"type": "kernel", "counters": found}
             names = {"name": transport.name, "place": transport.describe()}
-            told.append({**port, **names, "drops": drops(port["counters"])})
+            told.append({**port, **names, "drops": _native.drops(port["counters"])})
         core = self.core.statistics()
-        return {"ports": told, "core": core, "drops": drops(core), "at_s": time.monotonic()}
+        return {"ports": told, "core": core, "drops": _native.drops(core), "at_s": time.monotonic()}
 
     def engine(self) -> _native.Engine | None:
         """What polls its ports; None without ports."""

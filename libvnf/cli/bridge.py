@@ -5,18 +5,23 @@ The loop is native (``native/src/forward/run.rs``); here are the ports, the line
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
 
 from .. import runtime
 from ..config import Config, PortConfig, parse_transport
+from ..control import Question
 from ..errors import ConfigError, TransportError, VNFError
 
 __all__ = ["bridge", "table"]
 
+LOG = logging.getLogger("vnf.bridge")
 SHOWN = ("rx_frames", "rx_bytes", "tx_frames", "tx_bytes")
 
 
@@ -59,34 +64,64 @@ def table(ports: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def run(ports: list[PortConfig], duration_s: float | None, verbose: bool) -> list[dict[str, Any]]:
+def run(
+    ports: list[PortConfig], duration_s: float | None, verbose: bool, capture: str | None = None
+) -> list[dict[str, Any]]:
     """Until a signal, or ``duration_s`` is over; the ports' last figures."""
     from .. import _native
-    from ..transport.bypass import opening
+    from ..control import answering
+    from ..transport.bypass import capture_to, captured, opening
     from .load import interrupts
 
-    native = _native.Bridge()
+    rows: list[dict[str, Any]] = []
+    file, native = capture_to(capture), _native.Bridge()
     try:
         for port in ports:
             with opening(port):
-                native.add_port(port.name, {"type": port.type, **port.options})
+                native.add_port(port.name, {"type": port.type, **port.options}, capture=file)
         begin = last = time.monotonic()
-        before = native.ports()
+        before = rows = native.ports()
         click.echo("bridging " + ", ".join(f"{one} - {two}" for one, two in zip(ports[::2], ports[1::2], strict=True)))
-        with interrupts() as interrupted:
+        # Ports are asked ten times a second anyway; whoever wants to know gets those figures, from a thread.
+        with interrupts() as interrupted, answering("bridge", questions(lambda: (rows, last_s), ports), LOG):
+            last_s = begin
 
             def on_progress(now: list[dict[str, Any]]) -> bool:
-                nonlocal before, last
+                nonlocal before, last, last_s, rows
                 time_s = time.monotonic()
+                rows, last_s = now, time_s
                 if verbose and time_s - last >= 1:
                     click.echo(rates(before, now, time_s - last), err=True)
                     before, last = now, time_s
                 return interrupted() or (duration_s is not None and time_s - begin >= duration_s)
 
             native.run([(number, number + 1) for number in range(0, len(ports), 2)], on_progress)
-        return native.ports()
+        rows = native.ports()
+        return rows
     finally:
         native.close()
+        captured(file, capture, rows)
+
+
+def questions(last: Callable[[], tuple[list[dict[str, Any]], float]], ports: list[PortConfig]) -> dict[str, Question]:
+    """What the control socket answers."""
+    began_s = time.monotonic()
+
+    def told(asked: Mapping[str, Any]) -> dict[str, Any]:
+        from .. import _native
+
+        rows, at_s = last()
+        found = [
+            {**row, "place": str(port), "drops": _native.drops(row["counters"])}
+            for row, port in zip(rows, ports, strict=True)
+        ]
+        times = {"up_s": time.monotonic() - began_s, "at_s": at_s}
+        return {"vnf": "bridge", "pid": os.getpid(), **times, "ports": found, "core": {}, "drops": {}}
+
+    def trace(asked: Mapping[str, Any]) -> dict[str, Any]:
+        raise VNFError("a bridge passes packets on unseen: --capture writes them to a file")
+
+    return {"ports": told, "trace": trace}
 
 
 @click.command()
@@ -94,9 +129,15 @@ def run(ports: list[PortConfig], duration_s: float | None, verbose: bool) -> lis
 @click.option("--config", "file", metavar="FILE", help="Where ports are described by name, as TOML.")
 @click.option("--duration", "duration_s", type=float, metavar="S", help="Stop after S seconds.  [default: at a signal]")
 @click.option("--verbose", is_flag=True, help="Every second, what came and went.")
+@click.option("--capture", metavar="FILE", help="Write what comes and goes by all ports, as pcapng.")
 @click.option("--json", "json_target", metavar="FILE", help="Write the counters as JSON; - for standard output.")
 def bridge(
-    ports: tuple[str, ...], file: str | None, duration_s: float | None, verbose: bool, json_target: str | None
+    ports: tuple[str, ...],
+    file: str | None,
+    duration_s: float | None,
+    verbose: bool,
+    capture: str | None,
+    json_target: str | None,
 ) -> None:
     """Join the first port with the second, the third with the fourth …
 
@@ -115,7 +156,7 @@ def bridge(
     try:
         if duration_s is not None and not duration_s > 0:
             raise ConfigError(f"--duration {duration_s:g}: expected more than 0 seconds")
-        rows = run(chosen(ports, Config.read(file)), duration_s, verbose)
+        rows = run(chosen(ports, Config.read(file)), duration_s, verbose, capture)
     except VNFError as error:
         runtime.complain(error)
         sys.exit(runtime.USAGE)

@@ -84,11 +84,13 @@ def aligned(rows: Sequence[Sequence[str]], right: Sequence[int]) -> Iterator[str
 
 def table(vnf: Mapping[str, Any]) -> str:
     """One VNF, with its rates."""
-    core = vnf["core"]
-    lines = [
-        f"{vnf['vnf']} (pid {vnf['pid']}): up {span(vnf['up_s'])}, {core['connections_open']:,} connections, "
-        f"{vnf['messages_in_per_s']:,.0f} messages/s in, {vnf['messages_out_per_s']:,.0f} out"
-    ]
+    core, times = vnf["core"], f"{vnf['vnf']} (pid {vnf['pid']}): up {span(vnf['up_s'])}"
+    lines = [times]
+    if core:  # a bridge has neither connections nor messages
+        lines[0] += (
+            f", {core['connections_open']:,} connections, {vnf['messages_in_per_s']:,.0f} messages/s in, "
+            f"{vnf['messages_out_per_s']:,.0f} out"
+        )
     rows: list[tuple[str, ...]] = [("port", "rx/s", "tx/s", "rx bit/s", "tx bit/s", "place", "addresses", "link")]
     for port in vnf["ports"]:
         lacks = port["counters"].get("capture_lost")

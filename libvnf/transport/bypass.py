@@ -11,7 +11,7 @@ import errno
 import ipaddress
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,14 +28,7 @@ class EngineDriver:
     """Calls ``Engine.turn`` when there is, or may be, something to do."""
 
     def __init__(self, core: _native.Core, *, connect_s: float = 5.0, capture: str | None = None) -> None:
-        self.capture: _native.Capture | None = None
-        self._captures_to = capture
-        if capture is not None:
-            try:
-                self.capture = _native.Capture(capture)
-            except OSError as error:
-                why = os.strerror(error.errno) if error.errno else str(error)
-                raise ConfigError(why, key=f"--capture {capture}") from None
+        self.capture, self._captures_to = capture_to(capture), capture
         self.engine = _native.Engine(core, connect_s=connect_s, wake=self.wake)
         self._loop = asyncio.get_running_loop()
         self._fds: set[int] = set()
@@ -81,13 +74,30 @@ class EngineDriver:
             if handle is not None:
                 handle.cancel()
         self._watch(set())
-        lost = sum(port["counters"].get("capture_lost", 0) for port in self.engine.ports())
+        rows = self.engine.ports()
         self.engine.close()
-        if self.capture is not None:
-            why = self.capture.failure
-            self.capture.close()
-            if lost or why:
-                LOG.warning("%s lacks %s frames%s", self._captures_to, f"{lost:,}", f": {why}" if why else "")
+        captured(self.capture, self._captures_to, rows)
+
+
+def capture_to(path: str | None) -> _native.Capture | None:
+    """``--capture``."""
+    if path is None:
+        return None
+    try:
+        return _native.Capture(path)
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else str(error)
+        raise ConfigError(why, key=f"--capture {path}") from None
+
+
+def captured(capture: _native.Capture | None, path: str | None, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The ports are closed, whose last figures were ``rows``: completes the file, and says what it lacks."""
+    if capture is None:
+        return
+    lost, why = sum(port["counters"].get("capture_lost", 0) for port in rows), capture.failure
+    capture.close()
+    if lost or why:
+        LOG.warning("%s lacks %s frames%s", path, f"{lost:,}", f": {why}" if why else "")
 
 
 @contextmanager

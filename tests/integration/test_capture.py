@@ -134,3 +134,26 @@ def test_kernel_sockets_are_not_captured(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert words in done.stderr
     assert not (tmp_path / "b.pcapng").exists()
+
+
+@pytest.mark.needs("tshark")
+def test_what_passes_a_bridge_is_captured_on_both_sides(
+    serve: Callable[..., Process],
+    process: Callable[..., Process],
+    tshark_check: Callable[[Path], int],
+    tmp_path: Path,
+) -> None:
+    serve("b.pcapng")
+    ports = [f"memif:{tmp_path}/a.memif,name=left", f"memif:{tmp_path}/b.memif,role=client,name=right"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "libvnf", "bridge", *ports, "--capture", "bridge.pcapng"]
+    bridging = process(command, cwd=tmp_path, env=environment)
+    bridging.wait_for("^bridging ")
+    done = vnf(tmp_path, *LOAD, "--transport", f"memif:{tmp_path}/a.memif,address=10.0.0.1/24")
+    assert done.returncode == 0, done.stderr
+    bridging.send_signal(signal.SIGTERM)
+    assert bridging.wait() == 0
+    assert tshark_check(tmp_path / "bridge.pcapng") > 20
+    rows = fields(tmp_path / "bridge.pcapng", "udp.dstport", "frame.interface_name", "frame.packet_flags_direction")
+    seen = {(port, name, int(direction, 0)) for port, name, direction in rows if port == "5000"}
+    assert seen == {("5000", "left", 1), ("5000", "right", 2)}

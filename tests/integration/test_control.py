@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -185,8 +186,23 @@ def test_a_trace_ends_with_who_asked_for_it_and_with_its_vnf(
         while True:
             with contextlib.suppress(Refused):
                 peer.ask("trace", 0.2, count=1)
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(DEADLINE_S)
-        sock.connect(str(peer.path))
-        child.send_signal(signal.SIGKILL)
-        assert sock.recv(1) == b""
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    with pytest.raises(NoAnswer, match="does not answer: Connection refused"):
+        peer.ask("trace", count=1)
+
+
+def test_a_bridge_is_asked_as_a_vnf_is(process: Callable[..., Process], tmp_path: Path) -> None:
+    ports = [f"memif:{tmp_path}/{name}.memif" for name in "ab"]
+    bridging = process([sys.executable, "-m", "libvnf", "bridge", *ports], env=environment(tmp_path / "c"))
+    bridging.wait_for("^bridging ")
+    [found] = told(tmp_path / "c", "bridge")
+    assert [port["place"] for port in found["ports"]] == ports
+    assert found["ports"][0]["link"].startswith("waiting for a client")
+    shown = vnf(tmp_path / "c", "ports", "--interval", "0.1").stdout
+    assert re.match(rf"bridge \(pid {bridging.pid}\): up \d+ s\n  port ", shown)
+    done = vnf(tmp_path / "c", "trace", "bridge")
+    words = f"bridge (pid {bridging.pid}): a bridge passes packets on unseen: --capture writes them to a file\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", words)
+    assert bridging.stop() == 0
+    assert list((tmp_path / "c").iterdir()) == []

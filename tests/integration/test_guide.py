@@ -126,6 +126,7 @@ OPTIONS = [
     ("load.md", None, "load"),
     ("operating.md", "vnf ports", "ports"),
     ("operating.md", "vnf trace", "trace"),
+    ("flows.md", "vnf bridge", "bridge"),
 ]
 
 

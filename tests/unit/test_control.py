@@ -18,7 +18,18 @@ import pytest
 
 from libvnf import control
 from libvnf.config import control_directories
-from libvnf.control import ANSWER_BYTES, CLIENTS, QUESTION_BYTES, Answer, Control, NoAnswer, Peer, Refused, find
+from libvnf.control import (
+    ANSWER_BYTES,
+    CLIENTS,
+    QUESTION_BYTES,
+    Answer,
+    Control,
+    NoAnswer,
+    Peer,
+    Refused,
+    answering,
+    find,
+)
 from libvnf.errors import VNFError
 
 LOG = logging.getLogger("vnf.b")
@@ -339,3 +350,11 @@ def test_a_peer_that_answers_nonsense_does_not_answer(tmp_path: Path, answer: by
         with pytest.raises(NoAnswer):
             Peer("b", 1, tmp_path / "s").ask("ports")
         thread.join()
+
+
+def test_a_program_without_a_loop_answers_from_a_thread(directory: Path) -> None:
+    with answering("b", {"echo": lambda asked: dict(asked)}, LOG):
+        [peer] = find()
+        assert peer.ask("echo", word="x") == {"ask": "echo", "word": "x"}
+    assert list(directory.iterdir()) == []
+    assert not [thread for thread in threading.enumerate() if thread.name == "control"]

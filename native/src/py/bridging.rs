@@ -4,6 +4,7 @@ use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
+use super::capture::Capture;
 use super::cell::GilCell;
 use super::ports;
 use crate::forward::run::{self, Ports};
@@ -29,11 +30,21 @@ impl Bridge {
         Self { state: GilCell::new(State { names: Vec::new(), ports: Some(Vec::new()) }) }
     }
 
-    #[pyo3(signature = (name, options, /))]
-    fn add_port(&self, py: Python<'_>, name: String, options: &Bound<'_, PyDict>) -> PyResult<()> {
+    #[pyo3(signature = (name, options, /, *, capture=None))]
+    fn add_port(
+        &self,
+        py: Python<'_>,
+        name: String,
+        options: &Bound<'_, PyDict>,
+        capture: Option<Py<Capture>>,
+    ) -> PyResult<()> {
         let options = ports::parse(&name, options)?;
         let kind = options.kind_name();
         let (port, _) = ports::open(options)?;
+        let port = match capture {
+            Some(capture) => capture.get().around(py, port, &name),
+            None => port,
+        };
         self.state.with(py, |state| {
             let Some(ports) = &mut state.ports else { return Err(running()) };
             ports.push(port);

@@ -74,7 +74,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<splicer::Splice>()?;
     module.add_class::<stream::Stream>()?;
     module.add_function(wrap_pyfunction!(frames::attach_frames, module)?)?;
-    module.add_function(wrap_pyfunction!(ports::counts_drops, module)?)?;
+    module.add_function(wrap_pyfunction!(ports::drops, module)?)?;
     module.add_function(wrap_pyfunction!(building::build_frame, module)?)?;
     module.add_function(wrap_pyfunction!(building::parse_frame, module)?)?;
     module.add_function(wrap_pyfunction!(ports::port_kinds, module)?)?;

@@ -58,11 +58,17 @@ pub fn port_kinds() -> Vec<(&'static str, Vec<&'static str>, usize)> {
     KINDS.iter().map(|kind| (*kind, options::keys(kind), options::positional(kind).len())).collect()
 }
 
-/// Whether a counter of that name counts packets that went no further.
+/// The counters of packets that went no further, where there were some.
 #[pyfunction]
-#[pyo3(signature = (name, /))]
-pub fn counts_drops(name: &str) -> bool {
-    port::counts_drops(name)
+#[pyo3(signature = (counters, /))]
+pub fn drops<'py>(counters: &Bound<'py, PyDict>) -> PyResult<Bound<'py, PyDict>> {
+    let found = PyDict::new(counters.py());
+    for (name, count) in counters {
+        if port::counts_drops(&name.extract::<String>()?) && count.is_truthy()? {
+            found.set_item(name, count)?;
+        }
+    }
+    Ok(found)
 }
 
 /// Whether the options make a whole port; `ValueError` says what is missing.
