@@ -18,6 +18,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 __all__ = [
     "Batch",
     "Bridge",
+    "Capture",
     "Client",
     "Column",
     "Connection",
@@ -458,7 +459,7 @@ class Engine:
         """``connect_s``: how long a TCP connection may take to be made. ``clock`` returns seconds that never go back (a
         virtual loop's ``time``); with one, a turn handles what is there and polls no further. ``wake`` is called when
         ``turn`` is wanted sooner than the last one said: something outside of turns has sent, or set a deadline."""
-    def add_port(self, name: str, options: dict[str, Any], /) -> None:
+    def add_port(self, name: str, options: dict[str, Any], /, *, capture: Capture | None = None) -> None:
         """Opens a port. ``options``: type and those of its kind (:func:`port_kinds`): texts, numbers, lists of texts.
         ``ValueError`` names the key; ``OSError`` when the system refuses."""
     def add_queue(self, name: str, options: dict[str, Any], /) -> None:
@@ -490,6 +491,18 @@ class Engine:
     def statistics(self, /) -> dict[str, int]:
         """turns, sleeps, poll_budget_us: how the loop's time is spent. Drops are counted per port."""
     def close(self, /) -> None: ...
+
+@final
+class Capture:
+    """A pcapng file of what comes and goes by ports. Traffic never waits for it: what it lacks is counted."""
+
+    def __new__(cls, path: str, /) -> Self:
+        """A new file, or a pipe that somebody reads already; ``OSError`` says why not."""
+    @property
+    def failure(self) -> str | None:
+        """Why the last frames were not written; None while they are."""
+    def close(self, /) -> None:
+        """No further port. The file is complete once the ports are closed too: waits for that, two seconds at most."""
 
 @final
 class FlowTable:
@@ -579,8 +592,8 @@ def trace_stop(engine: Engine, /) -> None:
 def build_frame(layers: tuple[Any, ...], payload: Buffer, /) -> bytes:
     """The bytes of layers of :mod:`libvnf.packet`, from the outside in, around ``payload``."""
 
-def parse_frame(data: Buffer, is_ip: bool, /) -> tuple[Any, ...]:
-    """The layers of a frame, or with ``is_ip`` of an IP packet, and behind them their payload."""
+def parse_frame(data: Buffer, first: int, /) -> tuple[Any, ...]:
+    """The layers of a frame (``first`` 0), of an IP packet (1), of one that an error quotes (2), and their payload."""
 
 def port_kinds() -> list[tuple[str, list[str], int]]:
     """Every kind of port: its name, its keys, and how many of the first ones need no name in the one-line form."""
@@ -605,14 +618,16 @@ def generate_frames(options: dict[str, Any], progress: Callable[[dict[str, Any]]
     Options, all but ``ports`` optional: ``ports`` (one, which echoes, or two, ``["memif:PATH", …]``; the first sends),
     ``both_ways`` (both send), ``size`` (60) of a UDP datagram over IPv4 or else ``frame``, the bytes of a template,
     ``flows`` (1), told apart by a number added to the 32-bit field ``vary_at`` (26: the IPv4 source) with the Internet
-    checksums ``checksums_at`` ([24, 40]) kept right, both within the first 64 bytes; ``rate`` (frames per second; as
-    many as there is room for), ``duration_s`` (1), ``warmup_s`` (0.3), ``cpu``.
+    checksums ``checksums_at`` ([24, 40]) kept right, both within the first 64 bytes; ``expect``, the bytes that must come
+    back, but for what varies between flows; ``rate`` (frames per second) and ``outstanding`` (how many may be under way;
+    one that is lost is so for ever), else as many as there is room for; ``duration_s`` (1), ``warmup_s`` (0.3),
+    ``timeout_s`` (5; how long a port may be without a peer at the beginning), ``cpu``.
 
     The report: ``rate`` and ``sent_rate`` (frames per second after the warm-up), ``seconds`` (of that time); of the
-    whole run ``sent``, ``received`` (of the EtherType sent), ``received_bytes``, ``other`` (of another), and ``ports``,
-    the counters of each. ``progress`` is called about ten times a second with ``{"received": …}``; once it returns True
+    whole run ``sent``, ``received`` (as expected; without ``expect`` all of the EtherType sent), ``received_bytes``,
+    ``other`` (not as expected), and ``ports``, the counters of each. ``progress`` is called about ten times a second with ``{"received": …}``; once it returns True
     the run ends. Raises ``ValueError`` for options that contradict themselves, ``OSError`` when a port has no peer
-    within five seconds.
+    in time.
     """
 
 def core_distance_ns() -> float:

@@ -339,6 +339,8 @@ class Config:
     ports: Mapping[str, PortConfig] = field(default_factory=lambda: MappingProxyType({}))
     transports: tuple[PortConfig, ...] = (PortConfig("kernel", "kernel"),)
     sets: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    capture: str | None = None
+    """The file that what comes and goes by all ports is written to."""
     environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     @classmethod
@@ -348,6 +350,7 @@ class Config:
         *,
         transports: Sequence[str] = (),
         sets: Sequence[str] = (),
+        capture: str | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> Config:
         """Reads and checks all sources; :class:`ConfigError` for the first mistake."""
@@ -366,7 +369,10 @@ class Config:
         for name in names:
             if names.count(name) > 1:
                 raise ConfigError(f"--transport: two transports are named {name!r}; add name=… to one")
-        return replace(config, sets=MappingProxyType(pairs), transports=chosen or config.transports)
+        transports_chosen = chosen or config.transports
+        if capture is not None and all(port.type == "kernel" for port in transports_chosen):
+            raise ConfigError("there is no port: what comes over kernel sockets, tcpdump records", key="--capture")
+        return replace(config, sets=MappingProxyType(pairs), transports=transports_chosen, capture=capture)
 
     def _with_file(self, file: str) -> Config:
         import tomllib

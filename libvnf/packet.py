@@ -38,6 +38,7 @@ __all__ = [
     "build",
     "parse",
     "parse_ip",
+    "parse_quoted",
 ]
 
 
@@ -110,7 +111,7 @@ class IPv6:
 class ICMP:
     """ICMP (RFC 792) over :class:`IPv4`, ICMPv6 (RFC 4443) over :class:`IPv6`.
 
-    ``data`` are the four bytes behind the checksum. What an error quotes is its payload.
+    ``data`` are the four bytes behind the checksum. What an error quotes is its payload, for :func:`parse_quoted`.
     """
 
     type: int
@@ -208,9 +209,14 @@ def parse(frame: Buffer) -> tuple[Layer | bytes, ...]:
     Types are always told. A checksum is ``None`` if it is right, else what was found: 0 for UDP without one. What a
     fragment carries is payload; what is behind the end of an IP packet is padding, and left out.
     """
-    return _native.parse_frame(frame, False)
+    return _native.parse_frame(frame, 0)
 
 
 def parse_ip(packet: Buffer) -> tuple[Layer | bytes, ...]:
-    """The same of a packet that begins with its IP header: out of a TUN device, a tunnel, or behind an ICMP error."""
-    return _native.parse_frame(packet, True)
+    """The same of a packet that begins with its IP header: out of a TUN device or a tunnel."""
+    return _native.parse_frame(packet, 1)
+
+
+def parse_quoted(packet: Buffer) -> tuple[Layer | bytes, ...]:
+    """The same of what an ICMP error quotes, whose end may be missing: checksums of TCP, UDP and ICMP are as found."""
+    return _native.parse_frame(packet, 2)

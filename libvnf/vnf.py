@@ -339,7 +339,9 @@ class VNF:
             else:
                 from .transport.bypass import BypassTransport, EngineDriver
 
-                driver = driver or EngineDriver(self.core, connect_s=self.limits.connect_s)
+                driver = driver or EngineDriver(
+                    self.core, connect_s=self.limits.connect_s, capture=self.config.capture
+                )
                 self._transports.append(BypassTransport(driver, port))
 
     def _take(self, frames: Frames) -> str:

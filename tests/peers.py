@@ -158,9 +158,18 @@ class Testpmd(Process):
             raise
 
     @staticmethod
-    def memif(socket: Path, *, role: str, id: int = 0, secret: str | None = None, ring_log2: int = 10) -> str:
+    def memif(
+        socket: Path,
+        *,
+        role: str,
+        id: int = 0,
+        secret: str | None = None,
+        ring_log2: int = 10,
+        buffer_bytes: int = 2048,
+    ) -> str:
         """The virtual device of one memif interface. ``role``: ``server`` listens, ``client`` connects, once."""
-        device = f"net_memif{id},role={role},id={id},socket={socket},socket-abstract=no,rsize={ring_log2},bsize=2048"
+        device = f"net_memif{id},role={role},id={id},socket={socket},socket-abstract=no"
+        device += f",rsize={ring_log2},bsize={buffer_bytes}"
         return device + (f",secret={secret}" if secret else "")
 
     def command(self, line: str) -> str:

@@ -144,6 +144,7 @@ def write_json(target: str, report: dict[str, Any]) -> None:
 )
 @click.option("--reset", is_flag=True, help="Close connections with a reset: no TIME_WAIT keeps ports busy.")
 @click.option("--cpu", type=int, metavar="N", help="Run on this cpu only.")
+@click.option("--capture", metavar="FILE", help="Write what comes and goes by the port, as pcapng.")
 @click.option("--json", "json_target", metavar="FILE", help="Write the report as JSON; - for standard output.")
 def load(json_target: str | None, **options: Any) -> None:
     """Send requests to ENDPOINT and measure the replies.

@@ -91,13 +91,17 @@ def table(vnf: Mapping[str, Any]) -> str:
     ]
     rows: list[tuple[str, ...]] = [("port", "rx/s", "tx/s", "rx bit/s", "tx bit/s", "place", "addresses", "link")]
     for port in vnf["ports"]:
-        link = port.get("link", "")
-        peer = port.get("peer")
+        lacks = port["counters"].get("capture_lost")
+        link = ", ".join(
+            text
+            for text in (port.get("link"), port.get("peer"), lacks and f"the capture lacks {lacks:,} frames")
+            if text
+        )
         numbers: tuple[str, ...] = ("",) * 4
         if "rx_frames_per_s" in port:
             frames = (f"{port['rx_frames_per_s']:,.0f}", f"{port['tx_frames_per_s']:,.0f}")
             numbers = (*frames, bits(port["rx_bytes_per_s"] * 8), bits(port["tx_bytes_per_s"] * 8))
-        texts = (port["place"], " ".join(port.get("addresses", ())), f"{link}, {peer}" if peer else link)
+        texts = (port["place"], " ".join(port.get("addresses", ())), link)
         rows.append((printable(port["name"]), *numbers, *map(printable, texts)))
     lines += aligned(rows, right=(1, 2, 3, 4))
     places = [(port["name"], port) for port in vnf["ports"]] + [(vnf["vnf"], vnf)]

@@ -25,6 +25,7 @@ OPTIONS = [
         help="kernel (default), a port of the configuration, or memif:PATH,address=10.0.0.2/24,…; may be repeated.",
     ),
     click.Option(["--set", "sets"], multiple=True, metavar="KEY=VALUE", help="A setting, or limits.NAME; repeatable."),
+    click.Option(["--capture"], metavar="FILE", help="Write what comes and goes by all ports, as pcapng."),
     click.Option(["--log-level"], type=click.Choice(LEVELS), default="info", show_default=True, help="For stderr."),
 ]
 
@@ -37,9 +38,10 @@ class Options:
     transports: tuple[str, ...] = ()
     sets: tuple[str, ...] = ()
     log_level: str = "info"
+    capture: str | None = None
 
     def config(self) -> Config:
-        return Config.read(self.file, transports=self.transports, sets=self.sets)
+        return Config.read(self.file, transports=self.transports, sets=self.sets, capture=self.capture)
 
 
 def read_options(argv: Sequence[str], *, strict: bool) -> Options:
@@ -49,7 +51,7 @@ def read_options(argv: Sequence[str], *, strict: bool) -> Options:
     try:
         with command.make_context(sys.argv[0], list(argv)) as context:
             p = context.params
-            return Options(p["config"], p["transport"], p["sets"], p["log_level"])
+            return Options(p["config"], p["transport"], p["sets"], p["log_level"], p["capture"])
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except click.ClickException as error:
@@ -58,7 +60,12 @@ def read_options(argv: Sequence[str], *, strict: bool) -> Options:
 
 
 def run_command(
-    file: str, config: str | None, transport: tuple[str, ...], sets: tuple[str, ...], log_level: str
+    file: str,
+    config: str | None,
+    transport: tuple[str, ...],
+    sets: tuple[str, ...],
+    log_level: str,
+    capture: str | None,
 ) -> None:
     """Run the VNF in FILE until a signal.
 
@@ -67,7 +74,7 @@ def run_command(
     """
     try:
         runtime.set_up_logging(log_level)
-        vnf = runtime.load(file, Options(config, transport, sets, log_level).config())
+        vnf = runtime.load(file, Options(config, transport, sets, log_level, capture).config())
         code = runtime.run(vnf)
     except VNFError as error:
         runtime.complain(error)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
+import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,11 +21,21 @@ from ..errors import AddressInUse, ConfigError, TransportError, Unsupported
 
 __all__ = ["BypassTransport", "EngineDriver"]
 
+LOG = logging.getLogger("vnf.capture")
+
 
 class EngineDriver:
     """Calls ``Engine.turn`` when there is, or may be, something to do."""
 
-    def __init__(self, core: _native.Core, *, connect_s: float = 5.0) -> None:
+    def __init__(self, core: _native.Core, *, connect_s: float = 5.0, capture: str | None = None) -> None:
+        self.capture: _native.Capture | None = None
+        self._captures_to = capture
+        if capture is not None:
+            try:
+                self.capture = _native.Capture(capture)
+            except OSError as error:
+                why = os.strerror(error.errno) if error.errno else str(error)
+                raise ConfigError(why, key=f"--capture {capture}") from None
         self.engine = _native.Engine(core, connect_s=connect_s, wake=self.wake)
         self._loop = asyncio.get_running_loop()
         self._fds: set[int] = set()
@@ -69,7 +81,13 @@ class EngineDriver:
             if handle is not None:
                 handle.cancel()
         self._watch(set())
+        lost = sum(port["counters"].get("capture_lost", 0) for port in self.engine.ports())
         self.engine.close()
+        if self.capture is not None:
+            why = self.capture.failure
+            self.capture.close()
+            if lost or why:
+                LOG.warning("%s lacks %s frames%s", self._captures_to, f"{lost:,}", f": {why}" if why else "")
 
 
 @contextmanager
@@ -98,7 +116,7 @@ class BypassTransport:
             if port.type == "queue":
                 driver.engine.add_queue(port.name, dict(port.options))
             else:
-                driver.engine.add_port(port.name, {"type": port.type, **port.options})
+                driver.engine.add_port(port.name, {"type": port.type, **port.options}, capture=driver.capture)
         driver.wake()
 
     def describe(self) -> str:

@@ -120,9 +120,9 @@ fn filled(flows: u32, actions: impl Fn(u32) -> Vec<Action>, idle: Option<Duratio
     let (mut all, mut longest) = (Duration::ZERO, Duration::ZERO);
     for flow in 0..flows {
         let (m, rule) = (exact(flow), Rule { actions: actions(flow), idle, hard: None });
-        let start = Instant::now();
-        table.install(m, rule, start).expect("there is room");
-        let took = start.elapsed();
+        let (start, now) = (cpu_time(), Instant::now());
+        table.install(m, rule, now).expect("there is room");
+        let took = cpu_time() - start;
         all += took;
         longest = longest.max(took);
     }
@@ -181,7 +181,7 @@ fn main() {
     }
     let (mut table, ..) = filled(1_000, |_| forward(), None);
     for flow in 0..1_000 {
-        table.remove(&exact(flow), Instant::now()).expect("it was there");
+        table.remove(&exact(flow)).expect("it was there");
         let m = Match { destination_port: Some(10), ..exact(flow) };
         table.install(m, Rule { actions: forward(), idle: None, hard: None }, Instant::now()).expect("room");
     }
@@ -196,9 +196,9 @@ fn expiry(flows: u32) {
     let (mut ended, mut all, mut longest) = (Vec::new(), Duration::ZERO, Duration::ZERO);
     while !table.is_empty() {
         ended.clear();
-        let start = Instant::now();
+        let start = cpu_time();
         table.expire(end, &mut ended);
-        let took = start.elapsed();
+        let took = cpu_time() - start;
         all += took;
         longest = longest.max(took);
     }

@@ -1,4 +1,4 @@
-"""A VNF on a network interface that it shares with a kernel, at one end of a veth pair; another kernel at the other end.
+"""A VNF on a network interface that it shares with a kernel, at one end of a veth pair; another kernel at the other.
 
 The far namespace is 10.0.0.1 and fd00::1 on ``far``. The VNF runs in the near one, whose kernel is 10.0.0.3 and fd00::3
 on ``eth1``; by AF_XDP on ``eth1`` it is itself 10.0.0.2 and fd00::2.
@@ -17,7 +17,6 @@ from pathlib import Path
 from tests.integration.bridge import ECHO, NetNS, without_offload
 from tests.integration.inspection import Window
 from tests.integration.programs import Program, running
-from tests.peers import Namespace
 
 OWN = "address=10.0.0.2/24,address=fd00::2/64,gateway=10.0.0.1,gateway=fd00::1"
 

@@ -92,9 +92,7 @@ def test_wrk_sees_no_error_over_several_queues(tmp_path: Path, netns: NetNS, att
 
 @pytest.mark.needs("iperf3")
 @pytest.mark.parametrize("streams", [1, 16])
-def test_iperf3_runs_through_a_splice_proxy(
-    tmp_path: Path, netns: NetNS, process: ProcessOf, streams: int
-) -> None:
+def test_iperf3_runs_through_a_splice_proxy(tmp_path: Path, netns: NetNS, process: ProcessOf, streams: int) -> None:
     """In by the interface, out by it: the server is where the client is."""
     cable = Cable(tmp_path, netns)
     with cable.vnf("", SPLICE, "--set", "upstream=tcp://10.0.0.1:5201"):

@@ -1,5 +1,5 @@
-"""AF_XDP where things are not as they should be: one clear line and exit 2 at the start, a counted drop later; and nothing
-left on the interface, whatever ended the process.
+"""AF_XDP where things are not as they should be: one clear line and exit 2 at the start, a counted drop later; and
+nothing left on the interface, whatever ended the process.
 """
 
 from __future__ import annotations
@@ -181,4 +181,3 @@ def test_what_the_kernel_had_for_a_slow_vnf_is_counted(cable: Cable, process: An
         port = counters["transports"]["port0"]["counters"]
         assert port["rx_no_buffer"] >= port["rx_dropped"] >= 500 - 2 * 64
         assert cable.ask(b"alive") == b"alive"
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import struct
 import subprocess
@@ -92,7 +93,8 @@ def test_each_packet_goes_to_the_vnf_or_to_the_kernel(
         packet_socket(cable.far, "far") as sender,
         packet_socket(cable.near, "eth1") as kernels,
     ):
-        ours, theirs = [], []
+        ours: list[str] = []
+        theirs: list[str] = []
         for number, (name, (packet, takers)) in enumerate(PACKETS.items()):
             # The sender's address says which one it is, and that it is of this test.
             frame = bytes(Ether(src=f"02:00:00:00:ab:{number:02x}", dst=mac) / packet)
@@ -197,8 +199,6 @@ def test_queues_that_are_not_named_stay_with_the_kernel(tmp_path: Path, netns: N
     ):
         # PACKET_QDISC_BYPASS (linux/if_packet.h) and a cpu of the sender choose the queue.
         sender.setsockopt(263, 20, struct.pack("i", 1))
-        import os
-
         before = os.sched_getaffinity(0)
         try:
             for cpu in sorted(before)[:2]:

@@ -10,7 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libvnf import Packet
-from libvnf.packet import ARP, GTPU, ICMP, TCP, UDP, VLAN, Ethernet, Flags, IPv4, IPv6, Layer, build, parse, parse_ip
+from libvnf.packet import (
+    ARP,
+    GTPU,
+    ICMP,
+    TCP,
+    UDP,
+    VLAN,
+    Ethernet,
+    Flags,
+    IPv4,
+    IPv6,
+    Layer,
+    build,
+    parse,
+    parse_ip,
+    parse_quoted,
+)
 
 A, B = "02:00:00:00:00:01", "02:00:00:00:00:02"
 ETHERNET, V4, V6 = Ethernet(A, B), IPv4("10.0.0.1", "10.0.0.2"), IPv6("fd00::1", "fd00::2")
@@ -103,7 +119,7 @@ def untyped(layer: Layer) -> Layer:
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_layers_and_a_payload(data: bytes) -> None:
-    for parsed in (parse(data), parse_ip(data)):
+    for parsed in (parse(data), parse_ip(data), parse_quoted(data)):
         *layers, payload = parsed
         assert isinstance(payload, bytes)
         assert not any(isinstance(layer, bytes) for layer in layers)
@@ -154,10 +170,13 @@ def test_payloads_and_frames_are_any_buffer() -> None:
 
 
 def test_the_packet_quoted_by_an_error_is_parsed_by_itself() -> None:
-    quoted = build(V4, UDP(1000, 53), payload=b"abc")
-    *_, error, payload = parse(build(ETHERNET, IPv4("10.0.0.9", "10.0.0.1"), ICMP(3, 3), quoted))
+    sent = build(V4, UDP(1000, 53), payload=bytes(1000))
+    *_, error, payload = parse(build(ETHERNET, IPv4("10.0.0.9", "10.0.0.1"), ICMP(3, 3), sent[:36]))
     assert error.code == 3
-    assert parse_ip(payload) == (replace(V4, protocol=17), UDP(1000, 53), b"abc")
+    ip, udp, rest = parse_quoted(payload)
+    assert (ip, udp.src_port, udp.dst_port, rest) == (replace(V4, protocol=17), 1000, 53, bytes(8))
+    assert udp.checksum == int.from_bytes(sent[26:28])
+    assert parse_ip(payload) == (payload,)
 
 
 def test_nothing_is_nothing() -> None:

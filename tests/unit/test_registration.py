@@ -134,7 +134,7 @@ def test_statistics_are_frozen() -> None:
     counters = VNF("b").statistics()
     with pytest.raises(TypeError):
         counters["core"] = 1  # type: ignore[index]
-    assert set(counters) == {"core", "pool", "transports", "servers", "clients", "tables", "failures"}
+    assert set(counters) == {"core", "pool", "transports", "servers", "clients", "tables", "flows", "failures"}
 
 
 def test_a_timer_before_the_start_can_be_cancelled() -> None:

@@ -255,3 +255,42 @@ async def test_ports_are_bare_when_a_trace_has_ended(bench: Bench) -> None:
     assert len(bench.take(*frames)) == 32
     assert _native.trace_take(bench.engine) == ([], 0, 0)
     assert bench.engine.ports()[0]["counters"]["rx_frames"] == 33
+
+
+def on_frames(bench: Bench, per_packet: Callable[..., None] | None, batches: Callable[..., None] | None) -> None:
+    endpoint = _native.Endpoint(bench.core, "frames of r")
+    endpoint.handler = per_packet
+    _native.attach_frames(bench.engine, "r", Connection(bench.core, endpoint), batches)
+
+
+async def test_handlers_of_frames_are_named_with_what_they_decide(bench: Bench) -> None:
+    def decide(port: Any, request: Any, frame: _native.Frame) -> None:
+        frame.forward("q") if frame.dst_port == 5000 else frame.drop()
+
+    on_frames(bench, decide, None)
+    _native.trace_start(bench.engine, 10, {"port": "r"})
+    bench.take(DATAGRAM, LOST, DATAGRAM, port="r")
+    forwarded, dropped, _ = _native.trace_take(bench.engine)[0]
+    assert forwarded["notes"] == ["handler of frames " + decide.__qualname__]
+    assert [(out["port"], out["dst_port"]) for out in forwarded["out"]] == [("q", 5000)]
+    assert dropped["counters"][""]["drop_verdict"] == 1
+    assert dropped["out"] == []
+
+
+async def test_a_batch_is_of_one_frame_while_it_is_traced(bench: Bench) -> None:
+    pytest.importorskip("numpy", reason="batches need NumPy: pip install numpy")
+    sizes = []
+
+    def decide(batch: _native.Batch) -> None:
+        sizes.append(len(batch))
+        batch.drop(batch.dst_port == 9)
+        batch.forward("q")
+
+    on_frames(bench, None, decide)
+    bench.take(DATAGRAM, LOST, DATAGRAM, port="r")
+    _native.trace_start(bench.engine, 10, {"port": "r", "dropped": True})
+    bench.take(DATAGRAM, LOST, DATAGRAM, port="r")
+    [dropped] = _native.trace_take(bench.engine)[0]
+    assert dropped["notes"] == ["handler of batches " + decide.__qualname__]
+    assert dropped["counters"][""]["drop_verdict"] == 1
+    assert sizes == [3, 1, 1, 1]

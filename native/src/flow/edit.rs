@@ -79,13 +79,14 @@ pub fn set_vlan(head: &mut Head, headers: &Headers, id: u16) -> Result<(), Faile
 
 /// One hop further, as a router does it (RFC 1812 §5.3.1, RFC 8200 §3).
 pub fn hop(head: &mut Head, headers: &Headers) -> Result<(), Failed> {
-    let bytes = head.bytes_mut();
-    let at = ip(headers)?;
-    let ttl = bytes[at + if headers.is(kind::IPV4) { 8 } else { 7 }];
+    let packet = &mut head.bytes_mut()[ip(headers)?..];
+    let is_v4 = headers.is(kind::IPV4);
+    let ttl = packet[if is_v4 { 8 } else { 7 }];
     if ttl <= 1 {
         return Err(Failed::HopLimit);
     }
-    network(bytes, headers, &Rewrite { ttl: Some(ttl - 1), ..Rewrite::default() }).map(drop)
+    set_ttl(packet, is_v4, ttl - 1);
+    Ok(())
 }
 
 /// Link addresses exchanged.
@@ -247,6 +248,17 @@ fn set_traffic_class(packet: &mut [u8], is_v4: bool, class: u8) {
     }
 }
 
+fn set_ttl(packet: &mut [u8], is_v4: bool, ttl: u8) {
+    if is_v4 {
+        let mut change = Change::default();
+        let protocol = packet[9];
+        change.replace(&mut packet[8..10], &[ttl, protocol]);
+        change.apply(&mut packet[10..]);
+    } else {
+        packet[7] = ttl;
+    }
+}
+
 impl Rewrite {
     fn touches_ip(&self) -> bool {
         self.source.is_some()
@@ -280,19 +292,11 @@ fn network(bytes: &mut [u8], headers: &Headers, to: &Rewrite) -> Result<Change, 
         let class = dscp << 2 | traffic_class(packet, headers) & ECN;
         set_traffic_class(packet, is_v4, class);
     }
-    if !is_v4 {
-        if let Some(ttl) = to.ttl {
-            packet[7] = ttl;
-        }
-        return Ok(addresses);
-    }
-    let mut header = addresses;
     if let Some(ttl) = to.ttl {
-        let protocol = packet[9];
-        header.replace(&mut packet[8..10], &[ttl, protocol]);
+        set_ttl(packet, is_v4, ttl);
     }
-    if header != Change::default() {
-        header.apply(&mut packet[10..]);
+    if is_v4 && addresses != Change::default() {
+        addresses.apply(&mut packet[10..]);
     }
     Ok(addresses)
 }

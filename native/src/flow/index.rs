@@ -44,7 +44,7 @@ impl Index {
         Self { buckets: Buckets::new(FEWEST_BUCKETS), old: None, entries: 0 }
     }
 
-    #[inline]
+    #[inline(always)]
     pub fn prefetch(&self, tag: Tag) {
         self.buckets.prefetch(tag);
         if let Some((old, _)) = &self.old {

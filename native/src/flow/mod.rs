@@ -13,11 +13,13 @@ pub mod head;
 mod index;
 mod key;
 mod limit;
+mod program;
 mod refused;
 mod rules;
 mod search;
 pub mod table;
 
+use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -149,4 +151,18 @@ pub enum Verdict {
     Reply,
     Accept,
     ToPython,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Miss => "no rule",
+            Self::Drop => "drop",
+            Self::Forward(_) => "forward",
+            Self::Route(_) => "route",
+            Self::Reply => "reply",
+            Self::Accept => "accept",
+            Self::ToPython => "to python",
+        })
+    }
 }

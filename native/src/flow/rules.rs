@@ -1,10 +1,10 @@
 //! The rules of a table: what is installed, by number. A packet that an IPv4 rule matches touches one cache line of it.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::key::NARROW;
-use super::{Action, Limit, Statistics};
+use super::program::Program;
+use super::{Action, Statistics};
 
 pub(super) const NONE: u32 = u32::MAX;
 /// A timeout that never comes.
@@ -21,8 +21,7 @@ pub(super) struct Entry {
     pub bytes: u64,
     /// When the last packet came, or it was installed.
     pub seen: u64,
-    /// Rules that do the same share them.
-    pub actions: Arc<[Action]>,
+    pub program: Program,
     // The second line.
     pub more: [u64; MORE],
     /// Counts installations: of two rules the one with the smaller number is older.
@@ -47,13 +46,6 @@ pub(super) struct Cold {
 }
 
 impl Entry {
-    pub fn limit(&self) -> Option<&Limit> {
-        self.actions.iter().find_map(|action| match action {
-            Action::Limit(limit) => Some(limit),
-            _ => None,
-        })
-    }
-
     pub fn has_key(&self, narrow: &[u64; NARROW], more: &[u64; MORE]) -> bool {
         self.narrow == *narrow && self.more == *more
     }
@@ -74,20 +66,17 @@ pub(super) struct Rules {
     free: u32,
     used: usize,
     capacity: usize,
-    /// The actions of places that are empty.
-    nothing: Arc<[Action]>,
     /// Of the rules installed last, for those that do the same.
-    recent: Vec<Arc<[Action]>>,
+    recent: Vec<Program>,
 }
 
-/// Lists of actions that a new rule is compared with.
+/// Programs that a new rule's is compared with.
 const RECENT: usize = 8;
 
 impl Rules {
     pub fn new(capacity: usize) -> Self {
         let capacity = capacity.min(1 << 28);
-        let nothing = Arc::from([]);
-        Self { entries: Vec::new(), cold: Vec::new(), free: NONE, used: 0, capacity, nothing, recent: Vec::new() }
+        Self { entries: Vec::new(), cold: Vec::new(), free: NONE, used: 0, capacity, recent: Vec::new() }
     }
 
     pub fn len(&self) -> usize {
@@ -126,7 +115,7 @@ impl Rules {
             packets: 0,
             bytes: 0,
             seen: 0,
-            actions: Arc::clone(&self.nothing),
+            program: Program::NOTHING,
             more: [0; MORE],
             order: 0,
             tokens: 0.0,
@@ -139,27 +128,32 @@ impl Rules {
 
     pub fn give_back(&mut self, rule: u32) {
         let entry = &mut self.entries[rule as usize];
-        entry.actions = Arc::clone(&self.nothing);
+        entry.program = Program::NOTHING;
         entry.order = 0;
         entry.next = self.free;
         self.free = rule;
         self.used -= 1;
     }
 
-    /// The list to be kept in a rule: one that others have, if it is like this one.
-    pub fn shared(&mut self, actions: &[Action]) -> Arc<[Action]> {
-        if let Some(at) = self.recent.iter().position(|recent| **recent == *actions) {
-            // The longer a list is not asked for, the further it moves to the front, and out.
-            let found = self.recent.remove(at);
-            self.recent.push(Arc::clone(&found));
-            return found;
+    /// The program for these actions: one that others have, if it is like that.
+    pub fn program(&mut self, actions: &[Action]) -> Program {
+        let new = Program::new(actions);
+        if matches!(new, Program::Just(_)) {
+            return new;
         }
-        if self.recent.len() == RECENT {
-            self.recent.remove(0);
-        }
-        let list: Arc<[Action]> = Arc::from(actions);
-        self.recent.push(Arc::clone(&list));
-        list
+        // The longer one is not asked for, the further it moves to the front, and out.
+        let known = self.recent.iter().position(|recent| *recent == new);
+        let program = match known {
+            Some(at) => self.recent.remove(at),
+            None => {
+                if self.recent.len() == RECENT {
+                    self.recent.remove(0);
+                }
+                new
+            }
+        };
+        self.recent.push(program.clone());
+        program
     }
 
     pub fn statistics(&self, rule: u32, now: u64) -> Statistics {

@@ -8,6 +8,7 @@ use foldhash::fast::SeedableRandomState;
 
 use super::index::Tag;
 use super::key::{Facts, NARROW, has};
+use super::program::Program;
 use super::rules::{Entry, MORE, NONE};
 use super::table::{Table, Tuple};
 use super::{Action, Failed, Head, PortIndex, Rewrite, Verdict, edit, limit};
@@ -17,15 +18,22 @@ use crate::port::lent::BURST;
 
 /// What is known of the packets of one burst. Its content is of no meaning between two of them.
 pub(super) struct Search {
-    facts: [Facts; BURST],
-    narrow: [[u64; NARROW]; BURST],
-    tags: [Tag; BURST],
-    candidates: [u32; BURST],
-    found: [Found; BURST],
+    packets: [Packet; BURST],
+}
+
+/// Two cache lines.
+#[derive(Clone, Copy, Default)]
+#[repr(C, align(64))]
+struct Packet {
+    facts: Facts,
+    /// Of the shape that is being asked, and a rule that may be the one.
+    tag: Tag,
+    candidate: u32,
+    found: Found,
 }
 
 /// The most important rule so far.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 struct Found {
     rule: u32,
     priority: i32,
@@ -34,15 +42,15 @@ struct Found {
 
 const NOTHING: Found = Found { rule: NONE, priority: i32::MIN, bits: 0 };
 
+impl Default for Found {
+    fn default() -> Self {
+        NOTHING
+    }
+}
+
 impl Default for Search {
     fn default() -> Self {
-        Self {
-            facts: [Facts::default(); BURST],
-            narrow: [[0; NARROW]; BURST],
-            tags: [0; BURST],
-            candidates: [NONE; BURST],
-            found: [NOTHING; BURST],
-        }
+        Self { packets: [Packet::default(); BURST] }
     }
 }
 
@@ -66,7 +74,7 @@ pub(super) fn tag(seed: &SeedableRandomState, narrow: &[u64; NARROW], more: Opti
 #[inline]
 fn each(mut bits: u32) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
-        let position = bits.trailing_zeros() as usize;
+        let position = bits.trailing_zeros() as usize % 32;
         (bits != 0).then(|| {
             bits &= bits - 1;
             position
@@ -87,11 +95,11 @@ impl Table {
         verdicts.reserve(heads.len());
         for (heads, headers) in heads.chunks_mut(BURST).zip(headers.chunks(BURST)) {
             let mut quotes = 0_u32;
-            for (at, (head, headers)) in heads.iter().zip(headers).enumerate() {
-                let facts = &mut self.search.facts[at];
-                facts.read(port, head.bytes(), headers);
-                quotes |= u32::from(facts.has & has::QUOTE != 0) << at;
-                self.search.found[at] = NOTHING;
+            let packets = &mut self.search.packets;
+            for (at, ((head, headers), packet)) in heads.iter().zip(headers).zip(packets).enumerate() {
+                packet.facts.read(port, head.bytes(), headers);
+                packet.found = NOTHING;
+                quotes |= u32::from(packet.facts.has & has::QUOTE != 0) << at;
             }
             self.find_all(heads.len());
             for (at, (head, headers)) in heads.iter_mut().zip(headers).enumerate() {
@@ -103,47 +111,52 @@ impl Table {
 
     fn find_all(&mut self, count: usize) {
         let Self { rules, index, tuples, order, seed, search, .. } = self;
+        let (packets, entries) = (&mut search.packets[..count], &rules.entries[..]);
         let is_only = order.len() == 1;
         for &number in &*order {
             let Some(tuple) = &tuples[usize::from(number)] else { continue };
             let mut open = 0_u32;
-            for at in 0..count {
-                if !tuple.may_win(&search.facts[at], &search.found[at]) {
-                    continue;
+            for (at, packet) in packets.iter_mut().enumerate() {
+                if tuple.may_win(&packet.facts, &packet.found) {
+                    packet.tag = tuple.tag_of(number, &packet.facts, seed);
+                    index.prefetch(packet.tag);
+                    open |= 1 << at;
                 }
-                let tag = tuple.key(number, &search.facts[at], seed, &mut search.narrow[at]);
-                search.tags[at] = tag;
-                index.prefetch(tag);
-                open |= 1 << at;
             }
             let mut hits = 0_u32;
             for at in each(open) {
-                let Some(rule) = index.first(search.tags[at]) else { continue };
-                let length = if tuple.is_narrow && is_only { 64 } else { 128 };
-                prefetch(NonNull::from(&rules.entries[rule as usize]).cast(), length, true);
-                search.candidates[at] = rule;
-                hits |= 1 << at;
+                let packet = &mut packets[at];
+                if let Some(rule) = index.first(packet.tag) {
+                    let length = if tuple.is_narrow && is_only { 64 } else { 128 };
+                    prefetch(NonNull::from(&entries[rule as usize]).cast(), length, true);
+                    packet.candidate = rule;
+                    hits |= 1 << at;
+                }
             }
             for at in each(hits) {
-                let (narrow, facts) = (&search.narrow[at], &search.facts[at]);
-                let is = |rule: u32| tuple.is_key_of(&rules.entries[rule as usize], narrow, facts);
-                let mut rule = search.candidates[at];
+                let Packet { facts, tag, candidate, found } = &mut packets[at];
+                let is = |rule: u32| tuple.is_key_of(number, &entries[rule as usize], facts);
+                let mut rule = *candidate;
                 if !is(rule) {
-                    match index.find(search.tags[at], is) {
+                    match index.find(*tag, is) {
                         Some(other) => rule = other,
                         None => continue,
                     }
                 }
-                let entry = &rules.entries[rule as usize];
-                let actions = &*entry.actions;
-                prefetch(NonNull::from(actions).cast(), size_of_val(actions), false);
+                let entry = &entries[rule as usize];
+                match &entry.program {
+                    Program::Just(_) => {}
+                    // It begins at a multiple of 16, and so ends at most 48 bytes into another line.
+                    Program::One(_, step) => prefetch(NonNull::from(&**step).cast(), size_of::<Action>() + 48, false),
+                    Program::List(_, steps) => prefetch(NonNull::from(&**steps).cast(), 1, false),
+                }
                 if is_only {
-                    search.found[at].rule = rule;
+                    found.rule = rule;
                     continue;
                 }
-                let found = Found { rule, priority: entry.priority, bits: tuple.bits };
-                if found.is_before(&search.found[at], &rules.entries) {
-                    search.found[at] = found;
+                let other = Found { rule, priority: entry.priority, bits: tuple.bits };
+                if other.is_before(found, entries) {
+                    *found = other;
                 }
             }
         }
@@ -165,10 +178,8 @@ impl Table {
             if !tuple.may_win(&facts, &best) {
                 continue;
             }
-            let mut narrow = [0; NARROW];
-            let tag = tuple.key(number, &facts, &self.seed, &mut narrow);
-            let is = |rule: u32| tuple.is_key_of(&self.rules.entries[rule as usize], &narrow, &facts);
-            let Some(rule) = self.index.find(tag, is) else { continue };
+            let is = |rule: u32| tuple.is_key_of(number, &self.rules.entries[rule as usize], &facts);
+            let Some(rule) = self.index.find(tuple.tag_of(number, &facts, &self.seed), is) else { continue };
             let entry = &self.rules.entries[rule as usize];
             let found = Found { rule, priority: entry.priority, bits: tuple.bits };
             if found.is_before(&best, &self.rules.entries) {
@@ -176,10 +187,10 @@ impl Table {
             }
         }
         let rule = self.rules.entries.get(best.rule as usize)?;
-        if !rule.actions.iter().any(|action| matches!(action, Action::Rewrite(_))) {
+        if !rule.program.rewrites() {
             return None;
         }
-        let direct = &mut self.search.found[at];
+        let direct = &mut self.search.packets[at].found;
         if let Some(entry) = self.rules.entries.get(direct.rule as usize) {
             let bits = self.tuples[entry.shape()].as_ref().map_or(0, |tuple| tuple.bits);
             let known = Found { rule: direct.rule, priority: entry.priority, bits };
@@ -195,7 +206,7 @@ impl Table {
     /// Runs the rule that was found.
     #[inline]
     fn act(&mut self, at: usize, head: &mut Head, headers: &Headers, is_quote: bool, now: u64) -> Verdict {
-        let rule = self.search.found[at].rule as usize;
+        let rule = self.search.packets[at].found.rule as usize;
         let Some(entry) = self.rules.entries.get_mut(rule) else {
             self.counters.missed += 1;
             return Verdict::Miss;
@@ -206,51 +217,40 @@ impl Table {
         entry.bytes += length as u64;
         entry.seen = now;
         self.counters.matched += 1;
-        let mut packet = Packet { head, headers, fresh: None, is_stale: false, is_quote };
-        for (step, action) in entry.actions.iter().enumerate() {
-            let done = match action {
-                Action::Count => true,
-                Action::Limit(limit) => {
-                    entry.tokens = limit.refill(entry.tokens, waited);
-                    if !limit::take(&mut entry.tokens, length) {
-                        self.rules.cold[rule].limited += 1;
-                        self.counters.drop_limited += 1;
-                        return Verdict::Drop;
-                    }
-                    true
-                }
-                Action::Rewrite(to) => packet.rewrite(to),
-                Action::Encapsulate(tunnel) => packet.edit(|head, headers| edit::encapsulate(head, headers, tunnel)),
-                Action::Decapsulate => packet.edit(edit::decapsulate),
-                Action::Drop => {
-                    self.counters.drop_by_rule += 1;
+        let verdict = entry.program.verdict();
+        self.counters.drop_by_rule += u64::from(verdict == Verdict::Drop);
+        let steps = match &entry.program {
+            Program::Just(_) => return verdict,
+            Program::One(_, step) => std::slice::from_ref(&**step),
+            Program::List(_, steps) => steps,
+        };
+        let mut edited = Edited { head, headers, fresh: None, is_stale: false, is_quote };
+        for (number, step) in steps.iter().enumerate() {
+            if let Action::Limit(limit) = step {
+                entry.tokens = limit.refill(entry.tokens, waited);
+                if !limit::take(&mut entry.tokens, length) {
+                    self.counters.drop_by_rule -= u64::from(verdict == Verdict::Drop);
+                    self.rules.cold[rule].limited += 1;
+                    self.counters.drop_limited += 1;
                     return Verdict::Drop;
                 }
-                Action::Forward(port) => return Verdict::Forward(*port),
-                Action::Route(port) => return Verdict::Route(*port),
-                Action::Reply => return Verdict::Reply,
-                Action::Accept => return Verdict::Accept,
-                Action::ToPython => return Verdict::ToPython,
-            };
-            if !done {
-                // A bucket behind this action has been filling all the same.
-                let behind = entry.actions[step..].iter();
-                for limit in
-                    behind.filter_map(|action| if let Action::Limit(limit) = action { Some(limit) } else { None })
-                {
+            } else if !edited.step(step) {
+                // A bucket behind this step has been filling all the same.
+                for limit in steps[number..].iter().filter_map(Action::limit) {
                     entry.tokens = limit.refill(entry.tokens, waited);
                 }
+                self.counters.drop_by_rule -= u64::from(verdict == Verdict::Drop);
                 self.rules.cold[rule].failed += 1;
                 self.counters.drop_failed += 1;
                 return Verdict::Drop;
             }
         }
-        Verdict::Miss
+        verdict
     }
 }
 
 /// A packet that actions are run on.
-struct Packet<'a> {
+struct Edited<'a> {
     head: &'a mut Head,
     /// As they were before the first action.
     headers: &'a Headers,
@@ -261,7 +261,19 @@ struct Packet<'a> {
     is_quote: bool,
 }
 
-impl Packet<'_> {
+impl Edited<'_> {
+    /// False: it was not possible.
+    #[inline]
+    fn step(&mut self, action: &Action) -> bool {
+        match action {
+            Action::Rewrite(to) => self.rewrite(to),
+            Action::Encapsulate(tunnel) => self.edit(|head, headers| edit::encapsulate(head, headers, tunnel)),
+            Action::Decapsulate => self.edit(edit::decapsulate),
+            // A limit is its rule's; the others are no steps.
+            _ => true,
+        }
+    }
+
     fn rewrite(&mut self, to: &Rewrite) -> bool {
         let is_quote = self.is_quote;
         self.edit(|head, headers| {
@@ -302,28 +314,32 @@ impl Tuple {
             && (found.rule == NONE || (self.highest, self.bits) >= (found.priority, found.bits))
     }
 
-    /// Writes the first words of the packet under the mask, with the shape's number; the hash of all of them.
+    /// The hash of the packet's words under the mask.
     #[inline(always)]
-    fn key(&self, number: u8, facts: &Facts, seed: &SeedableRandomState, narrow: &mut [u64; NARROW]) -> Tag {
-        let mask = &self.shape.mask;
-        narrow[0] = facts.words[0] & mask[0] | u64::from(number);
-        narrow[1] = facts.words[1] & mask[1];
-        narrow[2] = facts.words[2] & mask[2];
+    fn tag_of(&self, number: u8, facts: &Facts, seed: &SeedableRandomState) -> Tag {
+        let narrow = self.narrow(number, facts);
         if self.is_narrow {
-            return tag(seed, narrow, None);
+            return tag(seed, &narrow, None);
         }
-        let more: [u64; MORE] = std::array::from_fn(|word| facts.words[NARROW + word] & mask[NARROW + word]);
-        tag(seed, narrow, Some(&more))
+        let more: [u64; MORE] = std::array::from_fn(|word| facts.words[NARROW + word] & self.shape.mask[NARROW + word]);
+        tag(seed, &narrow, Some(&more))
     }
 
-    /// Is it the rule with that key?
+    /// The first words, as rules of this shape keep them.
     #[inline(always)]
-    fn is_key_of(&self, entry: &Entry, narrow: &[u64; NARROW], facts: &Facts) -> bool {
+    fn narrow(&self, number: u8, facts: &Facts) -> [u64; NARROW] {
+        let (words, mask) = (&facts.words, &self.shape.mask);
+        [words[0] & mask[0] | u64::from(number), words[1] & mask[1], words[2] & mask[2]]
+    }
+
+    /// Has the rule the packet's key?
+    #[inline(always)]
+    fn is_key_of(&self, number: u8, entry: &Entry, facts: &Facts) -> bool {
         let more = || {
             let pairs = entry.more.iter().zip(&facts.words[NARROW..]).zip(&self.shape.mask[NARROW..]);
             pairs.fold(0, |other, ((rule, packet), mask)| other | (rule ^ packet & mask)) == 0
         };
-        let [a, b, c] = &entry.narrow;
-        (a ^ narrow[0]) | (b ^ narrow[1]) | (c ^ narrow[2]) == 0 && (self.is_narrow || more())
+        let ([a, b, c], [d, e, f]) = (entry.narrow, self.narrow(number, facts));
+        (a ^ d) | (b ^ e) | (c ^ f) == 0 && (self.is_narrow || more())
     }
 }

@@ -76,8 +76,9 @@ impl Counters {
 /// One rule of a listing.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Listed {
-    /// As it was installed, but that address bits behind a prefix are 0.
+    /// As it was installed, but that address bits behind a prefix are 0, …
     pub flow: Match,
+    /// and that `Count`, which every rule does, stands once and first.
     pub rule: Rule,
     pub statistics: Statistics,
 }
@@ -206,21 +207,20 @@ impl Table {
             None => self.place(shape, &words, m.priority)?,
         };
         self.installations += 1;
-        let actions = self.rules.shared(&rule.actions);
+        let program = self.rules.program(&rule.actions);
         let entry = &mut self.rules.entries[number as usize];
-        entry.actions = actions;
         (entry.packets, entry.bytes, entry.seen, entry.order) = (0, 0, now, self.installations);
-        entry.tokens = entry.limit().map_or(0.0, |limit| limit.tokens());
+        entry.tokens = program.limit().map_or(0.0, |limit| limit.tokens());
+        entry.program = program;
         let (idle, hard) = (rule.idle.map_or(NEVER, nanos), rule.hard.map_or(NEVER, nanos));
         self.rules.cold[number as usize] = Cold { installed: now, idle, hard, limited: 0, failed: 0 };
         self.arm(number);
         Ok(found.is_some())
     }
 
-    /// Ends a rule; what it had done.
-    pub fn remove(&mut self, m: &Match, now: Instant) -> Option<Statistics> {
+    /// Ends a rule; what it had done. The time is that of the call before.
+    pub fn remove(&mut self, m: &Match) -> Option<Statistics> {
         let number = self.number(m)?;
-        self.clock.tell(now);
         self.counters.removed += 1;
         Some(self.end(number))
     }
@@ -247,7 +247,7 @@ impl Table {
             let (idle, hard) = (timeout(cold.idle), timeout(cold.hard));
             listed.push(Listed {
                 flow: self.flow(number as u32),
-                rule: Rule { actions: entry.actions.to_vec(), idle, hard },
+                rule: Rule { actions: entry.program.actions(), idle, hard },
                 statistics: self.rules.statistics(number as u32, now),
             });
         }

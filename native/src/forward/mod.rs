@@ -22,6 +22,7 @@ use crate::packet::headers::{Headers, kind};
 use crate::packet::{Pool, Slot, ethernet};
 use crate::port::Port;
 use crate::port::lent::{BURST, Lent};
+use crate::port::watched;
 use crate::stack::{Host, NextHop, Stopped};
 
 /// How much of a packet that goes no further its sender is told.
@@ -161,8 +162,8 @@ impl Forwarder {
     }
 
     /// See [`Table::remove`].
-    pub fn remove(&mut self, matching: &Match, now: Instant) -> Option<Statistics> {
-        let statistics = self.table.remove(matching, now)?;
+    pub fn remove(&mut self, matching: &Match) -> Option<Statistics> {
+        let statistics = self.table.remove(matching)?;
         *self.rules(matching) -= 1;
         Some(statistics)
     }
@@ -220,6 +221,7 @@ impl Forwarder {
         }
         let count = self.bridges[index].pass(place.parts().0, other.parts().0, now, most);
         if count > 0 {
+            watched::note(|| "bridge".into());
             other.sent();
             place.counters().forwarded += count as u64;
         }
@@ -248,6 +250,7 @@ impl Forwarder {
         verdicts.clear();
         self.table.process(others.index, &mut heads[..count], &headers[..count], now, verdicts);
         for (((head, came), verdict), frame) in heads.iter_mut().zip(&*headers).zip(&*verdicts).zip(burst.iter()) {
+            watched::note(|| format!("flows: {verdict}"));
             match *verdict {
                 Verdict::Miss if bridge.is_none() => keep(head, *frame, pool, frames, &mut dry),
                 Verdict::ToPython if has_handler => keep(head, *frame, pool, frames, &mut dry),

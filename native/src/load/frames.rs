@@ -1,17 +1,17 @@
 //! Frames at full speed: a generator and sink on one port or two, for what forwards, filters or answers between them.
 //!
-//! One thread sends a template, in which four bytes count the flows, and counts what comes back with the template's
-//! EtherType; it looks at the first bytes of each, so that those cross to its cpu as they would for any receiver. On one
-//! port it expects an echo; of two the first sends and the second receives, or both do both.
+//! One thread sends a template, in which four bytes count the flows, and counts what comes back as expected: by default
+//! with the template's EtherType. It looks at the first bytes of each frame, so that those cross to its cpu as they would
+//! for any receiver. On one port it expects an echo; of two the first sends and the second receives, or both do both.
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::options::parse_port;
-use super::{LoadError, REACH_NS, sys};
+use super::options::{parse_port, seconds};
+use super::{LoadError, sys};
 use crate::packet::checksum::{self, Sum};
-use crate::port::lent::{BURST, LONGEST};
+use crate::port::lent::{BURST, LONGEST, Lent};
 use crate::port::{self, Link, Port, Sent};
 
 /// Bytes of a frame that are written anew for each; the rest is the template's.
@@ -37,11 +37,17 @@ pub struct FrameOptions {
     pub vary_at: usize,
     /// Internet checksums that cover that field; one that is 0 stays 0.
     pub checksums_at: Vec<usize>,
+    /// What a frame must be to count as received, but for what varies between flows. `None`: of the template's EtherType.
+    pub expect: Option<Vec<u8>>,
     pub both_ways: bool,
+    /// The most frames under way at a time; one that is lost is under way for ever. `None`: any number.
+    pub outstanding: Option<u64>,
     /// Frames per second, over all ports. `None`: as many as there is room for.
     pub rate: Option<f64>,
     pub duration_s: f64,
     pub warmup_s: f64,
+    /// How long a port may be without a peer at the beginning.
+    pub timeout_s: f64,
     pub cpu: Option<usize>,
 }
 
@@ -54,10 +60,13 @@ impl Default for FrameOptions {
             flows: 1,
             vary_at: 26,
             checksums_at: vec![24, 40],
+            expect: None,
             both_ways: false,
+            outstanding: None,
             rate: None,
             duration_s: 1.0,
             warmup_s: 0.3,
+            timeout_s: 5.0,
             cpu: None,
         }
     }
@@ -72,7 +81,7 @@ pub struct FrameReport {
     pub sent: u64,
     pub received: u64,
     pub received_bytes: u64,
-    /// Frames of another EtherType.
+    /// Frames that are not as expected.
     pub other: u64,
     pub counters: Vec<Vec<(&'static str, u64)>>,
 }
@@ -115,6 +124,7 @@ struct Flows {
     vary_at: usize,
     /// Where, and the checksum's sum without the varying field.
     checksums: Vec<(usize, u32)>,
+    expected: Option<Vec<u8>>,
 }
 
 impl Flows {
@@ -153,12 +163,34 @@ impl Flows {
         }
         let rest = frame[head.len()..].to_vec();
         head.truncate(HEAD);
-        let count = if varies { options.flows } else { 0 };
-        Ok(Self { heads: vec![head; BURST], rest, first, count, next: 0, vary_at: options.vary_at, checksums })
+        let (count, expected) = (if varies { options.flows } else { 0 }, options.expect.clone());
+        Ok(Self {
+            heads: vec![head; BURST],
+            rest,
+            first,
+            count,
+            next: 0,
+            vary_at: options.vary_at,
+            checksums,
+            expected,
+        })
     }
 
-    fn ether_type(&self) -> [u8; 2] {
-        [self.heads[0][12], self.heads[0][13]]
+    /// Whether this is what we wait for.
+    #[inline]
+    fn expects(&self, frame: Lent<'_>) -> bool {
+        let Some(expected) = &self.expected else {
+            let mut head = [0; 14];
+            frame.copy_head(&mut head);
+            return head[12..] == self.heads[0][12..14];
+        };
+        let mut found = vec![0; frame.len()];
+        frame.copy_head(&mut found);
+        let varies = |at: usize| {
+            let checksum = self.checksums.iter().any(|(checksum, _)| (*checksum..checksum + 2).contains(&at));
+            self.count > 0 && (checksum || (self.vary_at..self.vary_at + 4).contains(&at))
+        };
+        found.len() == expected.len() && (0..found.len()).all(|at| found[at] == expected[at] || varies(at))
     }
 
     /// Makes the next `count` heads.
@@ -182,7 +214,7 @@ impl Flows {
 }
 
 /// Waits until every port has its peer.
-fn connect(ports: &mut [Box<dyn Port>], stop: &AtomicBool) -> Result<(), LoadError> {
+fn connect(ports: &mut [Box<dyn Port>], timeout: Duration, stop: &AtomicBool) -> Result<(), LoadError> {
     let begun = Instant::now();
     loop {
         let now = Instant::now();
@@ -192,7 +224,7 @@ fn connect(ports: &mut [Box<dyn Port>], stop: &AtomicBool) -> Result<(), LoadErr
             Link::Down(why) => Some((number, why)),
         });
         let Some((number, why)) = down else { return Ok(()) };
-        if stop.load(Ordering::Relaxed) || now.duration_since(begun).as_nanos() > u128::from(REACH_NS) {
+        if stop.load(Ordering::Relaxed) || now.duration_since(begun) > timeout {
             return Err(LoadError::Down { port: number, why });
         }
         std::thread::yield_now();
@@ -206,17 +238,17 @@ pub fn run(options: &FrameOptions, stop: &AtomicBool, progress: &mut dyn FnMut(u
         return refuse(format!("{} ports: expected one or two", options.ports.len()));
     }
     let parsed = options.ports.iter().map(|text| parse_port("port", text)).collect::<Result<Vec<_>, _>>()?;
-    let [warmup, duration] = [("warmup", options.warmup_s), ("duration", options.duration_s)]
-        .map(|(name, value)| super::options::seconds(name, value));
-    let (warmup, duration) = (warmup?, duration?);
+    let warmup = seconds("warmup", options.warmup_s)?;
+    let duration = seconds("duration", options.duration_s)?;
+    let timeout = seconds("timeout", options.timeout_s)?;
     let flows = Flows::new(options)?;
     let _pinned = options.cpu.map(sys::Pinned::to).transpose().map_err(LoadError::system("cannot pin to that cpu"))?;
     let open = |options| port::open(options).map(|(port, _)| port).map_err(LoadError::system("port"));
     let mut ports = parsed.into_iter().map(open).collect::<Result<Vec<_>, _>>()?;
-    connect(&mut ports, stop)?;
+    connect(&mut ports, timeout, stop)?;
     let senders = if options.both_ways { ports.len() } else { 1 };
     let mut run = Run { flows, ports, senders, report: FrameReport::default(), progress, told: Instant::now() };
-    run.go(options.rate, warmup, duration, stop);
+    run.go(options, warmup, duration, stop);
     run.report.counters = run.ports.iter().map(|port| port.counters()).collect();
     Ok(run.report)
 }
@@ -232,7 +264,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn go(&mut self, rate: Option<f64>, warmup: Duration, duration: Duration, stop: &AtomicBool) {
+    fn go(&mut self, options: &FrameOptions, warmup: Duration, duration: Duration, stop: &AtomicBool) {
         let begun = Instant::now();
         let (start, end) = (begun + warmup, begun + warmup + duration);
         let mut at_start = None;
@@ -241,11 +273,13 @@ impl Run<'_> {
             if now >= start && at_start.is_none() {
                 at_start = Some((now, self.report.sent, self.report.received));
             }
-            let due = rate.map(|rate| (rate * (now - begun).as_secs_f64()) as u64);
+            let due = options.rate.map(|rate| (rate * (now - begun).as_secs_f64()) as u64);
             for _ in 0..TURNS_PER_LOOK {
                 self.receive();
-                let most = due.map_or(BURST as u64, |due| due.saturating_sub(self.report.sent));
-                self.send(most.min(BURST as u64) as usize);
+                let FrameReport { sent, received, other, .. } = self.report;
+                let room = options.outstanding.map_or(u64::MAX, |most| (most + received + other).saturating_sub(sent));
+                let due = due.map_or(u64::MAX, |due| due.saturating_sub(sent));
+                self.send(room.min(due).min(BURST as u64) as usize);
             }
             now = self.look();
         }
@@ -275,17 +309,14 @@ impl Run<'_> {
     }
 
     fn receive(&mut self) -> usize {
-        let wanted = self.flows.ether_type();
         let mut count = 0;
         for port in &mut self.ports {
             let burst = port.lend(BURST);
             count += burst.len();
             for frame in burst.iter() {
-                let mut head = [0; 14];
-                frame.copy_head(&mut head);
-                let ours = head[12..] == wanted;
-                self.report.received += u64::from(ours);
-                self.report.other += u64::from(!ours);
+                let expected = self.flows.expects(*frame);
+                self.report.received += u64::from(expected);
+                self.report.other += u64::from(!expected);
                 self.report.received_bytes += frame.len() as u64;
             }
             port.give_back(0);
@@ -293,9 +324,13 @@ impl Run<'_> {
         count
     }
 
+    /// Sends up to `most` frames, over all ports.
     fn send(&mut self, most: usize) {
+        let share = most.div_ceil(self.senders);
+        let mut left = most;
         for port in &mut self.ports[..self.senders] {
-            let count = most.min(port.room());
+            let count = share.min(left).min(port.room());
+            left -= count;
             self.flows.prepare(count);
             for head in &self.flows.heads[..count] {
                 self.report.sent += u64::from(port.send(&[head, &self.flows.rest]) == Sent::Queued);
@@ -352,6 +387,28 @@ mod tests {
         };
         assert_eq!(run(&[]), "0 ports: expected one or two");
         assert_eq!(run(&["vhost:/x"]), "port 'vhost:/x': expected memif, af_xdp, tap, pcap");
+    }
+
+    #[test]
+    fn what_is_expected_is_told_from_what_is_not() {
+        let frame = datagram(60).unwrap();
+        let expects = |flow_count, expect: Option<&[u8]>, found: &[u8]| {
+            let expect = expect.map(<[u8]>::to_vec);
+            let options = FrameOptions { flows: flow_count, expect, ..FrameOptions::default() };
+            flows(&options).unwrap().expects(Lent::of(found))
+        };
+        let with = |at: usize| {
+            let mut other = frame.clone();
+            other[at] ^= 1;
+            other
+        };
+        assert!(expects(1, None, &with(50)) && !expects(1, None, &with(13)));
+        assert!(expects(1, Some(&frame), &frame));
+        for at in [0, 24, 29, 41, 59] {
+            assert!(!expects(1, Some(&frame), &with(at)), "{at}");
+            assert_eq!(expects(2, Some(&frame), &with(at)), [24, 29, 41].contains(&at));
+        }
+        assert!(!expects(1, Some(&frame), &frame[..59]) && !expects(1, None, &frame[..12]));
     }
 
     fn fresh_path(name: &str) -> PathBuf {

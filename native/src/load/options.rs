@@ -5,11 +5,13 @@
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{Drive, Endpoint, IdField, LoadConfig, LoadError, PortTransport, Respond, Transport};
 use crate::packet::{Pool, PoolConfig};
 use crate::port;
+use crate::port::capture::{self, CaptureWriter};
 use crate::port::memif::Role;
 use crate::port::options::{Defaults, PortOptions};
 use crate::stack::Host;
@@ -37,6 +39,8 @@ pub struct Options {
     pub timeout_s: f64,
     pub reset: bool,
     pub cpu: Option<usize>,
+    /// The file that what comes and goes by the port is written to.
+    pub capture: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -57,6 +61,7 @@ impl Default for Options {
             timeout_s: 1.0,
             reset: false,
             cpu: None,
+            capture: None,
         }
     }
 }
@@ -68,6 +73,7 @@ pub struct Plan {
     pub respond: Vec<Respond>,
     pub transport: TransportOptions,
     pub cpu: Option<usize>,
+    pub capture: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug)]
@@ -79,11 +85,16 @@ pub enum TransportOptions {
 
 /// Opens the plan's transport: after this everything is there but the peer.
 pub fn open(plan: Plan) -> Result<LoadConfig, LoadError> {
-    let Plan { drive, respond, transport, cpu } = plan;
+    let Plan { drive, respond, transport, cpu, capture: file } = plan;
     let transport = match transport {
         TransportOptions::Kernel => Transport::Kernel,
         TransportOptions::Port(options) => {
-            let (port, host) = port::open(*options).map_err(LoadError::system("transport"))?;
+            let (mut port, host) = port::open(*options).map_err(LoadError::system("transport"))?;
+            if let Some(file) = file {
+                let writer = CaptureWriter::create(&file)
+                    .or_else(|error| refuse(format!("--capture {}: {error}", file.display())))?;
+                port = capture::capture(port, "load", &writer);
+            }
             let pool = Pool::new(&PoolConfig::default()).map_err(LoadError::system("packet pool"))?;
             Transport::Port(Box::new(PortTransport { port, host: Host::new(host), pool }))
         }
@@ -122,7 +133,10 @@ pub fn parse(options: &Options) -> Result<Plan, LoadError> {
     if drive.is_none() && respond.is_empty() {
         return refuse("nothing to do: expected an ENDPOINT or --respond ENDPOINT".into());
     }
-    Ok(Plan { drive, respond, transport, cpu: options.cpu })
+    if kernel && options.capture.is_some() {
+        return refuse("--capture: there is no port: what comes over kernel sockets, tcpdump records".into());
+    }
+    Ok(Plan { drive, respond, transport, cpu: options.cpu, capture: options.capture.clone() })
 }
 
 fn parse_drive(options: &Options, endpoint: Endpoint) -> Result<Drive, LoadError> {

@@ -17,7 +17,9 @@ pub fn views(data: &[u8]) {
         says_the_same(&headers, frame, &parsed);
     }
     is_built_again(frame, parsed, First::Ethernet);
-    is_built_again(frame, parse(frame, First::Ip), First::Ip);
+    for first in [First::Ip, First::Quoted] {
+        is_built_again(frame, parse(frame, first), First::Ip);
+    }
     if let Some(quoted) = headers.quoted(frame) {
         assert!(quoted.network + 20 <= quoted.transport && quoted.end <= headers.end);
         assert!(quoted.transport + 8 <= quoted.end);

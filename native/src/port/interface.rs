@@ -91,9 +91,31 @@ impl Interfaces {
         self.ask(name, libc::SIOCGIFFLAGS as libc::Ioctl).map(|found| found.flags() & libc::IFF_UP != 0)
     }
 
-    /// Something is at the other end of the wire.
+    /// Something is at the other end of the wire. The flag `IFF_RUNNING` says so up to a second late.
     pub fn has_carrier(&self, name: &str) -> io::Result<bool> {
-        self.ask(name, libc::SIOCGIFFLAGS as libc::Ioctl).map(|found| found.flags() & libc::IFF_RUNNING != 0)
+        /// `struct ethtool_value` of linux/ethtool.h.
+        #[repr(C)]
+        struct Value {
+            command: u32,
+            data: u32,
+        }
+        /// `ETHTOOL_GLINK`.
+        const COMMAND: u32 = 0xa;
+        let mut found = Value { command: COMMAND, data: 0 };
+        match self.ethtool(name, &mut found) {
+            Ok(()) => Ok(found.data != 0),
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                self.ask(name, libc::SIOCGIFFLAGS as libc::Ioctl).map(|found| found.flags() & libc::IFF_RUNNING != 0)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Has the driver fill in `found`, which begins with a command that writes no more than that.
+    fn ethtool<T>(&self, name: &str, found: &mut T) -> io::Result<()> {
+        let mut request = Request::new(name);
+        request.value[..size_of::<usize>()].copy_from_slice(&(&raw mut *found as usize).to_ne_bytes());
+        request.ioctl(&self.0, libc::SIOCETHTOOL as libc::Ioctl)
     }
 
     /// Its link address; None for what is no Ethernet.
@@ -119,10 +141,7 @@ impl Interfaces {
         /// `ETHTOOL_GCHANNELS`.
         const COMMAND: u32 = 0x3c;
         let mut found = Channels { command: COMMAND, most: [0; 4], receive: 0, send: 0, other: 0, combined: 0 };
-        let mut request = Request::new(name);
-        request.value[..size_of::<usize>()].copy_from_slice(&(&raw mut found as usize).to_ne_bytes());
-        // The kernel writes what that address points to, which is still here.
-        match request.ioctl(&self.0, libc::SIOCETHTOOL as libc::Ioctl) {
+        match self.ethtool(name, &mut found) {
             Ok(()) => (found.receive + found.combined).max(1),
             Err(_) => 1,
         }

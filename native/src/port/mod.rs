@@ -155,8 +155,14 @@ pub trait Port: Send {
 
 /// Whether a counter of that name counts packets that went no further.
 pub fn counts_drops(name: &str) -> bool {
-    const WORDS: [&str; 10] = ["drop", "dropped", "bad", "dry", "full", "long", "down", "lost", "invalid", "truncated"];
-    matches!(name, "connections_refused" | "requests_refused") || name.split('_').any(|word| WORDS.contains(&word))
+    const WORDS: [&str; 9] = ["drop", "dropped", "bad", "dry", "full", "long", "down", "lost", "invalid"];
+    match name {
+        // What a capture lacks has passed all the same.
+        "capture_lost" => false,
+        "connections_refused" | "requests_refused" | "tx_refused" => true,
+        "rx_empty" | "rx_foreign" | "rx_not_ip" | "tx_not_ip" => true,
+        _ => name.split('_').any(|word| WORDS.contains(&word)),
+    }
 }
 
 /// Opens a port, and completes what its host is told by what only the open port knows.

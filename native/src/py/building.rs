@@ -238,12 +238,17 @@ pub fn build_frame<'py>(layers: &Bound<'py, PyTuple>, payload: &Bound<'py, PyAny
     })
 }
 
-/// The layers of a frame, or with ``is_ip`` of an IP packet, and behind them their payload.
+/// The layers of a frame, and behind them their payload. `first`: 0, Ethernet; 1, IP; 2, an IP packet that is quoted.
 #[pyfunction]
-#[pyo3(signature = (data, is_ip, /))]
-pub fn parse_frame<'py>(data: &Bound<'py, PyAny>, is_ip: bool) -> PyResult<Bound<'py, PyTuple>> {
+#[pyo3(signature = (data, first, /))]
+pub fn parse_frame<'py>(data: &Bound<'py, PyAny>, first: u8) -> PyResult<Bound<'py, PyTuple>> {
     let py = data.py();
-    let first = if is_ip { First::Ip } else { First::Ethernet };
+    let first = match first {
+        0 => First::Ethernet,
+        1 => First::Ip,
+        2 => First::Quoted,
+        _ => return Err(PyValueError::new_err(format!("first: {first}: expected 0 to 2"))),
+    };
     let (layers, payload) = with_bytes(data, |bytes| {
         let Parsed { layers, payload } = parse(bytes, first);
         (layers, PyBytes::new(py, &bytes[payload]))

@@ -12,6 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 use pyo3::{PyTraverseError, PyVisit};
 
+use super::capture::Capture;
 use super::cell::{Counter, GilCell};
 use super::connection::Connection;
 use super::core::Core;
@@ -392,11 +393,21 @@ impl Engine {
         Ok(engine)
     }
 
-    #[pyo3(signature = (name, options, /))]
-    fn add_port(&self, py: Python<'_>, name: String, options: &Bound<'_, PyDict>) -> PyResult<()> {
+    #[pyo3(signature = (name, options, /, *, capture=None))]
+    fn add_port(
+        &self,
+        py: Python<'_>,
+        name: String,
+        options: &Bound<'_, PyDict>,
+        capture: Option<Py<Capture>>,
+    ) -> PyResult<()> {
         let options = ports::parse(&name, options)?;
         let kind = options.kind_name();
         let (port, host) = ports::open(options)?;
+        let port = match capture {
+            Some(capture) => capture.get().around(py, port, &name),
+            None => port,
+        };
         let open = Open::new(name, kind, port, None, host, None);
         self.state.with(py, |state| state.ports.push(open));
         Ok(())

@@ -82,8 +82,8 @@ impl FlowTable {
     #[pyo3(signature = (matching, /))]
     fn remove(&self, py: Python<'_>, matching: &Bound<'_, PyAny>) -> PyResult<Option<Figures>> {
         let engine = self.owner(py)?;
-        let (matching, now) = (engine.read_match(py, matching)?, engine.now(py));
-        Ok(engine.state.with(py, |state| state.forwarder.as_mut()?.remove(&matching, now)).map(figures))
+        let matching = engine.read_match(py, matching)?;
+        Ok(engine.state.with(py, |state| state.forwarder.as_mut()?.remove(&matching)).map(figures))
     }
 
     #[pyo3(signature = (matching, /))]
@@ -182,7 +182,7 @@ impl Engine {
     fn read_match(&self, py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<Match> {
         let port = value.getattr(intern!(py, "port"))?;
         Ok(Match {
-            port: if port.is_none() { None } else { Some(self.port_named(port.cast()?)?) },
+            port: if port.is_none() { None } else { Some(self.port_named(port.cast()?)? as PortIndex) },
             source_mac: parsed(&value.getattr(intern!(py, "src_mac"))?, mac)?,
             destination_mac: parsed(&value.getattr(intern!(py, "dst_mac"))?, mac)?,
             vlan: value.getattr(intern!(py, "vlan"))?.extract()?,
@@ -201,7 +201,7 @@ impl Engine {
         let kind: String = value.getattr(intern!(py, "kind"))?.extract()?;
         let port = || -> PyResult<PortIndex> {
             let name = value.getattr(intern!(py, "port"))?;
-            self.port_named(name.cast()?)
+            Ok(self.port_named(name.cast()?)? as PortIndex)
         };
         let address = |name: &Bound<'_, PyString>| parsed(&value.getattr(name)?, ip);
         Ok(match kind.as_str() {

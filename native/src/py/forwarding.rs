@@ -149,7 +149,7 @@ impl Engine {
     /// Joins two ports: what no rule matches leaves by the other one.
     pub fn join(&self, py: Python<'_>, one: &Bound<'_, PyString>, two: &Bound<'_, PyString>) -> PyResult<()> {
         self.core.get().check_thread()?;
-        let (left, right) = (self.port_named(one)?, self.port_named(two)?);
+        let (left, right) = (self.port_named(one)? as PortIndex, self.port_named(two)? as PortIndex);
         if left == right {
             return Err(PyValueError::new_err(format!("a bridge from {one:?} to itself: expected two ports")));
         }

@@ -40,6 +40,7 @@ fn parse(found: &Bound<'_, PyDict>) -> PyResult<Options> {
             "timeout_s" => options.timeout_s = value.extract()?,
             "reset" => options.reset = value.extract()?,
             "cpu" => options.cpu = value.extract()?,
+            "capture" => options.capture = value.extract()?,
             _ => return Err(PyValueError::new_err(format!("{key:?} is not an option of the load generator"))),
         }
     }
@@ -138,10 +139,13 @@ fn parse_frames(found: &Bound<'_, PyDict>) -> PyResult<FrameOptions> {
             "flows" => options.flows = value.extract()?,
             "vary_at" => options.vary_at = value.extract()?,
             "checksums_at" => options.checksums_at = value.extract()?,
+            "expect" => options.expect = Some(value.extract()?),
             "both_ways" => options.both_ways = value.extract()?,
+            "outstanding" => options.outstanding = Some(value.extract()?),
             "rate" => options.rate = value.extract()?,
             "duration_s" => options.duration_s = value.extract()?,
             "warmup_s" => options.warmup_s = value.extract()?,
+            "timeout_s" => options.timeout_s = value.extract()?,
             "cpu" => options.cpu = value.extract()?,
             _ => return Err(PyValueError::new_err(format!("{key:?} is not an option of the frame generator"))),
         }

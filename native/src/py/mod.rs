@@ -5,12 +5,13 @@
 //! * `request`, `packet`, `framing`, `client` — the values that handlers get and give; `building` — frames from layers
 //!   and back.
 //! * `sockets`, `stream`, `datagrams` — kernel sockets; `protocol` — the way in from asyncio transports; `engine`, `opened`,
-//!   `flows`, `tcp`, `ports` — from bypass ports; `tracing` — what became of their frames.
+//!   `flows`, `tcp`, `ports` — from bypass ports; `tracing`, `capture` — what became of their frames, and a file of them.
 //! * `forwarding`, `flow_rules` — frames that only pass through, and the rules for them; `bridging` — `vnf bridge`.
 //! * `splice_relay` — two connections joined; `splicer`, `loader` — faces of `crate::splice` and `crate::load`.
 
 mod bridging;
 mod building;
+mod capture;
 mod cell;
 mod client;
 mod connection;
@@ -47,6 +48,7 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = true)]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<bridging::Bridge>()?;
+    module.add_class::<capture::Capture>()?;
     module.add_class::<client::Client>()?;
     module.add_class::<connection::Connection>()?;
     module.add_class::<core::Core>()?;

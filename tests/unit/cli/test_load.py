@@ -74,7 +74,7 @@ def test_every_option_reaches_the_native_function_under_its_documented_name(nati
     result = invoke(
         *"udp://10.0.0.2:5000 --respond udp://10.0.0.3:5000 --respond tcp://:1 --connections 4".split(),
         *"--outstanding 64 --requests-per-connection 5 --rate 1e4 --size 64 --id 0:8 --verify".split(),
-        *"--duration 2 --warmup 0.5 --timeout 0.1 --reset --cpu 1".split(),
+        *"--duration 2 --warmup 0.5 --timeout 0.1 --reset --cpu 1 --capture a.pcapng".split(),
         *"--transport memif:/run/b.sock,address=10.0.0.1/24".split(),
     )
     assert result.exit_code == 0, result.output
@@ -94,6 +94,7 @@ def test_every_option_reaches_the_native_function_under_its_documented_name(nati
         "timeout_s": 0.1,
         "reset": True,
         "cpu": 1,
+        "capture": "a.pcapng",
     }
 
 
@@ -107,8 +108,8 @@ def test_streams_over_a_port_have_as_many_addresses_as_they_need(native: Native)
 
 def test_what_is_not_given_is_none_or_the_shown_default(native: Native) -> None:
     assert invoke("tcp://:5000").exit_code == 0
-    optional = ("outstanding", "requests_per_connection", "rate", "id", "cpu")
-    assert [native.options[key] for key in optional] == [None] * 5
+    optional = ("outstanding", "requests_per_connection", "rate", "id", "cpu", "capture")
+    assert [native.options[key] for key in optional] == [None] * 6
     assert (native.options["transport"], native.options["connections"], native.options["size"]) == ("kernel", 1, 128)
 
 

@@ -81,6 +81,8 @@ fn edit(input: &mut Input<'_>) -> Option<()> {
     }
     let after = whole(&head, frame);
     match verb % 6 {
+        // Behind many tags neither reader goes on.
+        0..4 if headers.network == 0 => {}
         0..4 => assert_eq!(judged(&after), judged(frame)),
         4 => {
             let headers = Headers::read(head.bytes(), head.frame_len());

@@ -114,7 +114,7 @@ impl<'a> Choices<'a> {
 
     pub fn rule(&mut self) -> Rule {
         let is_v4 = self.below(3) != 0;
-        let mut actions = Vec::new();
+        let mut actions = if self.below(3) == 0 { vec![Action::Count] } else { Vec::new() };
         if self.below(4) == 0 {
             // Whole bytes a millisecond, so that nothing is rounded.
             let limit = Limit { bits_per_s: 8_000.0 * f64::from(1 + self.below(4)), burst_bytes: 300.0 };
@@ -127,20 +127,22 @@ impl<'a> Choices<'a> {
             Action::Reply,
             Action::Accept,
             Action::ToPython,
+            // Nothing: then it is the list that has no end.
             Action::Count,
         ]);
         if last.is_last() {
+            let first = usize::from(actions.first() == Some(&Action::Count)) as u8;
             for _ in 0..self.below(3) {
                 let action = match self.below(6) {
                     0 => Action::Decapsulate,
                     1 => Action::Encapsulate(self.tunnel(is_v4)),
                     _ => Action::Rewrite(self.rewrite(is_v4)),
                 };
-                let at = usize::from(self.below(actions.len() as u8 + 1));
-                actions.insert(at, action);
+                let at = first + self.below(actions.len() as u8 - first + 1);
+                actions.insert(usize::from(at), action);
             }
+            actions.push(last);
         }
-        actions.push(last);
         let timeout = |choices: &mut Self| Duration::from_millis(choices.of(&[1, 20, 63, 64, 65, 200, 5_000, 300_000]));
         Rule { actions, idle: self.maybe(timeout), hard: self.maybe(timeout) }
     }

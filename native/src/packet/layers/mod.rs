@@ -22,6 +22,8 @@ pub enum First {
     Ethernet,
     /// IPv4 or IPv6, as the packet itself says.
     Ip,
+    /// The same, of which the end may be missing, as in an ICMP error.
+    Quoted,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +40,7 @@ pub enum Layer {
 }
 
 /// Types and protocols that are `None` are those of the next layer. A checksum that is `None` is right; any other is
-/// as it says, also when that is wrong.
+/// as it says, also when that is wrong. In a packet that is quoted, nobody can tell of TCP's, UDP's and ICMP's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ethernet {
     pub destination: Mac,

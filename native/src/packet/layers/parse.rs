@@ -17,11 +17,9 @@ pub struct Parsed {
 const MOST: usize = 16;
 
 pub fn parse(bytes: &[u8], first: First) -> Parsed {
-    let mut parser = Parser { bytes, layers: Vec::new(), at: 0, end: bytes.len(), pseudo: Sum::ZERO };
-    let mut next = match first {
-        First::Ethernet => Some(Next::Ethernet),
-        First::Ip => parser.version(),
-    };
+    let is_quoted = first == First::Quoted;
+    let mut parser = Parser { bytes, layers: Vec::new(), at: 0, end: bytes.len(), pseudo: Sum::ZERO, is_quoted };
+    let mut next = if first == First::Ethernet { Some(Next::Ethernet) } else { parser.version() };
     while let Some(kind) = next
         && parser.layers.len() < MOST
     {
@@ -46,6 +44,7 @@ struct Parser<'a> {
     end: usize,
     /// Of the innermost IP header, without the length.
     pseudo: Sum,
+    is_quoted: bool,
 }
 
 impl<'a> Parser<'a> {
@@ -57,6 +56,17 @@ impl<'a> Parser<'a> {
     fn push(&mut self, layer: Layer, len: usize) {
         self.layers.push(layer);
         self.at += len;
+    }
+
+    /// Bytes that state to be `len`, or as many of them as are quoted.
+    fn stated(&self, len: usize) -> Option<&'a [u8]> {
+        let rest = self.rest();
+        rest.get(..if self.is_quoted { len.min(rest.len()) } else { len })
+    }
+
+    /// The checksum as a layer has it, `sum` being that over all that it covers.
+    fn judged(&self, checksum: u16, sum: Sum) -> Option<u16> {
+        (self.is_quoted || sum.finish() != 0).then_some(checksum)
     }
 
     /// Which IP it is that begins here.
@@ -111,9 +121,10 @@ impl<'a> Parser<'a> {
         let bytes = self.rest();
         let packet = ipv4::Packet::new_quoted(bytes).ok()?;
         let (header, total) = (packet.header_len(), usize::from(u16_at(bytes, 2)));
-        if total < header || total > bytes.len() {
+        if total < header {
             return None;
         }
+        self.end = self.at + self.stated(total)?.len();
         let is_right = Sum::ZERO.bytes(&bytes[..header]).finish() == 0;
         let (source, destination, protocol) = (packet.source(), packet.destination(), packet.protocol());
         let layer = Ipv4 {
@@ -130,15 +141,14 @@ impl<'a> Parser<'a> {
             options: bytes[ipv4::HEADER..header].to_vec(),
             checksum: (!is_right).then(|| u16_at(bytes, 10)),
         };
-        self.end = self.at + total;
         self.push(Layer::Ipv4(layer), header);
         self.pseudo = pseudo_v4(source, destination, protocol);
         (!packet.is_fragment()).then_some(Next::Protocol(protocol, true))
     }
 
     fn ipv6(&mut self) -> Option<Next> {
-        let packet = ipv6::Packet::new_checked(self.rest()).ok()?;
-        let bytes = packet.bytes();
+        let packet = ipv6::Packet::new_quoted(self.rest()).ok()?;
+        let bytes = self.stated(ipv6::HEADER + usize::from(u16_at(packet.bytes(), 4)))?;
         let (next, upper, fragment) = ipv6::skip_extensions(bytes)?;
         if upper > bytes.len() {
             return None;
@@ -169,8 +179,7 @@ impl<'a> Parser<'a> {
     fn icmp(&mut self, pseudo: Sum) -> Option<Next> {
         let bytes = self.rest();
         let &[kind, code, high, low, a, b, c, d] = bytes.first_chunk::<{ icmp::HEADER }>()?;
-        let is_right = pseudo.bytes(bytes).finish() == 0;
-        let checksum = (!is_right).then_some(u16::from_be_bytes([high, low]));
+        let checksum = self.judged(u16::from_be_bytes([high, low]), pseudo.bytes(bytes));
         let data = u32::from_be_bytes([a, b, c, d]);
         self.push(Layer::Icmp(Icmp { kind, code, data, checksum }), icmp::HEADER);
         None
@@ -180,10 +189,10 @@ impl<'a> Parser<'a> {
         let bytes = self.rest();
         let &[a, b, c, d, e, f, g, h] = bytes.first_chunk::<{ udp::HEADER }>()?;
         let [source_port, destination_port, len, checksum] = [[a, b], [c, d], [e, f], [g, h]].map(u16::from_be_bytes);
-        let bytes = bytes.get(..usize::from(len)).filter(|bytes| bytes.len() >= udp::HEADER)?;
-        let is_right = checksum != 0 && self.pseudo.word(len).bytes(bytes).finish() == 0;
+        let bytes = self.stated(len.into()).filter(|bytes| bytes.len() >= udp::HEADER)?;
         self.end = self.at + bytes.len();
-        let checksum = (!is_right).then_some(checksum);
+        let sum = self.pseudo.word(len).bytes(bytes);
+        let checksum = if checksum == 0 { Some(0) } else { self.judged(checksum, sum) };
         self.push(Layer::Udp(Udp { source_port, destination_port, checksum }), udp::HEADER);
         (source_port == GTP_PORT || destination_port == GTP_PORT).then_some(Next::Gtpu)
     }
@@ -195,7 +204,7 @@ impl<'a> Parser<'a> {
         }
         let segment = tcp::Segment::new_own(bytes);
         let options = bytes.get(tcp::HEADER..segment.header_len())?.to_vec();
-        let is_right = self.pseudo.word(bytes.len() as u16).bytes(bytes).finish() == 0;
+        let sum = self.pseudo.word(bytes.len() as u16).bytes(bytes);
         let layer = Tcp {
             source_port: segment.source_port(),
             destination_port: segment.destination_port(),
@@ -205,7 +214,7 @@ impl<'a> Parser<'a> {
             window: segment.window(),
             urgent: u16_at(bytes, 18),
             options,
-            checksum: (!is_right).then(|| u16_at(bytes, 16)),
+            checksum: self.judged(u16_at(bytes, 16), sum),
         };
         self.push(Layer::Tcp(layer), segment.header_len());
         None

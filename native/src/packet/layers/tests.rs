@@ -206,6 +206,27 @@ fn a_packet_may_begin_with_its_ip_header() {
 }
 
 #[test]
+fn a_quoted_packet_is_read_as_far_as_it_goes() {
+    for (ip, upper, header) in [
+        (Layer::Ipv4(ipv4()), Layer::Udp(Udp { checksum: Some(0x1234), ..udp() }), 28),
+        (Layer::Ipv6(ipv6()), Layer::Tcp(Tcp { checksum: Some(0x1234), ..tcp() }), 64),
+    ] {
+        let layers = [ip, upper];
+        let packet = build(&layers, &[7; 1000]).unwrap();
+        for len in [header, header + 1, packet.len()] {
+            let parsed = parse(&packet[..len], First::Quoted);
+            assert_eq!((parsed.layers, parsed.payload), (named(&layers), header..len));
+        }
+        // Less is not a header.
+        assert_eq!(parse(&packet[..header - 1], First::Quoted).layers.len(), 1);
+        assert_eq!(parse(&packet[..header], First::Ip).layers.len(), 0);
+    }
+    let packet = build(&[Layer::Ipv4(ipv4()), Layer::Udp(udp())], &[7; 1000]).unwrap();
+    let Some(Layer::Udp(Udp { checksum, .. })) = parse(&packet[..28], First::Quoted).layers.pop() else { panic!() };
+    assert_eq!(checksum, Some(u16::from_be_bytes([packet[26], packet[27]])));
+}
+
+#[test]
 fn tunnels_in_tunnels_end_somewhere() {
     let mut layers = vec![ethernet()];
     layers.extend((0..40).map(|_| Layer::Ipv4(Ipv4 { protocol: Some(protocol::IPV4), ..ipv4() })));

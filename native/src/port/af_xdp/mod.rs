@@ -36,6 +36,8 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// When an interface that came back could not be opened, or takes no more frames, it is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 const RETRY_SENDING: Duration = Duration::from_millis(1);
+/// Frames that the kernel sends in one call, in copy mode (`TX_BATCH_SIZE` of net/xdp/xsk.c).
+const KERNEL_BATCH: u32 = 32;
 
 /// How the program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -439,6 +441,13 @@ impl Port for AfXdp {
 
     fn flush(&mut self) {
         if self.session.as_mut().is_some_and(|session| session.sender().queued() > 0) {
+            self.kick();
+        }
+    }
+
+    fn hand_over(&mut self) {
+        // As many go by one call; more cost another one, now or at the flush.
+        if self.session.as_mut().is_some_and(|session| session.sender().queued() >= KERNEL_BATCH) {
             self.kick();
         }
     }

@@ -238,8 +238,15 @@ impl Queue {
     }
 
     /// Shows the kernel what is queued, and has it sent. `dropped` counts what the interface threw away.
-    #[inline]
     pub fn kick(&mut self, kicks: &mut u64, dropped: &mut u64) -> Kick {
+        let kick = self.send_all(kicks, dropped);
+        // What is out by now is written into again next, while it is in the cache.
+        self.room();
+        kick
+    }
+
+    #[inline]
+    fn send_all(&mut self, kicks: &mut u64, dropped: &mut u64) -> Kick {
         let Some(sender) = &mut self.sender else { return Kick::Done };
         sender.tx.publish();
         sender.queued = 0;

@@ -58,20 +58,37 @@ pub struct Mapping {
 // SAFETY: plain memory, which this value alone owns.
 unsafe impl Send for Mapping {}
 
+/// What the processor can map at once.
+const HUGE: usize = 2 << 20;
+
 impl Mapping {
+    /// In huge pages where that is possible: frames lie far apart, and with small ones each costs a walk of the tables.
     pub fn anonymous(bytes: usize) -> io::Result<Self> {
-        Self::map(-1, 0, bytes, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS)
+        let bytes = bytes.next_multiple_of(HUGE);
+        let whole = Self::map(-1, 0, bytes + HUGE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)?;
+        let skipped = whole.base.as_ptr().align_offset(HUGE);
+        let Self { base, bytes: mapped } = *std::mem::ManuallyDrop::new(whole);
+        // SAFETY: both ends are parts of the new mapping that no value has: the mapping from `skipped` on, `bytes` long, is
+        // kept. Less than HUGE is skipped.
+        unsafe {
+            let kept = base.add(skipped);
+            if skipped > 0 {
+                libc::munmap(base.as_ptr().cast(), skipped);
+            }
+            libc::munmap(kept.as_ptr().add(bytes).cast(), mapped - skipped - bytes);
+            libc::madvise(kept.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE);
+            Ok(Self { base: kept, bytes })
+        }
     }
 
     pub fn of(fd: BorrowedFd<'_>, offset: libc::off_t, bytes: usize) -> io::Result<Self> {
-        Self::map(fd.as_raw_fd(), offset, bytes, libc::MAP_SHARED)
+        Self::map(fd.as_raw_fd(), offset, bytes, libc::MAP_SHARED | libc::MAP_POPULATE)
     }
 
     fn map(fd: c_int, offset: libc::off_t, bytes: usize, flags: c_int) -> io::Result<Self> {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice; the result is checked.
-        let base =
-            unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags | libc::MAP_POPULATE, fd, offset) };
+        let base = unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, fd, offset) };
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }

@@ -18,6 +18,7 @@ use super::super::coroutine::{begin_coroutine, is_coroutine};
 use super::super::dispatch::{Done, vectorcall};
 use super::super::engine::Engine;
 use super::super::packet::{Body, with_bytes};
+use super::super::tracing;
 use super::columns::{self, Array, FIELDS, Field};
 use super::rewriting;
 use super::store::Store;
@@ -149,6 +150,7 @@ impl Batch {
                 }
             };
             batch.get().content.with(py, |place| *place = Some(content));
+            tracing::called(py, "handler of batches", &handler);
             match vectorcall(py, &handler, &[batch.as_ptr()]) {
                 Ok(result) if is_coroutine(&result) => begin_coroutine(py, core, result, Done::Nothing),
                 Ok(_) => {}

@@ -13,6 +13,7 @@ use super::super::dispatch::{Done, Incoming, new_request, retire_request, vector
 use super::super::engine::Engine;
 use super::super::packet::Body;
 use super::super::request::Request;
+use super::super::tracing;
 use super::{Frame, Handler};
 use crate::packet::Slot;
 use crate::port::lent::BURST;
@@ -107,6 +108,7 @@ impl Run<'_, '_> {
         };
         self.delivered += 1;
         let arguments = [self.connection.as_ptr(), request.as_ptr(), frame.as_ptr()];
+        tracing::called(py, "handler of frames", &self.handler);
         match vectorcall(py, &self.handler, &arguments) {
             Ok(result) if is_coroutine(&result) => {
                 self.set_current(None);
