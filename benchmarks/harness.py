@@ -43,9 +43,9 @@ PREFERRED = 'if [ -w /proc/self/autogroup ]; then echo -20 >/proc/self/autogroup
 
 
 class Program:
-    """A child in a session of its own, pinned; started when it has printed ``ready``."""
+    """A child in a session of its own, pinned; started when it has printed the word ``ready``."""
 
-    def __init__(self, *args: str | Path, cpu: int | None = SERVER_CPU) -> None:
+    def __init__(self, *args: str | Path, cpu: int | None = SERVER_CPU, ready: str = "ready") -> None:
         pinned = [] if cpu is None else ["taskset", "-c", str(cpu)]
         begun = time.monotonic()
         self._child = subprocess.Popen(
@@ -57,7 +57,7 @@ class Program:
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
         )
-        self.wait_for("ready")
+        self.wait_for(ready)
         self.ready_s = time.monotonic() - begun
 
     def wait_for(self, word: str, timeout_s: float = 30.0) -> str:
@@ -189,13 +189,19 @@ class Sample:
 
 
 @dataclass
-class Side:
-    """A server under test and how it is loaded."""
+class Measured:
+    """What was found of one of those that are compared."""
 
     name: str
+    samples: list[Sample] = field(default_factory=list, kw_only=True)
+
+
+@dataclass
+class Side(Measured):
+    """A server under test and how it is loaded."""
+
     program: Program
     load: str
-    samples: list[Sample] = field(default_factory=list)
     more_warmup_s: float = 0.0
     """Where a server looks for the generator, which is another one in each run, at its own pace."""
 
@@ -221,7 +227,7 @@ class Side:
         return sample
 
 
-def best_class(*sides: Side) -> str | None:
+def best_class(*sides: Measured) -> str | None:
     """The class that most rounds of all sides were in from start to end; None when no round was steady."""
     counts = {
         kind: min(sum(s.steady and s.distance[0] == kind for s in side.samples) for side in sides)
@@ -231,7 +237,7 @@ def best_class(*sides: Side) -> str | None:
     return kind if counts[kind] else None
 
 
-def median(side: Side, of: Callable[[Sample], float], kind: str | None) -> float:
+def median(side: Measured, of: Callable[[Sample], float], kind: str | None) -> float:
     """Of the rounds in that class; of all when there is none."""
     chosen = [s for s in side.samples if kind is None or (s.steady and s.distance[0] == kind)]
     return statistics.median(of(sample) for sample in chosen)
@@ -293,8 +299,10 @@ class Results:
         )
         return row
 
-    def compare(self, claim: str, case: str, ours: Side, other: Side, goal: float) -> dict[str, Any]:
-        """Requests per second of two sides that were measured in turn."""
+    def compare(
+        self, claim: str, case: str, ours: Measured, other: Measured, goal: float, unit: str = "requests/s"
+    ) -> dict[str, Any]:
+        """Requests, or what else is counted, per second of two sides that were measured in turn."""
         kind = best_class(ours, other)
         return self.add(
             claim,
@@ -302,7 +310,7 @@ class Results:
             median(ours, lambda s: s.rate, kind),
             other.name,
             median(other, lambda s: s.rate, kind),
-            "requests/s",
+            unit,
             goal,
             **{"class": kind or "mixed"},
             cpu_us=[round(median(side, lambda s: s.cpu_us, kind), 2) for side in (ours, other)],

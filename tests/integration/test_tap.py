@@ -140,6 +140,39 @@ def test_a_router_that_takes_less_is_obeyed_in_the_middle_of_a_transfer(
         assert link.counters()["flow_path_mtu_lowered"] >= 1
 
 
+@pytest.mark.needs("ping", "tshark", "capinfos")
+@layers
+def test_a_capture_of_the_port_has_every_frame_with_its_direction(
+    tmp_path: Path, netns: NetNS, tshark_check: Callable[[Path], int], layer: str
+) -> None:
+    file = tmp_path / "port.pcapng"
+    with tap(tmp_path, netns(), ECHO, "--capture", str(file), layer=layer) as link:
+        for address in ADDRESS.values():
+            link.namespace.run("ping", "-c5", "-i0.01", "-s", "3000", address)
+        link.namespace.run("ip", "link", "set", DEVICE, "down")
+        link.window.wait(lambda now: now["transports"]["port0"]["link"] != "up")
+        last = link.window.wait(
+            lambda now: (
+                (counters := now["transports"]["port0"]["counters"])["capture_frames"]
+                >= counters["rx_frames"] + counters["tx_frames"]
+            )
+        )
+        counters = last["transports"]["port0"]["counters"]
+        assert counters["capture_lost"] == 0
+        link.program.signal(signal.SIGTERM)
+        assert link.program.exit() == 0
+    assert tshark_check(file) == counters["capture_frames"]
+    command = ["tshark", "-n", "-r", str(file), "-Tfields", "-eframe.packet_flags_direction", "-eframe.interface_name"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=DEADLINE_S).stdout.split("\n")
+    directions = [int(line.split("\t")[0], 16) for line in told if line]
+    assert {line.split("\t")[1] for line in told if line} == {"port0"}
+    # Frames that a queue still had when the interface went down were queued, and so captured.
+    assert directions.count(1) == counters["rx_frames"] >= 20
+    assert directions.count(2) >= counters["tx_frames"] >= 20
+    report = subprocess.run(["capinfos", file], capture_output=True, text=True, check=True, timeout=DEADLINE_S).stdout
+    assert "nanoseconds (9)" in report and "libvnf" in report
+
+
 @layers
 def test_the_mtu_is_the_interfaces_or_becomes_it(tmp_path: Path, netns: NetNS, layer: str) -> None:
     namespace = netns()

@@ -18,6 +18,8 @@ mod refused;
 mod rules;
 mod search;
 pub mod table;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::net::IpAddr;

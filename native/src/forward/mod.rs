@@ -162,8 +162,8 @@ impl Forwarder {
     }
 
     /// See [`Table::remove`].
-    pub fn remove(&mut self, matching: &Match) -> Option<Statistics> {
-        let statistics = self.table.remove(matching)?;
+    pub fn remove(&mut self, matching: &Match, now: Instant) -> Option<Statistics> {
+        let statistics = self.table.remove(matching, now)?;
         *self.rules(matching) -= 1;
         Some(statistics)
     }

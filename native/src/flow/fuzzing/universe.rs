@@ -9,8 +9,27 @@ use crate::packet::{ipv4, ipv6, protocol};
 use crate::port::lent::Lent;
 use crate::stack::Cidr;
 
+#[derive(Clone, Copy)]
+struct Tuple {
+    source: IpAddr,
+    destination: IpAddr,
+    protocol: u8,
+    ports: (u16, u16),
+}
+
+impl Tuple {
+    fn reversed(self) -> Self {
+        let ports = (self.ports.1, self.ports.0);
+        Self { source: self.destination, destination: self.source, ports, ..self }
+    }
+}
+
 /// Decisions, out of bytes.
-pub struct Choices<'a>(&'a [u8]);
+pub struct Choices<'a> {
+    data: &'a [u8],
+    /// Tunnels around the packet that is being made.
+    tunnels: u8,
+}
 
 pub fn head(frame: &[u8]) -> Head {
     let mut head = Head::default();
@@ -20,17 +39,17 @@ pub fn head(frame: &[u8]) -> Head {
 
 impl<'a> Choices<'a> {
     pub fn new(data: &'a [u8]) -> Self {
-        Self(data)
+        Self { data, tunnels: 0 }
     }
 
     pub fn is_over(&self) -> bool {
-        self.0.is_empty()
+        self.data.is_empty()
     }
 
     /// 0 at the end of the bytes.
     pub fn below(&mut self, end: u8) -> u8 {
-        let Some((&first, rest)) = self.0.split_first() else { return 0 };
-        self.0 = rest;
+        let Some((&first, rest)) = self.data.split_first() else { return 0 };
+        self.data = rest;
         first % end
     }
 
@@ -39,7 +58,26 @@ impl<'a> Choices<'a> {
     }
 
     fn maybe<T>(&mut self, value: impl FnOnce(&mut Self) -> T) -> Option<T> {
-        (self.below(3) == 0).then(|| value(self))
+        (self.below(4) == 0).then(|| value(self))
+    }
+
+    /// Most packets are of a few flows, and many matches are for those.
+    fn tuple(&mut self, is_v4: bool) -> Tuple {
+        let choice = self.below(8);
+        if choice < 2 {
+            let (source, destination) = (self.address(is_v4), self.address(is_v4));
+            return Tuple { source, destination, protocol: self.protocol(is_v4), ports: (self.port(), self.port()) };
+        }
+        let (one, other) = if is_v4 {
+            (Ipv4Addr::new(10, 0, 0, 1).into(), Ipv4Addr::new(10, 0, 0, 2).into())
+        } else {
+            (Ipv6Addr::new(0xfd00, 0, 0, 1, 0, 0, 0, 1).into(), Ipv6Addr::new(0xfd00, 0, 0, 1, 0, 0, 0, 2).into())
+        };
+        let icmp = if is_v4 { protocol::ICMP } else { protocol::ICMPV6 };
+        let protocol = [protocol::UDP, protocol::TCP, icmp][usize::from(choice % 3)];
+        let ports = if protocol == icmp { (1, 0) } else { (1, 2) };
+        let tuple = Tuple { source: one, destination: other, protocol, ports };
+        if self.below(2) == 0 { tuple } else { tuple.reversed() }
     }
 
     fn mac(&mut self) -> Mac {
@@ -70,13 +108,14 @@ impl<'a> Choices<'a> {
 
     fn exact(&mut self, is_v4: bool) -> Match {
         let prefix = if is_v4 { 32 } else { 128 };
+        let tuple = self.tuple(is_v4);
         Match {
             port: self.maybe(|choices| choices.below(2).into()),
-            source: Some(Cidr { address: self.address(is_v4), prefix }),
-            destination: Some(Cidr { address: self.address(is_v4), prefix }),
-            protocol: Some(self.protocol(is_v4)),
-            source_port: Some(self.port()),
-            destination_port: Some(self.port()),
+            source: Some(Cidr { address: tuple.source, prefix }),
+            destination: Some(Cidr { address: tuple.destination, prefix }),
+            protocol: Some(tuple.protocol),
+            source_port: Some(tuple.ports.0),
+            destination_port: Some(tuple.ports.1),
             priority: self.of(&[0, 0, 0, 1]),
             ..Match::default()
         }
@@ -194,16 +233,21 @@ impl<'a> Choices<'a> {
     }
 
     fn packet(&mut self, is_v4: bool, is_error: bool) -> Vec<u8> {
+        let tuple = self.tuple(is_v4);
         let protocol = match (is_error, is_v4) {
             (true, true) => protocol::ICMP,
             (true, false) => protocol::ICMPV6,
-            _ => self.protocol(is_v4),
+            _ => tuple.protocol,
         };
-        let segment = if is_error { self.error(is_v4) } else { self.segment(protocol, is_v4) };
-        let mut packet = if is_v4 {
-            ipv4::emit(self.v4(), self.v4(), protocol, segment.len(), ipv4::Fragment::WHOLE).to_vec()
-        } else {
-            ipv6::emit(self.v6(), self.v6(), protocol, segment.len(), 64).to_vec()
+        let segment = if is_error { self.error(is_v4) } else { self.segment(&tuple) };
+        let mut packet = match (tuple.source, tuple.destination) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                ipv4::emit(source, destination, protocol, segment.len(), ipv4::Fragment::WHOLE).to_vec()
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                ipv6::emit(source, destination, protocol, segment.len(), 64).to_vec()
+            }
+            _ => unreachable!("one family"),
         };
         if is_v4 && self.below(16) == 0 {
             packet[6..8].copy_from_slice(&self.of(&[0x2000_u16, 0x2001, 0x0001]).to_be_bytes());
@@ -212,31 +256,42 @@ impl<'a> Choices<'a> {
         packet
     }
 
-    fn segment(&mut self, protocol: u8, is_v4: bool) -> Vec<u8> {
+    fn segment(&mut self, tuple: &Tuple) -> Vec<u8> {
         let mut segment = vec![0; 20];
-        match protocol {
+        let (source, destination) = tuple.ports;
+        match tuple.protocol {
             protocol::ICMP | protocol::ICMPV6 => {
-                segment[0] = if is_v4 { self.of(&[8, 0, 13, 9]) } else { self.of(&[128, 129, 135]) };
-                segment[4..6].copy_from_slice(&self.port().to_be_bytes());
+                // Asking, answering, and neither.
+                let types = if tuple.source.is_ipv4() { [8, 0, 9] } else { [128, 129, 135] };
+                let number = if self.below(8) == 0 { 2 } else { usize::from(destination != 0) };
+                segment[0] = types[number];
+                segment[4..6].copy_from_slice(&(source | destination).to_be_bytes());
             }
             protocol => {
-                segment[..2].copy_from_slice(&self.port().to_be_bytes());
-                segment[2..4].copy_from_slice(&self.port().to_be_bytes());
+                segment[..2].copy_from_slice(&source.to_be_bytes());
+                segment[2..4].copy_from_slice(&destination.to_be_bytes());
                 segment[12] = 0x50;
-                if protocol == protocol::UDP && self.below(2) == 0 {
-                    segment[2..4].copy_from_slice(&2_152_u16.to_be_bytes());
-                    segment[8..10].copy_from_slice(&[0x30, 0xff]);
-                    let inner = if self.below(2) == 0 { self.packet(is_v4, false) } else { Vec::new() };
-                    segment[10..12].copy_from_slice(&(inner.len() as u16).to_be_bytes());
-                    segment[12..16].copy_from_slice(&u32::from(self.below(3)).to_be_bytes());
-                    segment.truncate(16);
-                    segment.extend(inner);
-                    let len = segment.len() as u16;
-                    segment[4..6].copy_from_slice(&len.to_be_bytes());
+                if protocol == protocol::UDP && self.tunnels < 3 && self.below(4) == 0 {
+                    self.tunnel_packet(&mut segment);
                 }
             }
         }
         segment
+    }
+
+    /// Makes a G-PDU of a datagram.
+    fn tunnel_packet(&mut self, segment: &mut Vec<u8>) {
+        segment[2..4].copy_from_slice(&2_152_u16.to_be_bytes());
+        segment[8..10].copy_from_slice(&[0x30, 0xff]);
+        self.tunnels += 1;
+        let inner = if self.below(4) == 0 { Vec::new() } else { self.packet(true, false) };
+        self.tunnels -= 1;
+        segment[10..12].copy_from_slice(&(inner.len() as u16).to_be_bytes());
+        segment[12..16].copy_from_slice(&u32::from(self.below(3)).to_be_bytes());
+        segment.truncate(16);
+        segment.extend(inner);
+        let len = segment.len() as u16;
+        segment[4..6].copy_from_slice(&len.to_be_bytes());
     }
 
     /// An ICMP error and what it quotes.

@@ -9,7 +9,7 @@ use std::sync::atomic::{Ordering, fence};
 use super::region::Region;
 use super::ring::{Descriptor, NEXT, Ring};
 use super::traffic::{Buffers, Counters, Cursor, prefetch};
-use crate::port::lent::Lent;
+use crate::port::lent::{BURST, Lent};
 
 /// Buffers one frame may be spread over.
 const MAX_CHAIN: usize = 64;
@@ -45,12 +45,13 @@ impl Sender {
         Self { cursor, buffers, queued_frames: 0, queued_bytes: 0 }
     }
 
-    /// Buffers that are free: as many frames can be sent, if each fits one. `Err`: the peer broke the rules; the reason.
+    /// Buffers that are free: as many frames can be sent, if each fits one. Looks again when fewer than a burst are known
+    /// to be. `Err`: the peer broke the rules; the reason.
     #[inline]
     pub fn free(&mut self) -> Result<usize, String> {
-        match self.cursor.available() {
-            0 => self.cursor.refresh().map(usize::from),
-            known => Ok(usize::from(known)),
+        match usize::from(self.cursor.available()) {
+            known if known < BURST => self.cursor.refresh().map(usize::from),
+            known => Ok(known),
         }
     }
 
