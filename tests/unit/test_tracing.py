@@ -315,6 +315,6 @@ async def test_rules_say_what_they_did(bench: Bench) -> None:
 
 
 async def test_what_passes_a_bridge_of_the_vnf_says_so(bench: Bench) -> None:
-    bench.engine.join("q", "r")
+    bench.engine.bridge("q", "r")
     [one] = bench.trace(DATAGRAM)
     assert (one["notes"], [out["port"] for out in one["out"]]) == (["bridge"], ["r"])
