@@ -487,7 +487,7 @@ class Engine:
         """Joins two ports: frames that no rule matches leave by the other one. ``ValueError`` when there is no such
         port, or it is bridged to a third."""
     def ports(self, /) -> list[dict[str, Any]]:
-        """Per port: name, type, link ("up" or the reason), mac, addresses, counters."""
+        """Per port: name, type, link ("up" or the reason), peer (its name, or None), mac, addresses, counters."""
     def statistics(self, /) -> dict[str, int]:
         """turns, sleeps, poll_budget_us: how the loop's time is spent. Drops are counted per port."""
     def close(self, /) -> None: ...
@@ -538,7 +538,7 @@ class Bridge:
         """Passes frames on without the GIL. About ten times a second ``progress`` gets what ``ports`` returns; true
         ends it. What it raises, a signal's handler too, ends it as well."""
     def ports(self, /) -> list[dict[str, Any]]:
-        """Per port: name, type, link ("up" or the reason), counters. ``RuntimeError`` while it runs."""
+        """Per port: name, type, link ("up" or the reason), peer, counters. ``RuntimeError`` while it runs."""
     def close(self, /) -> None:
         """Closes the ports."""
 

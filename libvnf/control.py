@@ -303,7 +303,7 @@ class Client(asyncio.Protocol):
             return self._write({"refused": f"expected one of {', '.join(self._control.questions)}"})
         try:
             answer = question(asked)
-        except VNFError as error:
+        except (VNFError, RuntimeError) as error:  # RuntimeError: the VNF is closed just now
             return self._write({"refused": str(error)})
         if isinstance(answer, dict):
             return self._write({"answer": answer})

@@ -125,11 +125,20 @@ def answers(peers: Iterable[Peer]) -> tuple[dict[Peer, dict[str, Any]], bool]:
     told, all_did = {}, True
     for peer in peers:
         try:
-            told[peer] = peer.ask("ports")
+            told[peer] = understood(peer, peer.ask("ports"))
         except NoAnswer as error:
             all_did = False
             complain(error)
     return told, all_did
+
+
+def understood(peer: Peer, told: dict[str, Any]) -> dict[str, Any]:
+    """``told``, if it has all that is shown."""
+    try:
+        table(per_second(told, told))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise NoAnswer(f"{peer} answers in words that this version of vnf does not know") from None
+    return told
 
 
 def show(told: Sequence[Mapping[str, Any]], *, as_json: bool, watches: bool) -> None:

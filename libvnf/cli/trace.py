@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ..control import find
+from ..control import NoAnswer, find
 from ..errors import ConfigError, VNFError
 from ..runtime import INTERRUPTED, USAGE, complain
 from .ports import chosen, printable
@@ -172,8 +172,9 @@ def follow(vnf: str | None, count: int, as_json: bool, match: dict[str, Any]) ->
                 click.echo(f"{told_of['missing']} packets of {count} did not come", err=True)
             return 0
         number += 1
-        if as_json:
-            click.echo(json.dumps(told_of))
-        else:
-            click.echo("\n".join(map(printable, lines(told_of, number, peer.name))))
+        try:
+            text = json.dumps(told_of) if as_json else "\n".join(map(printable, lines(told_of, number, peer.name)))
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise NoAnswer(f"{peer} answers in words that this version of vnf does not know") from None
+        click.echo(text)
     return 1

@@ -181,7 +181,7 @@ fn main() {
     }
     let (mut table, ..) = filled(1_000, |_| forward(), None);
     for flow in 0..1_000 {
-        table.remove(&exact(flow)).expect("it was there");
+        table.remove(&exact(flow), Instant::now()).expect("it was there");
         let m = Match { destination_port: Some(10), ..exact(flow) };
         table.install(m, Rule { actions: forward(), idle: None, hard: None }, Instant::now()).expect("room");
     }

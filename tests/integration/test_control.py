@@ -158,6 +158,8 @@ def test_a_trace_tells_what_became_of_packets(
     tracing.wait_for(r"^       handler echo$")
     tracing.wait_for(r"^       > data0  10\.0\.0\.2:5000 > 10\.0\.0\.1:\d+ UDP 170 bytes$")
     assert tracing.wait() == 0
+    [b] = told(tmp_path / "c")
+    assert (b["ports"][0]["link"], b["ports"][0]["peer"]) == ("up", "load")
     loading.send_signal(signal.SIGINT)
     assert loading.wait() == 0
     assert "errors" not in loading.output.splitlines()

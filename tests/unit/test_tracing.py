@@ -15,6 +15,7 @@ from scapy.packet import Packet, Raw
 
 from libvnf import Connection, Limits, Request, _native
 from libvnf.errors import VNFError
+from libvnf.flow import Match, drop, forward, rewrite
 from libvnf.tracing import Trace
 
 OWN, PEER = "02:00:00:00:00:02", "02:00:00:00:00:01"
@@ -294,3 +295,26 @@ async def test_a_batch_is_of_one_frame_while_it_is_traced(bench: Bench) -> None:
     assert dropped["notes"] == ["handler of batches " + decide.__qualname__]
     assert dropped["counters"][""]["drop_verdict"] == 1
     assert sizes == [3, 1, 1, 1]
+
+
+async def test_rules_say_what_they_did(bench: Bench) -> None:
+    rules = _native.FlowTable(bench.engine)
+    rules.install(Match(dst_port=9), [drop])
+    rules.install(Match(dst_port=5000), [rewrite(dst_ip="10.0.1.9", dst_port=53), forward("r")])
+    forwarded, dropped, missed = bench.trace(DATAGRAM, LOST, ASKS)
+    assert (forwarded["notes"], dropped["notes"], missed["notes"]) == (
+        ["flows: forward"],
+        ["flows: drop"],
+        ["flows: no rule"],
+    )
+    [out] = forwarded["out"]
+    assert (out["port"], out["dst_ip"], out["dst_port"]) == ("r", "10.0.1.9", 53)
+    assert dropped["counters"]["q"]["drop_flow"] == 1
+    assert [out["arp"] for out in missed["out"]] == [2]
+    assert len(bench.trace(DATAGRAM, LOST, dropped=True)) == 1
+
+
+async def test_what_passes_a_bridge_of_the_vnf_says_so(bench: Bench) -> None:
+    bench.engine.bridge("q", "r")
+    [one] = bench.trace(DATAGRAM)
+    assert (one["notes"], [out["port"] for out in one["out"]]) == (["bridge"], ["r"])

@@ -218,9 +218,10 @@ impl Table {
         Ok(found.is_some())
     }
 
-    /// Ends a rule; what it had done. The time is that of the call before.
-    pub fn remove(&mut self, m: &Match) -> Option<Statistics> {
+    /// Ends a rule; what it had done.
+    pub fn remove(&mut self, m: &Match, now: Instant) -> Option<Statistics> {
         let number = self.number(m)?;
+        self.clock.tell(now);
         self.counters.removed += 1;
         Some(self.end(number))
     }

@@ -162,8 +162,8 @@ impl Forwarder {
     }
 
     /// See [`Table::remove`].
-    pub fn remove(&mut self, matching: &Match) -> Option<Statistics> {
-        let statistics = self.table.remove(matching)?;
+    pub fn remove(&mut self, matching: &Match, now: Instant) -> Option<Statistics> {
+        let statistics = self.table.remove(matching, now)?;
         *self.rules(matching) -= 1;
         Some(statistics)
     }
@@ -193,7 +193,7 @@ impl Forwarder {
     }
 
     #[inline]
-    fn may_match(&self, index: usize) -> bool {
+    pub fn may_match(&self, index: usize) -> bool {
         self.rules_of_all > 0 || self.rules_of.get(index).is_some_and(|rules| *rules > 0)
     }
 

@@ -165,7 +165,7 @@ fn packet_v6(hops: u8, len: usize) -> Vec<u8> {
 #[test]
 fn a_bridged_port_without_rules_of_its_own_passes_everything_on() {
     let mut world = World::new(Action::Drop);
-    world.forwarder.remove(&Match::default());
+    world.forwarder.remove(&Match::default(), world.now);
     world.install(Match { port: Some(1), ..Match::default() }, &[Action::Drop]);
     world.stations[0].bridge = Some(1);
     let frames = [vec![1], packet_v4(64, true, 8_000)];
@@ -244,7 +244,7 @@ fn a_frame_of_a_handler_goes_through_the_rules_again() {
 #[test]
 fn rules_that_end_give_the_bridge_back_its_speed() {
     let mut world = World::new(Action::Drop);
-    world.forwarder.remove(&Match::default());
+    world.forwarder.remove(&Match::default(), world.now);
     let matching = Match { port: Some(0), ..Match::default() };
     let rule = Rule { actions: vec![Action::Drop], idle: None, hard: Some(std::time::Duration::from_secs(1)) };
     assert_eq!(world.forwarder.install(matching, rule, world.now), Ok(false));

@@ -231,6 +231,10 @@ impl Port for Capture {
         self.port.link()
     }
 
+    fn peer(&self) -> Option<String> {
+        self.port.peer()
+    }
+
     fn generation(&self) -> u64 {
         self.port.generation()
     }

@@ -58,6 +58,11 @@ pub enum Link {
 pub trait Port: Send {
     fn link(&self) -> Link;
 
+    /// Who is at the other end, for people, where the port can tell.
+    fn peer(&self) -> Option<String> {
+        None
+    }
+
     /// Counts the times the link came up: a change tells the owner to announce its addresses.
     fn generation(&self) -> u64;
 

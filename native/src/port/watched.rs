@@ -153,6 +153,10 @@ impl Port for WatchedPort {
         self.inner.link()
     }
 
+    fn peer(&self) -> Option<String> {
+        self.inner.peer()
+    }
+
     fn generation(&self) -> u64 {
         self.inner.generation()
     }

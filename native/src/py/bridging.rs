@@ -112,6 +112,7 @@ fn rows<'py>(py: Python<'py>, names: &[(String, &'static str)], ports: &Ports) -
         row.set_item("name", name)?;
         row.set_item("type", kind)?;
         row.set_item("link", if let Link::Down(reason) = port.link() { reason } else { "up".into() })?;
+        row.set_item("peer", port.peer())?;
         let counters = PyDict::new(py);
         for (counter, value) in port.counters() {
             counters.set_item(counter, value)?;

@@ -83,7 +83,8 @@ impl FlowTable {
     fn remove(&self, py: Python<'_>, matching: &Bound<'_, PyAny>) -> PyResult<Option<Figures>> {
         let engine = self.owner(py)?;
         let matching = engine.read_match(py, matching)?;
-        Ok(engine.state.with(py, |state| state.forwarder.as_mut()?.remove(&matching)).map(figures))
+        let now = engine.now(py);
+        Ok(engine.state.with(py, |state| state.forwarder.as_mut()?.remove(&matching, now)).map(figures))
     }
 
     #[pyo3(signature = (matching, /))]

@@ -84,6 +84,7 @@ pub struct Row {
     name: String,
     kind: &'static str,
     link: Link,
+    peer: Option<String>,
     mac: [u8; 6],
     addresses: Vec<String>,
     counters: Vec<(&'static str, u64)>,
@@ -101,6 +102,7 @@ impl Row {
                 Link::Down(reason) => reason,
             },
         )?;
+        found.set_item("peer", self.peer)?;
         found.set_item("mac", self.mac.map(|byte| format!("{byte:02x}")).join(":"))?;
         found.set_item("addresses", self.addresses)?;
         let counters = PyDict::new(py);
@@ -197,6 +199,7 @@ impl Open {
             name: self.name.clone(),
             kind: self.kind,
             link: self.port.link(),
+            peer: self.port.peer(),
             mac: self.config.mac,
             addresses: addresses.iter().map(|cidr| format!("{}/{}", cidr.address, cidr.prefix)).collect(),
             counters: self.counters(),

@@ -111,16 +111,22 @@ class Answering(Peer):
         return answer(1.0, 0)
 
 
+class Foreign(Peer):
+    def ask(self, question: str, timeout_s: float = 5.0, **fields: Any) -> dict[str, Any]:
+        return {"ports": [{"name": 7}]}
+
+
 class Silent(Peer):
     def ask(self, question: str, timeout_s: float = 5.0, **fields: Any) -> dict[str, Any]:
         raise NoAnswer(f"{self} does not answer")
 
 
 def test_one_that_does_not_answer_is_named_and_the_others_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    peers = Answering("b", 7, Path("b")), Silent("s", 8, Path("s"))
+    peers = Answering("b", 7, Path("b")), Silent("s", 8, Path("s")), Foreign("f", 9, Path("f"))
     with running(monkeypatch, *peers):
         done = CliRunner().invoke(ports, ["--json", "--interval", "0.1"])
-    assert (done.exit_code, done.stderr) == (1, "s (pid 8) does not answer\n")
+    foreign = "f (pid 9) answers in words that this version of vnf does not know\n"
+    assert (done.exit_code, done.stderr) == (1, "s (pid 8) does not answer\n" + foreign)
     assert [told["vnf"] for told in json.loads(done.stdout)] == ["b"]
 
 
@@ -136,3 +142,8 @@ def test_where_nothing_runs_the_list_is_empty(monkeypatch: pytest.MonkeyPatch) -
         assert CliRunner().invoke(ports, ["--json"]).stdout == "[]\n"
         done = CliRunner().invoke(ports, [])
     assert (done.exit_code, done.stdout, done.stderr) == (0, "", "no VNF runs here\n")
+
+
+def test_a_bridge_has_ports_alone() -> None:
+    told = answer(1.0, 0) | {"vnf": "bridge", "core": {}, "drops": {}}
+    assert table(per_second(told, told)).splitlines()[0] == "bridge (pid 7): up 2 min"

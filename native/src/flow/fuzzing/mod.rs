@@ -44,7 +44,7 @@ impl Pair {
     }
 
     fn remove(&mut self, m: &Match) {
-        assert_eq!(self.table.remove(m), self.model.remove(m, self.millis), "{m:?}");
+        assert_eq!(self.table.remove(m, self.now()), self.model.remove(m, self.millis), "{m:?}");
     }
 
     fn process(&mut self, choices: &mut Choices<'_>) {

@@ -33,6 +33,8 @@ pub struct HalfOpen {
     pub layout: Layout,
     /// Client to server, server to client; in the order of their queues.
     pub rings: [Vec<Wired>; 2],
+    /// What the peer calls its end, once it has said so.
+    pub named: String,
 }
 
 pub enum Progress {
@@ -51,8 +53,8 @@ pub enum Progress {
 
 impl HalfOpen {
     pub fn new(token: u64, control: Control, machine: Machine, deadline: Instant, layout: Layout) -> Self {
-        let (claimed, regions, rings) = (false, Vec::new(), [Vec::new(), Vec::new()]);
-        Self { token, control, machine, deadline, claimed, regions, region_bytes: 0, layout, rings }
+        let (claimed, regions, rings, named) = (false, Vec::new(), [Vec::new(), Vec::new()], String::new());
+        Self { token, control, machine, deadline, claimed, regions, region_bytes: 0, layout, rings, named }
     }
 
     /// Reads one message, performs what it asks for and answers.
@@ -88,7 +90,10 @@ impl HalfOpen {
         match done {
             Err(end) => Progress::Ended(end),
             // A server's CONNECTED goes out once everything is in place.
-            Ok(Step { effect: Effect::Connected { .. }, .. }) => Progress::Connected,
+            Ok(Step { effect: Effect::Connected { peer }, .. }) => {
+                self.named = peer.to_string();
+                Progress::Connected
+            }
             Ok(Step { reply: Some(reply), attach, .. }) => match self.control.send(&reply, self.attached(attach)) {
                 Ok(()) => Progress::Moves,
                 Err(error) => Progress::Ended(End::ByPeer(format!("control socket: {error}"))),

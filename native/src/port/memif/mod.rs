@@ -337,6 +337,10 @@ impl Port for Memif {
         if self.peer.is_some() { Link::Up } else { Link::Down(self.down.clone()) }
     }
 
+    fn peer(&self) -> Option<String> {
+        self.peer.as_ref().map(Peer::describe)
+    }
+
     fn generation(&self) -> u64 {
         self.generation
     }

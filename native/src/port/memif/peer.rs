@@ -21,12 +21,13 @@ pub struct Peer {
     turn: usize,
     /// Each with the eventfd that wakes who receives from it.
     senders: Vec<(Sender, Arc<OwnedFd>)>,
+    named: String,
 }
 
 impl Peer {
     /// Of a connection whose handshake is done. `armed`: a wake-up is wanted for the first frame.
     pub fn new(half: HalfOpen, max_frame: usize, armed: bool) -> Self {
-        let HalfOpen { token, control, machine, regions, layout, rings: [c2s, s2c], .. } = half;
+        let HalfOpen { token, control, machine, regions, layout, rings: [c2s, s2c], named, .. } = half;
         let is_server = matches!(machine, Machine::Server(_));
         let (receive, send) = if is_server { (c2s, s2c) } else { (s2c, c2s) };
         let regions: Arc<[_]> = regions.into();
@@ -49,7 +50,16 @@ impl Peer {
             };
             senders.push((sender, eventfd));
         }
-        Self { token, control, receive_eventfds, receivers, turn: 0, senders }
+        Self { token, control, receive_eventfds, receivers, turn: 0, senders, named }
+    }
+
+    /// For people.
+    pub fn describe(&self) -> String {
+        let name = if self.named.is_empty() { "a peer without a name" } else { &self.named };
+        match (self.receivers.len(), self.senders.len()) {
+            (1, 1) => name.into(),
+            (receive, send) => format!("{name}, {receive} + {send} queues"),
+        }
     }
 
     /// Finds the queue whose turn it is to lend up to `max` frames. `Err`: the peer broke the rules; the reason.
