@@ -103,7 +103,7 @@ fn the_highest_priority_counts_then_who_says_more_then_the_older_one() {
     assert_eq!(stage.verdict(&packet), Verdict::Forward(4), "another network");
     stage.install(Match { priority: 1, ..Match::default() }, to(6)).unwrap();
     assert_eq!(stage.verdict(&packet), Verdict::Forward(6));
-    stage.table.remove(&Match { priority: 1, ..Match::default() }).unwrap();
+    stage.table.remove(&Match { priority: 1, ..Match::default() }, stage.now).unwrap();
     assert_eq!(stage.verdict(&packet), Verdict::Forward(4));
 }
 
@@ -148,7 +148,7 @@ fn there_are_256_shapes_and_one_that_is_not_used_any_more_makes_room() {
     }
     assert_eq!(stage.verdict(&datagram((INSIDE, 1), (SERVER, 9))), Verdict::Forward(255));
     assert_eq!(stage.install(Match::default(), to(1)), Err(Refused::Shapes));
-    assert!(stage.table.remove(&flow(255)).is_some());
+    assert!(stage.table.remove(&flow(255), stage.now).is_some());
     assert_eq!(stage.install(Match::default(), to(1)), Ok(false));
     // 14 and 15 bits, before 15 and 14: it is older.
     assert_eq!(stage.verdict(&datagram((INSIDE, 1), (SERVER, 9))), Verdict::Forward(14 * 16 + 15));
@@ -264,7 +264,7 @@ fn thousands_of_flows_are_each_found_while_others_come_and_go() {
             let port = random(1_000) as PortIndex;
             assert_eq!(stage.install(exact(source, destination), to(port)), Ok(known.insert(flow, port).is_some()));
         } else {
-            let statistics = stage.table.remove(&exact(source, destination));
+            let statistics = stage.table.remove(&exact(source, destination), stage.now);
             assert_eq!(statistics.is_some(), known.remove(&flow).is_some());
         }
         for flow in [flow, random(FLOWS)] {
@@ -299,5 +299,5 @@ fn address_bits_behind_a_prefix_mean_nothing() {
     stage.install(prefix([10, 0, 0, 77], 24), to(1)).unwrap();
     assert_eq!(stage.install(prefix([10, 0, 0, 1], 24), to(2)), Ok(true));
     assert_eq!(stage.table.list(0, 9, stage.now).0[0].flow, prefix([10, 0, 0, 0], 24));
-    assert!(stage.table.remove(&prefix([10, 0, 0, 200], 24)).is_some());
+    assert!(stage.table.remove(&prefix([10, 0, 0, 200], 24), stage.now).is_some());
 }
