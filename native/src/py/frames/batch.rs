@@ -113,6 +113,8 @@ impl Engine {
     }
 }
 
+/// Frames of a port, at most 256: their fields are columns, and ``drop``, ``forward(port)``, ``reply``, ``accept`` and
+/// ``again`` take masks. ``rewrite`` changes what leaves. Over with its handler.
 #[pyclass(frozen, module = "libvnf._native")]
 pub struct Batch {
     engine: Py<Engine>,

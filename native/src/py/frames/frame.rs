@@ -38,6 +38,8 @@ impl State {
     const EMPTY: Self = Self { port: 0, decided: true, place: None, headers: None, rewritten: None };
 }
 
+/// A frame of a port: a packet with the fields of its headers, and a verdict: ``drop``, ``forward(port)``, ``reply``,
+/// ``accept``, ``again``. ``rewrite`` changes what leaves.
 #[pyclass(frozen, extends = Packet, module = "libvnf._native")]
 pub struct Frame {
     engine: Py<Engine>,
