@@ -11,15 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.bridge import NetNS, without_offload
-from tests.integration.inspection import Window
-from tests.integration.programs import Program, running
+from tests.integration.bridge import NetNS
+from tests.integration.site import Site, site
 from tests.peers import Namespace, Process
 
 pytestmark = pytest.mark.needs("ip", "root", "ethtool")
 
 ProcessOf = Callable[..., Process]
-NAT = Path(__file__).parents[2] / "examples/nat"
+ADDRESSES = {"inside": "10.0.0.9/24", "outside": "198.51.100.1/24"}
 # Answers every connection with who it thinks is asking.
 SERVER = """
 import asyncio
@@ -40,46 +39,11 @@ asyncio.run(main())
 """
 
 
-class Site:
-    """``inside`` and ``outside`` are hosts, ``middle`` is where the NAT runs."""
-
-    def __init__(self, netns: NetNS) -> None:
-        self.inside, self.middle, self.outside = netns(), netns(), netns()
-        self.program: Program
-        self.window: Window
-        for name, host, address in (
-            ("inside", self.inside, "10.0.0.9/24"),
-            ("outside", self.outside, "198.51.100.1/24"),
-        ):
-            pair = ["eth", "type", "veth", "peer", "name", f"{name}0", "netns", self.middle.name]
-            host.run("ip", "link", "add", *pair)
-            for namespace, device in ((host, "eth"), (self.middle, f"{name}0")):
-                without_offload(namespace, device)
-                namespace.run("ip", "link", "set", device, "up")
-            host.run("ip", "address", "add", address, "dev", "eth")
-        self.inside.run("ip", "route", "add", "default", "via", "10.0.0.1")
-
-    def rules(self) -> int:
-        count: int = self.window.look()["flows"]["open"]
-        return count
-
-
 @contextmanager
-def site(tmp_path: Path, netns: NetNS, *options: str) -> Iterator[Site]:
-    made = Site(netns)
-    window = tmp_path / "window.sock"
-    source = (NAT / "nat.py").read_text() + (
-        "\nfrom tests.integration.inspection import open_window\nopen_window(vnf)\n"
-    )
-    command = ["ip", "netns", "exec", made.middle.name, sys.executable, "-m", "libvnf", "run"]
-    settings = ["--config", str(NAT / "nat.toml"), "--transport", "inside", "--transport", "outside"]
-    settings += ["--set", f"window={window}", "--set", "limits.grace_s=0", "--set", "limits.drain_s=0", *options]
-    with running(tmp_path, source, *settings, command=command) as made.program:
-        made.window = Window(window)
-        try:
-            yield made
-        finally:
-            made.window.close()
+def nat_site(tmp_path: Path, netns: NetNS, *options: str) -> Iterator[Site]:
+    with site(tmp_path, netns, "nat", ADDRESSES, *options) as nat:
+        nat.hosts["inside"].run("ip", "route", "add", "default", "via", "10.0.0.1")
+        yield nat
 
 
 def web(process: ProcessOf, host: Namespace) -> None:
@@ -88,10 +52,10 @@ def web(process: ProcessOf, host: Namespace) -> None:
 
 @pytest.mark.needs("ping", "curl")
 def test_a_thousand_parallel_requests_come_from_one_address(tmp_path: Path, netns: NetNS, process: ProcessOf) -> None:
-    with site(tmp_path, netns) as nat:
-        web(process, nat.outside)
-        assert " 0% packet loss" in nat.inside.run("ping", "-c3", "-i0.05", "-W5", "10.0.0.1")
-        assert " 0% packet loss" in nat.inside.run("ping", "-c3", "-i0.05", "-W5", "198.51.100.1")
+    with nat_site(tmp_path, netns) as nat:
+        web(process, nat.hosts["outside"])
+        assert " 0% packet loss" in nat.hosts["inside"].run("ping", "-c3", "-i0.05", "-W5", "10.0.0.1")
+        assert " 0% packet loss" in nat.hosts["inside"].run("ping", "-c3", "-i0.05", "-W5", "198.51.100.1")
         parallel = [
             "curl",
             "--no-progress-meter",
@@ -102,7 +66,7 @@ def test_a_thousand_parallel_requests_come_from_one_address(tmp_path: Path, netn
             "--connect-timeout",
             "60",
         ]
-        crowd = [process([*parallel, "http://198.51.100.1/?[1-250]"], netns=nat.inside.name) for _ in range(4)]
+        crowd = [process([*parallel, "http://198.51.100.1/?[1-250]"], netns=nat.hosts["inside"].name) for _ in range(4)]
         for curls in crowd:
             assert curls.wait(deadline_s=90) == 0, curls.output
             assert curls.output.split() == ["198.51.100.2"] * 250
@@ -111,10 +75,12 @@ def test_a_thousand_parallel_requests_come_from_one_address(tmp_path: Path, netn
 
 @pytest.mark.needs("iperf3")
 def test_bulk_passes_both_ways(tmp_path: Path, netns: NetNS, process: ProcessOf) -> None:
-    with site(tmp_path, netns) as nat:
-        process(["iperf3", "-s", "--forceflush"], netns=nat.outside.name).wait_for("listening")
+    with nat_site(tmp_path, netns) as nat:
+        process(["iperf3", "-s", "--forceflush"], netns=nat.hosts["outside"].name).wait_for("listening")
         for options in ([], ["-R"], ["-u", "-b", "5M"]):
-            report = json.loads(nat.inside.run("iperf3", "-J", "-t", "2", *options, "-c", "198.51.100.1", timeout_s=60))
+            report = json.loads(
+                nat.hosts["inside"].run("iperf3", "-J", "-t", "2", *options, "-c", "198.51.100.1", timeout_s=60)
+            )
             assert "error" not in report, report["error"]
             end = report["end"]
             assert (end.get("sum_received") or end["sum"])["bits_per_second"] > 1e6
@@ -122,23 +88,26 @@ def test_bulk_passes_both_ways(tmp_path: Path, netns: NetNS, process: ProcessOf)
 
 @pytest.mark.needs("traceroute")
 def test_errors_about_what_it_translated_reach_who_asked(tmp_path: Path, netns: NetNS) -> None:
-    with site(tmp_path, netns) as nat:
-        with nat.inside.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    with nat_site(tmp_path, netns) as nat:
+        with nat.hosts["inside"].socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.connect(("198.51.100.1", 9))
             sock.send(b"is anybody there?")
             with pytest.raises(ConnectionRefusedError):
                 sock.recv(100)
         # Linux sends so few of these in a second.
-        nat.outside.run("sysctl", "-q", "-w", "net.ipv4.icmp_ratelimit=0")
+        nat.hosts["outside"].run("sysctl", "-q", "-w", "net.ipv4.icmp_ratelimit=0")
         for method in ("-U", "-I", "-T"):
-            traced = nat.inside.run("traceroute", "-n", "-q1", "-w5", method, "198.51.100.1").splitlines()[1:]
+            traced = nat.hosts["inside"].run("traceroute", "-n", "-q1", "-w5", method, "198.51.100.1").splitlines()[1:]
             assert [line.split()[1] for line in traced] == ["10.0.0.1", "198.51.100.1"]
 
 
 def test_a_conversation_ends_when_both_directions_are_silent(tmp_path: Path, netns: NetNS) -> None:
-    with site(tmp_path, netns, "--set", "idle_s=1") as nat, nat.outside.socket(kind=socket.SOCK_DGRAM) as server:
+    with (
+        nat_site(tmp_path, netns, "--set", "idle_s=1") as nat,
+        nat.hosts["outside"].socket(kind=socket.SOCK_DGRAM) as server,
+    ):
         server.bind(("198.51.100.1", 5000))
-        with nat.inside.socket(kind=socket.SOCK_DGRAM) as client:
+        with nat.hosts["inside"].socket(kind=socket.SOCK_DGRAM) as client:
             client.connect(("198.51.100.1", 5000))
             client.send(b"one")
             data, source = server.recvfrom(100)
