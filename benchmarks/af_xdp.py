@@ -1,8 +1,8 @@
 """Frames from one veth pair to another by AF_XDP in copy mode, on one cpu: ``vnf bridge`` beside a minimal C program.
 
 The generator, on the other cpu, sends by AF_XDP into the far end of the one pair and counts at the far end of the
-other; a veth pair's kernel work is done by whoever sends. The C program copies a frame from one socket's memory into the
-other's, as we do; the same program with memory that both sockets share shows what that copy costs.
+other; a veth pair's kernel work is done by whoever sends. The C program copies a frame from one socket's memory into
+the other's, as we do; the same program with memory that both sockets share shows what that copy costs.
 
     python benchmarks/af_xdp.py [--quick] [--json FILE]
 """
