@@ -1,0 +1,11 @@
+"""The frame generator in a process of its own: options as JSON in, the report as JSON out.
+
+python benchmarks/peers/frames.py OPTIONS
+"""
+
+import json
+import sys
+
+from libvnf._native import generate_frames
+
+print(json.dumps(generate_frames(json.loads(sys.argv[1]), lambda now: False)))
