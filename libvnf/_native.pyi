@@ -618,14 +618,16 @@ def generate_frames(options: dict[str, Any], progress: Callable[[dict[str, Any]]
     Options, all but ``ports`` optional: ``ports`` (one, which echoes, or two, ``["memif:PATH", …]``; the first sends),
     ``both_ways`` (both send), ``size`` (60) of a UDP datagram over IPv4 or else ``frame``, the bytes of a template,
     ``flows`` (1), told apart by a number added to the 32-bit field ``vary_at`` (26: the IPv4 source) with the Internet
-    checksums ``checksums_at`` ([24, 40]) kept right, both within the first 64 bytes; ``expect``, the bytes that must come
-    back, but for what varies between flows; ``rate`` (frames per second) and ``outstanding`` (how many may be under way;
-    one that is lost is so for ever), else as many as there is room for; ``duration_s`` (1), ``warmup_s`` (0.3),
+    checksums ``checksums_at`` ([24, 40]) kept right, both within the first 64 bytes; ``expect``, the bytes that must
+    come back, but for what varies between flows; ``rate`` (frames per second) and ``outstanding`` (how many may be under
+    way; one that is lost is so for ever), else as many as there is room for; ``duration_s`` (1), ``warmup_s`` (0.3),
     ``timeout_s`` (5; how long a port may be without a peer at the beginning), ``cpu``.
 
     The report: ``rate`` and ``sent_rate`` (frames per second after the warm-up), ``seconds`` (of that time); of the
     whole run ``sent``, ``received`` (as expected; without ``expect`` all of the EtherType sent), ``received_bytes``,
-    ``other`` (not as expected), and ``ports``, the counters of each. ``progress`` is called about ten times a second with ``{"received": …}``; once it returns True
+    ``other`` (not as expected), and ``ports``, the counters of each.
+
+    ``progress`` is called about ten times a second with ``{"received": …}``; once it returns True
     the run ends. Raises ``ValueError`` for options that contradict themselves, ``OSError`` when a port has no peer
     in time.
     """

@@ -179,8 +179,8 @@ def test_every_program_of_the_guide_runs(source: str) -> None:
 
     async def main() -> None:
         vnfs = [value for value in vars(module).values() if isinstance(value, VNF)]
-        if ports := re.search(r'vnf\.bridge\("(\w+)", "(\w+)"\)', source):
-            async with by_hand(vnfs[0], *ports.groups()):
+        if ports := re.findall(r'"(inside|outside|left|right)"', source):
+            async with by_hand(vnfs[0], *dict.fromkeys(ports)):
                 return
         async with Network(seed=1) as net:
             for vnf in vnfs:
