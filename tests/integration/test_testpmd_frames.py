@@ -190,7 +190,7 @@ def test_5tswap(tmp_path: Path, testpmd: Start, role: str) -> None:
 
 
 @both_roles
-def test_icmpecho_answers_ping_and_arp(tmp_path: Path, testpmd: Start, role: str) -> None:
+def test_icmpecho_answers_ping(tmp_path: Path, testpmd: Start, role: str) -> None:
     ping = Ether(src=OURS, dst=THEIRS) / IP(src="10.0.0.1", dst="10.0.0.2", id=7) / ICMP(id=5, seq=9) / os.urandom(40)
     answer = Ether(src=THEIRS, dst=OURS) / IP(src="10.0.0.2", dst="10.0.0.1", id=7) / ICMP(type=0, id=5, seq=9)
     talk(testpmd, tmp_path, role, ping, forward="icmpecho", expect=bytes(answer / ping[ICMP].payload))
