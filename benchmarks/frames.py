@@ -1,6 +1,6 @@
 """What Python costs below the transport: frames from one memif port to another, through handlers, one cpu for the VNF.
 
-A handler of batches that filters by two columns; a handler called per packet; the same engine joining the ports natively.
+A handler of batches that filters by two columns; one called per packet; the same engine joining the ports natively.
 Frames of 60 bytes, 16 flows; the generator sends by the first port and counts what comes back by the second.
 
     python benchmarks/frames.py [--quick] [--json FILE]
@@ -25,18 +25,9 @@ PER_PACKET = {"near": 3e6, "far": 2e6}
 
 def generate(ports: list[str], duration_s: float, warmup_s: float) -> dict[str, Any]:
     """One run of the generator, on its cpu; its report."""
-    options: dict[str, Any] = {
-        "ports": ports,
-        "size": SIZE,
-        "flows": FLOWS,
-        "duration_s": duration_s,
-        "warmup_s": warmup_s,
-    }
-    command = [
-        sys.executable,
-        str(ROOT / "benchmarks/peers/generate.py"),
-        json.dumps({**options, "cpu": GENERATOR_CPU}),
-    ]
+    options = {"ports": ports, "size": SIZE, "flows": FLOWS, "cpu": GENERATOR_CPU}
+    spans = {"duration_s": duration_s, "warmup_s": warmup_s}
+    command = [sys.executable, str(ROOT / "benchmarks/peers/generate.py"), json.dumps({**options, **spans})]
     done = subprocess.run(
         ["sh", "-c", PREFERRED, "sh", *command],
         capture_output=True,

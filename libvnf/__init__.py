@@ -1,6 +1,6 @@
 """libvnf: virtual network functions in Python, asyncio outside and a native data plane inside."""
 
-from ._native import Delimiter, Field, Fixed, LengthPrefixed, Packet
+from ._native import Batch, Delimiter, Field, Fixed, Frame, LengthPrefixed, Packet
 from .client import Client
 from .config import Limits
 from .connection import Connection
@@ -26,6 +26,7 @@ from .vnf import VNF
 __all__ = [
     "VNF",
     "AddressInUse",
+    "Batch",
     "BufferFull",
     "Client",
     "ConfigError",
@@ -33,6 +34,7 @@ __all__ = [
     "Delimiter",
     "Field",
     "Fixed",
+    "Frame",
     "FlowsFull",
     "Frames",
     "FramingError",

@@ -169,7 +169,7 @@ class PortConfig:
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     def __str__(self) -> str:
-        places = [str(self.options.get(key, "")) for key in PORT_KEYS[self.type][: PLACES[self.type]]]
+        places = [str(self.options.get(key, "")) for key in PORT_KEYS.get(self.type, ())[: PLACES.get(self.type, 0)]]
         return f"{self.type}:{','.join(places)}".rstrip(",:")
 
 

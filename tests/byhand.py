@@ -27,6 +27,13 @@ class Driver(EngineDriver):
         self.engine.close()
 
 
+class Queue(BypassTransport):
+    """A port that is no kind of an operator's."""
+
+    def describe(self) -> str:
+        return f"queue:{self.name}"
+
+
 class ByHand:
     """The first port is 10.0.0.2 and fd00::2, the second 10.1.0.2 and fd01::2, and so on."""
 
@@ -34,7 +41,7 @@ class ByHand:
         self.vnf, self.names = vnf, names
         self.driver: Driver
 
-    def transports(self, core: _native.Core) -> Sequence[BypassTransport]:
+    def transports(self, core: _native.Core) -> Sequence[Queue]:
         self.driver = Driver(core)
         options = {
             name: {
@@ -43,7 +50,7 @@ class ByHand:
             }
             for number, name in enumerate(self.names)
         }
-        return [BypassTransport(self.driver, PortConfig(name, "queue", options[name])) for name in self.names]
+        return [Queue(self.driver, PortConfig(name, "queue", options[name])) for name in self.names]
 
     def turn(self, after_s: float = 0.0) -> dict[str, list[bytes]]:
         """What left by each port."""

@@ -1,4 +1,4 @@
-"""One run of the frame generator: options as JSON, the report as JSON. A process of its own, so that it has its own cpu."""
+"""One run of the frame generator, in a process of its own: options as JSON in, the report as JSON out."""
 
 import json
 import sys

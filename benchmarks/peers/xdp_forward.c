@@ -1,7 +1,8 @@
-/* Forwards frames between two interfaces by AF_XDP, copy mode, one queue each: raw rings, no library, and no copy of its
- * own, since both sockets share their memory. What a port of ours does natively is compared with this.
+/* Forwards frames between two interfaces by AF_XDP, copy mode, one queue each: raw rings and no library. Each socket has
+ * memory of its own, as sockets have that know nothing of each other, and a frame is copied from one to the other; with
+ * `share` both have the same, and nothing is copied here.
  *
- *     cc -O3 -o xdp_forward xdp_forward.c && xdp_forward IF IF
+ *     cc -O3 -o xdp_forward xdp_forward.c && xdp_forward IF IF [share]
  */
 #include <errno.h>
 #include <linux/bpf.h>
@@ -12,6 +13,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -32,7 +34,20 @@ struct ring {
 struct port {
     int fd;
     struct ring rx, tx, fill, completion;
+    unsigned char *memory;
+    uint64_t free[SLOTS]; /* to send from, when memory is not shared */
+    uint32_t count;
 };
+
+/* Half of it to receive into, half to send from, or of two ports; in huge pages. */
+static void *memory(void) {
+    void *made = aligned_alloc(2 << 20, 2ull * SLOTS * FRAME);
+    if (!made || madvise(made, 2ull * SLOTS * FRAME, MADV_HUGEPAGE)) {
+        perror("memory");
+        exit(1);
+    }
+    return made;
+}
 
 static void need(int ok, const char *what) {
     if (!ok) {
@@ -52,7 +67,7 @@ static uint32_t available(const struct ring *ring) {
 }
 
 static struct port open_port(const char *name, void *memory, uint64_t first, int other) {
-    struct port port = {.fd = socket(AF_XDP, SOCK_RAW, 0)};
+    struct port port = {.fd = socket(AF_XDP, SOCK_RAW, 0), .memory = memory};
     int slots = SLOTS, map_fd, program, zero = 0, bytes = SLOTS * 4096;
     need(port.fd >= 0, "socket");
     if (other < 0) {
@@ -74,6 +89,8 @@ static struct port open_port(const char *name, void *memory, uint64_t first, int
     for (int i = 0; i < SLOTS; i++)
         ((uint64_t *)port.fill.entries)[port.fill.next++] = first + (uint64_t)i * FRAME;
     __atomic_store_n(port.fill.producer, port.fill.next, __ATOMIC_RELEASE);
+    for (; port.count < SLOTS; port.count++)
+        port.free[port.count] = (uint64_t)(SLOTS + port.count) * FRAME;
     struct sockaddr_xdp address = {.sxdp_family = AF_XDP, .sxdp_ifindex = if_nametoindex(name)};
     if (other < 0) {
         address.sxdp_flags = XDP_COPY | XDP_USE_NEED_WAKEUP;
@@ -106,48 +123,66 @@ static struct port open_port(const char *name, void *memory, uint64_t first, int
     return port;
 }
 
-/* What has been sent goes back to where it is received into. */
-static void recycle(struct port *from, struct port *to) {
-    uint32_t count = available(&to->completion);
-    for (uint32_t i = 0; i < count; i++) {
-        uint64_t frame = ((uint64_t *)to->completion.entries)[(to->completion.next + i) & (SLOTS - 1)];
-        ((uint64_t *)from->fill.entries)[from->fill.next++ & (SLOTS - 1)] = frame & ~(uint64_t)(FRAME - 1);
-    }
-    if (count) {
-        __atomic_store_n(to->completion.consumer, to->completion.next += count, __ATOMIC_RELEASE);
-        __atomic_store_n(from->fill.producer, from->fill.next, __ATOMIC_RELEASE);
-    }
+static struct xdp_desc *descriptor(struct ring *ring, uint32_t index) {
+    return (struct xdp_desc *)ring->entries + (index & (SLOTS - 1));
 }
 
-static uint32_t forward(struct port *from, struct port *to) {
-    recycle(from, to);
+static uint64_t *place(struct ring *ring, uint32_t index) { return (uint64_t *)ring->entries + (index & (SLOTS - 1)); }
+
+/* What has been sent is free again: where it is received into, or to send from. */
+static void recycle(struct port *from, struct port *to, int share) {
+    uint32_t count = available(&to->completion);
+    for (uint32_t i = 0; i < count; i++) {
+        uint64_t frame = *place(&to->completion, to->completion.next + i) & ~(uint64_t)(FRAME - 1);
+        if (share)
+            *place(&from->fill, from->fill.next++) = frame;
+        else
+            to->free[to->count++] = frame;
+    }
+    if (count)
+        __atomic_store_n(to->completion.consumer, to->completion.next += count, __ATOMIC_RELEASE);
+}
+
+static uint32_t forward(struct port *from, struct port *to, int share) {
+    recycle(from, to, share);
     uint32_t count = available(&from->rx);
     if (count > BATCH)
         count = BATCH;
+    if (!share && count > to->count)
+        count = to->count;
     for (uint32_t i = 0; i < count; i++) {
-        struct xdp_desc frame = ((struct xdp_desc *)from->rx.entries)[(from->rx.next + i) & (SLOTS - 1)];
-        ((struct xdp_desc *)to->tx.entries)[to->tx.next++ & (SLOTS - 1)] = (struct xdp_desc){frame.addr, frame.len, 0};
+        struct xdp_desc frame = *descriptor(&from->rx, from->rx.next + i);
+        uint64_t sent = frame.addr;
+        if (!share) {
+            sent = to->free[--to->count];
+            memcpy(to->memory + sent, from->memory + frame.addr, frame.len);
+            *place(&from->fill, from->fill.next++) = frame.addr & ~(uint64_t)(FRAME - 1);
+        }
+        *descriptor(&to->tx, to->tx.next++) = (struct xdp_desc){sent, frame.len, 0};
     }
+    __atomic_store_n(from->fill.producer, from->fill.next, __ATOMIC_RELEASE);
     if (count) {
         __atomic_store_n(from->rx.consumer, from->rx.next += count, __ATOMIC_RELEASE);
         __atomic_store_n(to->tx.producer, to->tx.next, __ATOMIC_RELEASE);
-        sendto(to->fd, NULL, 0, MSG_DONTWAIT, NULL, 0);
-    } else if (__atomic_load_n(to->tx.consumer, __ATOMIC_ACQUIRE) != to->tx.next) {
-        sendto(to->fd, NULL, 0, MSG_DONTWAIT, NULL, 0);
     }
+    if (count || __atomic_load_n(to->tx.consumer, __ATOMIC_ACQUIRE) != to->tx.next)
+        sendto(to->fd, NULL, 0, MSG_DONTWAIT, NULL, 0);
     return count;
 }
 
 int main(int argc, char **argv) {
-    need(argc == 3, "usage: xdp_forward IF IF");
-    void *memory = mmap(NULL, 2ull * SLOTS * FRAME, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    need(memory != MAP_FAILED, "memory");
-    struct port a = open_port(argv[1], memory, 0, -1);
-    struct port b = open_port(argv[2], memory, (uint64_t)SLOTS * FRAME, a.fd);
+    int share = argc == 4 && !strcmp(argv[3], "share");
+    if (argc != 3 && !share) {
+        fputs("usage: xdp_forward IF IF [share]\n", stderr);
+        return 2;
+    }
+    static struct port a, b;
+    a = open_port(argv[1], memory(), 0, -1);
+    b = share ? open_port(argv[2], a.memory, (uint64_t)SLOTS * FRAME, a.fd) : open_port(argv[2], memory(), 0, -1);
     puts("ready");
     fflush(stdout);
     for (uint32_t idle = 0;;) {
-        idle = forward(&a, &b) + forward(&b, &a) ? 0 : idle + 1;
+        idle = forward(&a, &b, share) + forward(&b, &a, share) ? 0 : idle + 1;
         if (idle > SPINS) {
             struct pollfd ports[] = {{.fd = a.fd, .events = POLLIN}, {.fd = b.fd, .events = POLLIN}};
             poll(ports, 2, -1);

@@ -1,13 +1,11 @@
 """Filters by two columns."""
 
-from typing import Any
-
-from libvnf import VNF
+from libvnf import VNF, Batch
 
 vnf = VNF("columns")
 
 
 @vnf.frames("port0")
-def police(batch: Any) -> None:
+def police(batch: Batch) -> None:
     batch.drop(batch.is_udp & (batch.dst_port == 53))
     batch.forward("port1")

@@ -1,14 +1,12 @@
 """Looks at each frame, and sends it on."""
 
-from typing import Any
-
-from libvnf import VNF
+from libvnf import VNF, Connection, Frame, Request
 
 vnf = VNF("frames")
 
 
 @vnf.frames("port0", per_packet=True)
-def police(port: Any, request: Any, packet: Any) -> None:
+def police(port: Connection, request: Request, packet: Frame) -> None:
     if packet.dst_port == 53:
         packet.drop()
     else:

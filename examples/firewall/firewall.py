@@ -1,5 +1,5 @@
-"""A firewall between two ports that says which services of the inside the outside may reach. It decides for whole batches
-at a time, in columns: a comparison of an array costs about what one packet's handler would.
+"""A firewall between two ports: which services of the inside may the outside reach? It decides for whole batches at a
+time, in columns: a comparison of an array costs about what one packet's handler would.
 
     vnf run firewall.py --config firewall.toml --set tcp=80,443 --set udp=53
 """

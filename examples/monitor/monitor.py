@@ -1,6 +1,6 @@
 """Who talks most: a wire between two ports that counts bytes by sender, and shows the first ones every second.
 
-    vnf run monitor.py --config monitor.toml
+vnf run monitor.py --config monitor.toml
 """
 
 import ipaddress

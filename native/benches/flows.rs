@@ -90,7 +90,7 @@ impl Traffic {
     #[inline]
     fn burst(&mut self) {
         for ((frame, head), headers) in self.frames.iter_mut().zip(&mut self.heads).zip(&mut self.headers) {
-            let flow = (u64::from(self.flows) * (self.random.next() >> 32) >> 32) as u32;
+            let flow = ((u64::from(self.flows) * (self.random.next() >> 32)) >> 32) as u32;
             frame[26..30].copy_from_slice(&source(flow));
             frame[34..36].copy_from_slice(&(flow as u16).to_be_bytes());
             head.take(Lent::of(black_box(frame)));

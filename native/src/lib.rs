@@ -4,7 +4,7 @@
 //!
 //! * [`packet`] — pooled buffers and checked views of protocol headers. Bytes in, values out; no I/O.
 //! * [`framing`] — where one message of a byte stream ends. Pure.
-//! * [`port`] — where frames enter and leave: memif, and an in-memory pair for tests.
+//! * [`port`] — where frames enter and leave: memif, AF_XDP, TAP and captures; a pair and a queue in memory for tests.
 //! * [`flow`] — what is done with packets that match: matches, actions, their edits. Sans-I/O.
 //! * [`forward`] — the way of frames from port to port, by flows, bridges and routes.
 //! * [`stack`] — one host's ARP/NDP, ICMP and UDP on a port. Sans-I/O: frames and the time come in as arguments.

@@ -11,6 +11,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from scapy.packet import Raw
+from scapy.utils import wrpcap
 
 from tests.integration.memif import Client
 from tests.peers import Process
@@ -38,6 +40,18 @@ def test_several_pairs_pass_frames_and_a_signal_ends_it(tmp_path: Path, process:
     assert [(one["rx_frames"], one["tx_frames"]) for one in counters] == [(200, 1), (1, 200), (0, 200), (200, 0)]
     assert counters[0]["rx_bytes"] == 12_000
     assert not any(path.exists() for path in paths)
+
+
+def test_a_capture_waits_for_whoever_takes_it(tmp_path: Path, process: Callable[..., Process]) -> None:
+    capture, path = tmp_path / "in.pcap", tmp_path / "b.sock"
+    frames = [number.to_bytes(2, "big") * 40 for number in range(3000)]
+    wrpcap(str(capture), [Raw(frame) for frame in frames], linktype=1)
+    ours = process([*VNF, "bridge", f"pcap:{capture}", f"memif:{path}"])
+    ours.wait_for("bridging")
+    with Client(path).connect() as late:
+        assert [late.receive() for _ in frames] == frames
+    ours.send_signal(signal.SIGTERM)
+    assert ours.wait() == 0
 
 
 def test_it_ends_by_itself_after_its_duration(tmp_path: Path, process: Callable[..., Process]) -> None:

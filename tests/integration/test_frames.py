@@ -150,16 +150,14 @@ startEventLoop()
 
 
 def test_the_papers_null_address_serves_a_whole_interface(tmp_path: Path) -> None:
-    (tmp_path / "echo.py").write_text(PAPERS)
     port = f"memif:{tmp_path}/m.sock,name=data0,address=10.0.0.2/24,mac=02:00:00:00:00:02"
-    with running(tmp_path / "echo.py", "--transport", port):
-        with Client(tmp_path / "m.sock").connect() as peer:
-            peer.send(FRAME)
-            while Ether(back := peer.receive()).type != 0x800:
-                pass  # the port announces its address
-            assert back == FRAME[6:12] + FRAME[:6] + FRAME[12:]
-            link = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
-            peer.send(bytes(link / ARP(hwsrc=link.src, psrc="10.0.0.1", pdst="10.0.0.2")))
-            assert Ether(peer.receive())[ARP].hwsrc == link.dst
-            peer.send(bytes(link / IP(src="10.0.0.1", dst="10.0.0.2") / ICMP(id=5)))
-            assert Ether(peer.receive())[ICMP].type == 0
+    with running(tmp_path, PAPERS, "--transport", port), Client(tmp_path / "m.sock").connect() as peer:
+        peer.send(FRAME)
+        while Ether(back := peer.receive()).type != 0x800:
+            pass  # the port announces its address
+        assert back == FRAME[6:12] + FRAME[:6] + FRAME[12:]
+        link = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
+        peer.send(bytes(link / ARP(hwsrc=link.src, psrc="10.0.0.1", pdst="10.0.0.2")))
+        assert Ether(peer.receive())[ARP].hwsrc == link.dst
+        peer.send(bytes(link / IP(src="10.0.0.1", dst="10.0.0.2") / ICMP(id=5)))
+        assert Ether(peer.receive())[ICMP].type == 0

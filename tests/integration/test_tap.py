@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -192,6 +193,25 @@ def test_the_mtu_is_the_interfaces_or_becomes_it(tmp_path: Path, netns: NetNS, l
         assert len(sock.recv(2000)) == 1400
         assert link.counters()["tx_fragment"] == 2
     assert exists(namespace), "an interface that was there before stays"
+
+
+def test_what_the_vnf_is_too_slow_for_is_counted(tmp_path: Path, netns: NetNS) -> None:
+    with tap(tmp_path, netns(), ECHO) as link, link.namespace.socket(kind=socket.SOCK_DGRAM) as sock:
+        sock.connect(("10.0.0.2", 9))
+        sock.send(b"its address is known then")
+        link.window.wait(lambda now: now["transports"]["port0"]["counters"]["drop_no_listener"])
+        link.program.signal(signal.SIGSTOP)
+        for _ in range(3000):  # the interface holds 1000
+            with contextlib.suppress(ConnectionRefusedError):
+                sock.send(b"flood")
+        link.program.signal(signal.SIGCONT)
+        link.window.wait(
+            lambda now: (
+                (counters := now["transports"]["port0"]["counters"])["drop_no_listener"] + counters["rx_dropped"]
+                >= 2990
+            )
+        )
+        assert link.counters()["rx_dropped"] >= 1500
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])

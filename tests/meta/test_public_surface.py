@@ -14,7 +14,9 @@ from tests.meta.tree import ROOT, parse
 
 REFERENCE = Path("docs/reference")
 # Modules that are public by themselves, besides libvnf.
-PUBLIC = tuple(m for m in ("libvnf.api", "libvnf.flow", "libvnf.packet", "libvnf.testing") if importlib.util.find_spec(m))
+PUBLIC = tuple(
+    m for m in ("libvnf.api", "libvnf.flow", "libvnf.packet", "libvnf.testing") if importlib.util.find_spec(m)
+)
 
 
 def test_the_package_exports_and_does_nothing_else() -> None:

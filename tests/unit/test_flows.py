@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import runpy
 import weakref
 from typing import Any
 
 import pytest
+from scapy.contrib.gtp import GTP_U_Header
 from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.l2 import ARP, Ether
 
@@ -18,7 +20,9 @@ from libvnf.flow import (
     Statistics,
     accept,
     count,
+    decapsulate,
     drop,
+    encapsulate,
     forward,
     limit,
     reply,
@@ -305,3 +309,80 @@ async def test_a_vnf_with_rules_is_collected_when_it_is_over() -> None:
     del vnf, hand
     gc.collect()
     assert seen() is None
+
+
+async def test_a_handler_installs_what_follows_and_sends_the_packet_through_it() -> None:
+    vnf = VNF("first")
+    seen: list[FiveTuple | None] = []
+
+    @vnf.frames("a", per_packet=True)
+    def first(port: Any, request: Any, packet: Any) -> None:
+        if packet.is_arp:
+            packet.accept()
+            return
+        five = FiveTuple.of(packet)
+        seen.append(five)
+        if five is not None:
+            vnf.flows.install(Match.of(five, port="a"), [rewrite(ttl=9), forward("b")])
+        packet.again()
+
+    async with by_hand(vnf) as hand:
+        for _ in range(3):
+            assert hand.give("a", QUESTION) == {"b": [datagram(ASKED, ttl=9)]}
+        assert seen == [ASKED]
+        assert hand.give("a", datagram(ASKED, proto=47)) == {}
+        assert seen == [ASKED, None]
+        assert vnf.statistics()["core"]["drop_undecided"] == 1
+        arp = bytes(Ether(src=CLIENT, dst="ff:ff:ff:ff:ff:ff") / ARP(hwsrc=CLIENT, psrc="10.0.0.1", pdst="10.0.0.2"))
+        assert Ether(hand.give("a", arp)["a"][0])[ARP].op == 2
+
+
+async def test_rules_come_before_the_handler_and_accept_passes_by_it() -> None:
+    vnf = VNF("guard")
+    seen: list[bytes] = []
+
+    @vnf.frames("a", per_packet=True)
+    def rest(port: Any, request: Any, packet: Any) -> None:
+        seen.append(bytes(packet))
+        packet.drop()
+
+    vnf.flows.install(Match(port="a", protocol="udp"), forward("b"))
+    vnf.flows.install(Match(port="a", ethertype="arp"), accept)
+    vnf.flows.install(Match(port="a", protocol="udp", dst_port=54), to_python)
+    async with by_hand(vnf) as hand:
+        assert hand.give("a", QUESTION) == {"b": [QUESTION]}
+        arp = bytes(Ether(src=CLIENT, dst="ff:ff:ff:ff:ff:ff") / ARP(hwsrc=CLIENT, psrc="10.0.0.1", pdst="10.0.0.2"))
+        assert Ether(hand.give("a", arp)["a"][0])[ARP].op == 2
+        other = datagram(ASKED.replace(dst_port=54))
+        unmatched = datagram(ASKED, proto=47)
+        assert hand.give("a", other, unmatched) == {}
+        assert seen == [other, unmatched]
+
+
+async def test_user_data_goes_into_a_tunnel_and_comes_out_of_it() -> None:
+    vnf = VNF("upf")
+    async with by_hand(vnf) as hand:
+        vnf.flows.install(Match(port="a", teid=7), [decapsulate, forward("b")])
+        vnf.flows.install(Match(port="b", dst_ip="10.0.0.1"), [encapsulate(7, "192.0.2.1", "192.0.2.2"), forward("a")])
+        answer = datagram(ASKED.reversed(), b"!" * 1000)
+        (tunnelled,) = hand.give("b", answer)["a"]
+        outer = Ether(tunnelled)
+        assert (outer[IP].src, outer[IP].dst, outer[UDP].dport) == ("192.0.2.1", "192.0.2.2", 2152)
+        assert outer[GTP_U_Header].teid == 7
+        assert bytes(outer[GTP_U_Header].payload) == answer[14:]
+        assert hand.give("a", tunnelled) == {"b": [answer]}
+        other = bytes(outer).replace(b"\x00\x00\x00\x07", b"\x00\x00\x00\x08", 1)
+        assert hand.give("a", other) == {}, "another tunnel: for the host, which has no listener"
+
+
+async def test_the_example_of_a_translator_translates() -> None:
+    vnf: VNF = runpy.run_path("examples/nat/nat.py")["vnf"]
+    async with by_hand(vnf, "inside", "outside") as hand:
+        question = datagram(ASKED, dst="02:00:00:00:01:00")
+        (asked,) = hand.give("inside", question)["outside"]
+        assert Ether(asked)[ARP].pdst == "10.1.0.1"
+        reply = ARP(op=2, hwsrc=SERVER, psrc="10.1.0.1", hwdst="02:00:00:00:01:01", pdst="10.1.0.2")
+        (sent,) = hand.give("outside", bytes(Ether(src=SERVER, dst="02:00:00:00:01:01") / reply))["outside"]
+        out = Ether(sent)
+        assert (out[IP].src, out[UDP].sport, out.dst) == ("198.51.100.2", 20_000, SERVER)
+        assert len(vnf.flows) == 2

@@ -13,6 +13,8 @@ from scapy.contrib.gtp import GTP_U_Header
 
 from libvnf import VNF, ConfigError, Connection, Limits, Request, Unsupported, _native, api
 from libvnf.config import parse_transport
+from libvnf.flow import Match, forward
+from tests.byhand import by_hand
 
 A, B = "02:00:00:00:00:0a", "02:00:00:00:00:0b"
 
@@ -330,3 +332,54 @@ async def test_the_papers_null_address_is_the_whole_interface(monkeypatch: pytes
         assert (found, place) == (server, "frames of data0")
     finally:
         await vnf.close()
+
+
+# --- with rules -------------------------------------------------------------------------------------------------------
+
+
+async def test_frames_that_waited_look_again_for_a_rule_installed_meanwhile() -> None:
+    vnf, gate = VNF("f"), asyncio.Event()
+    seen = []
+
+    @vnf.frames("a", per_packet=True, request_id=lambda packet: packet.src_ip)
+    async def first(port: Any, request: Any, packet: Any) -> None:
+        seen.append(packet.src_port)
+        await gate.wait()
+        vnf.flows.install(Match(port="a", src_ip=packet.src_ip), [forward("b")])
+        packet.again()
+
+    async with by_hand(vnf) as hand:
+        frames = [udp(sport=number) for number in range(5)]
+        assert hand.give("a", *frames) == {}
+        gate.set()
+        sent: list[bytes] = []
+        while len(sent) < 5:
+            await asyncio.sleep(0)
+            sent += hand.turn().get("b", [])
+        assert (sent, seen) == (frames, [0])
+        assert hand.give("a", *frames) == {"b": frames}
+        assert (vnf.statistics()["core"]["drop_undecided"], seen) == (0, [0])
+
+
+async def test_rules_go_before_handlers_of_batches() -> None:
+    vnf = VNF("f")
+    sizes = []
+
+    @vnf.frames("a")
+    def rest(batch: Any) -> None:
+        sizes.append(len(batch))
+        vnf.flows.install(Match(port="a", dst_port=int(batch.dst_port[0]), protocol="udp"), [forward("b")])
+        batch.again()
+
+    async with by_hand(vnf) as hand:
+        frames = [udp(dport=1 + number % 2) for number in range(20)]
+        assert hand.give("a", *frames) == {"b": frames[::2]}
+        # Those of a rule leave first, each flow in order.
+        assert hand.give("a", *frames) == {"b": frames[::2] + frames[1::2]}
+        assert (sizes, vnf.statistics()["core"]["drop_undecided"]) == ([20, 10], 10)
+
+
+async def test_again_without_a_rule_is_a_drop_that_is_counted(bench: Bench) -> None:
+    bench.attach(lambda port, request, packet: packet.again())
+    assert bench.give(udp(), udp())["right"] == []
+    assert bench.counted("drop_undecided") == 2

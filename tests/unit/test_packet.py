@@ -49,7 +49,15 @@ def extended(kinds: st.SearchStrategy[int], unit: int) -> st.SearchStrategy[tupl
 
 macs = st.binary(min_size=6, max_size=6).map(lambda mac: mac.hex(":"))
 v4s = up_to(2**32 - 1).map(lambda number: str(ipaddress.IPv4Address(number)))
-v6s = up_to(2**128 - 1).map(lambda number: str(ipaddress.IPv6Address(number)))
+
+
+def text_of_v6(number: int) -> str:
+    """RFC 5952 §5: a mapped IPv4 address is written as one, which Python before 3.13 does not do."""
+    mapped = number >> 32 == 0xFFFF
+    return f"::ffff:{ipaddress.IPv4Address(number & 0xFFFF_FFFF)}" if mapped else str(ipaddress.IPv6Address(number))
+
+
+v6s = up_to(2**128 - 1).map(text_of_v6)
 ipv4s = st.builds(
     IPv4,
     v4s,

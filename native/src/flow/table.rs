@@ -131,7 +131,7 @@ fn nanos(duration: Duration) -> u64 {
 
 impl Table {
     /// A table for `capacity` rules. Memory for them is reserved with the first one, and used as they come: about 200 bytes
-    /// each, and for those with actions of their own 16 and 72 for each action.
+    /// each, and 96 more for those with a step (rewrite, encapsulate …) of their own.
     pub fn new(capacity: usize) -> Self {
         Self::with_random(capacity, Random::new())
     }

@@ -6,7 +6,7 @@ use crate::port::Port;
 
 /// How long frames may wait where they came in for room where they go. A peer that takes nothing for so long is no
 /// reason to poll for ever: what is for it is dropped then.
-const PATIENCE: Duration = Duration::from_millis(1);
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// One direction. Frames wait in the ring they came by while there is no room, so that a peer that is only slow slows
 /// down the sender instead of losing frames.

@@ -193,7 +193,7 @@ impl Forwarder {
     }
 
     #[inline]
-    fn may_match(&self, index: usize) -> bool {
+    pub fn may_match(&self, index: usize) -> bool {
         self.rules_of_all > 0 || self.rules_of.get(index).is_some_and(|rules| *rules > 0)
     }
 

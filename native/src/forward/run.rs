@@ -4,9 +4,9 @@
 use std::time::{Duration, Instant};
 
 use super::bridge::Bridge;
-use crate::port::Port;
 use crate::port::lent::BURST;
 use crate::port::polling::{self, Polling};
+use crate::port::{Link, Port};
 
 /// Rounds in a row that find frames, before a sleeping peer is woken and the clock is read again.
 const ROUNDS: u32 = 16;
@@ -17,17 +17,19 @@ pub const TICK: Duration = Duration::from_millis(100);
 
 pub type Ports = Vec<Box<dyn Port>>;
 
-/// Passes frames between the two ports of each pair until `tick` says false.
+/// Passes frames between the two ports of each pair, once both have been up, until `tick` says false.
 pub fn run(ports: &mut Ports, pairs: &[(usize, usize)], tick: &mut dyn FnMut(&Ports) -> bool) {
     let directions: Vec<_> = pairs.iter().flat_map(|&(one, two)| [(one, two), (two, one)]).collect();
     let mut bridges = vec![Bridge::default(); directions.len()];
     let mut unflushed = vec![false; ports.len()];
+    // A port is not taken from before there is somebody to take it: a capture would be read to nobody.
+    let mut begun = vec![false; ports.len()];
     let mut now = Instant::now();
     let mut polling = Polling::new(polling::LONGEST, now);
     let (mut next_service, mut next_tick, mut rounds) = (now, now + TICK, 0);
     loop {
         let mut count = 0;
-        for (bridge, &(from, to)) in bridges.iter_mut().zip(&directions) {
+        for (bridge, &(from, to)) in bridges.iter_mut().zip(&directions).filter(|(_, way)| begun[way.0]) {
             let Ok([from, port]) = ports.get_disjoint_mut([from, to]) else { continue };
             let passed = bridge.pass(from.as_mut(), port.as_mut(), now, BURST);
             if passed > 0 {
@@ -53,6 +55,11 @@ pub fn run(ports: &mut Ports, pairs: &[(usize, usize)], tick: &mut dyn FnMut(&Po
         }
         if now >= next_service {
             ports.iter_mut().for_each(|port| port.service(now));
+            for &(one, two) in pairs {
+                if !begun[one] && ports[one].link() == Link::Up && ports[two].link() == Link::Up {
+                    (begun[one], begun[two]) = (true, true);
+                }
+            }
             next_service = now + SERVICE;
         }
         if now >= next_tick {
@@ -68,7 +75,7 @@ pub fn run(ports: &mut Ports, pairs: &[(usize, usize)], tick: &mut dyn FnMut(&Po
             (0..16).for_each(|_| std::hint::spin_loop());
             continue;
         }
-        if ports.iter_mut().all(|port| port.arm()) {
+        if ports.iter_mut().zip(&begun).all(|(port, begun)| !begun || port.arm()) {
             let deadlines = ports.iter().filter_map(|port| port.deadline());
             let until = deadlines.fold(next_tick, Instant::min);
             let fds: Vec<_> = ports.iter().map(|port| port.wake_fd()).collect();

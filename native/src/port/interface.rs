@@ -161,6 +161,42 @@ impl Interfaces {
     }
 }
 
+/// How many frames the kernel has had to drop that were to go out by the interface (`tx_dropped` of rtnetlink(7)).
+pub fn dropped(index: u32) -> io::Result<u64> {
+    // linux/rtnetlink.h and if_link.h: RTM_GETSTATS, RTM_NEWSTATS, IFLA_STATS_LINK_64, and where it is in a
+    // `struct rtnl_link_stats64`.
+    const GET: u16 = 94;
+    const NEW: u16 = 92;
+    const LINK_64: u16 = 1;
+    const TX_DROPPED: usize = 7 * 8;
+    let socket = socket(libc::AF_NETLINK, libc::SOCK_RAW)?;
+    // A `struct nlmsghdr` and a `struct if_stats_msg`: of one interface the one kind.
+    let mut request = [0; 28];
+    request[..4].copy_from_slice(&28u32.to_ne_bytes());
+    request[4..6].copy_from_slice(&GET.to_ne_bytes());
+    request[6..8].copy_from_slice(&(libc::NLM_F_REQUEST as u16).to_ne_bytes());
+    request[20..24].copy_from_slice(&index.to_ne_bytes());
+    request[24..28].copy_from_slice(&(1u32 << (LINK_64 - 1)).to_ne_bytes());
+    let mut answer = [0; 1024];
+    // SAFETY: as many readable and writable bytes as are named. rtnetlink answers before `send` returns.
+    let got = unsafe {
+        checked(libc::send(socket.as_raw_fd(), request.as_ptr().cast(), request.len(), 0) as c_int)?;
+        libc::recv(socket.as_raw_fd(), answer.as_mut_ptr().cast(), answer.len(), 0)
+    };
+    checked(got as c_int)?;
+    let answer = &answer[..got as usize];
+    let mut attributes = answer.get(28..).filter(|_| answer[4..6] == NEW.to_ne_bytes()).unwrap_or_default();
+    while attributes.len() >= 4 {
+        let len = usize::from(u16::from_ne_bytes(array(attributes, 0))).max(4);
+        let kind = u16::from_ne_bytes(array(attributes, 2));
+        if kind == LINK_64 && len >= 4 + TX_DROPPED + 8 && attributes.len() >= len {
+            return Ok(u64::from_ne_bytes(array(attributes, 4 + TX_DROPPED)));
+        }
+        attributes = attributes.get(len.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 /// Readable when an interface was made, changed or removed.
 pub struct News(OwnedFd);
 
@@ -212,6 +248,8 @@ mod tests {
         let error = interfaces.is_up("no-such-device").unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
         assert!(!News::new().unwrap().take());
+        assert!(dropped(interfaces.index("lo").unwrap()).is_ok());
+        assert_eq!(dropped(u32::MAX).unwrap_err().kind(), io::ErrorKind::Unsupported);
     }
 
     #[test]

@@ -40,6 +40,12 @@ impl Epoll {
         self.control(libc::EPOLL_CTL_ADD, fd, token, wanted)
     }
 
+    /// Out of the set, and out of what its device has to tell: one that stays in costs with every frame.
+    pub fn remove(&self, fd: &impl AsRawFd) {
+        // SAFETY: no event is needed to remove. What is not in the set need not be.
+        unsafe { libc::epoll_ctl(self.0.as_raw_fd(), libc::EPOLL_CTL_DEL, fd.as_raw_fd(), std::ptr::null_mut()) };
+    }
+
     /// Whether it shall be told that there is something to read.
     pub fn want(&self, fd: &impl AsRawFd, token: u64, wanted: bool) -> io::Result<()> {
         self.control(libc::EPOLL_CTL_MOD, fd, token, wanted)

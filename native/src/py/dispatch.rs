@@ -12,7 +12,7 @@ use super::connection::{Connection, Phase};
 use super::core::Core;
 use super::coroutine::{begin_coroutine, is_coroutine};
 use super::engine::Engine;
-use super::frames::Frame;
+use super::frames::{Frame, settle};
 use super::framing::IdSpec;
 use super::packet::{Body, Packet, is_unshared};
 use super::request::Request;
@@ -148,10 +148,16 @@ impl Exchange {
     }
 }
 
-/// Messages that wait for busy request ids.
+/// Messages that wait for busy request ids, and will in vain.
 pub fn waiting(ids: &Bound<'_, PyDict>) -> usize {
     let exchanges = ids.values().into_iter().filter_map(|found| found.cast_into::<Exchange>().ok());
-    exchanges.map(|exchange| exchange.get().state.with(exchange.py(), |state| state.queue.len())).sum()
+    let count = |exchange: &Exchange, py| {
+        exchange.state.with(py, |state| {
+            state.queue.iter().for_each(|packet| settle(py, packet));
+            state.queue.len()
+        })
+    };
+    exchanges.map(|exchange| count(exchange.get(), exchange.py())).sum()
 }
 
 /// A message on its way to a handler.
@@ -252,6 +258,12 @@ fn deliver(py: Python<'_>, connection: &Py<Connection>, incoming: Incoming) {
     let inner = connection.get();
     let core = &inner.core;
     let endpoint = inner.endpoint.get();
+    if let Incoming::Packet(packet) = &incoming
+        && let Ok(frame) = packet.bind(py).as_any().cast_exact::<Frame>()
+        && Frame::finds_rule(frame)
+    {
+        return;
+    }
     let Some((handler, carried)) = inner.data_handler(py) else {
         let matched = inner.state.with(py, |state| state.matched);
         let client = endpoint.state.with(py, |state| state.client.as_ref().map(|client| client.clone_ref(py)));
@@ -281,6 +293,7 @@ fn deliver(py: Python<'_>, connection: &Py<Connection>, incoming: Incoming) {
     let class = endpoint.state.with(py, |state| state.request.clone_ref(py));
     if core.get().open_requests() >= core.get().limits.max_requests {
         core.get().counters.requests_refused.bump();
+        settle(py, &packet);
         if !endpoint.datagram {
             Connection::abort_with(connection, py, "max_requests");
         }
@@ -310,6 +323,7 @@ fn exchange(
             Some(id) => PyInt::new(py, id).into_any().unbind(),
             None => {
                 core.get().counters.drop_no_request_id.bump();
+                settle(py, &packet);
                 if !inner.endpoint.get().datagram {
                     Connection::abort_with(connection, py, "request id: message too short");
                 }
@@ -342,7 +356,10 @@ fn exchange(
                 Some(false)
             });
             match full {
-                Some(true) => return core.get().counters.drop_queue_full.bump(),
+                Some(true) => {
+                    packet.iter().for_each(|packet| settle(py, packet));
+                    return core.get().counters.drop_queue_full.bump();
+                }
                 Some(false) => return,
                 None => exchange,
             }

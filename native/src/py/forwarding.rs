@@ -120,27 +120,30 @@ impl Engine {
     }
 
     /// Runs a frame that a handler has through the rules again. What still matches none is dropped and counted.
-    pub fn again(slf: &Py<Self>, py: Python<'_>, index: usize, frame: Slot) {
+    pub fn again(slf: &Py<Self>, py: Python<'_>, index: usize, frame: &[u8]) {
+        if !Self::finds_rule(slf, py, index, frame) {
+            slf.get().core.get().counters.drop_undecided.bump();
+        }
+    }
+
+    /// Whether a rule matches, and has done with it what it says, a frame that a handler has or that waits for one.
+    pub fn finds_rule(slf: &Py<Self>, py: Python<'_>, index: usize, frame: &[u8]) -> bool {
         let engine = slf.get();
+        if !engine.state.with(py, |state| state.forwarder.as_ref().is_some_and(|forwarder| forwarder.may_match(index)))
+        {
+            return false;
+        }
         let now = engine.now(py);
-        let (came_of_it, wakes) = engine.state.with(py, |state| {
+        let came_of_it = engine.state.with(py, |state| {
             let State { ports, forwarder, .. } = state;
-            let Some(forwarder) = forwarder else { return (Again::Finished, false) };
-            let came_of_it = forwarder.again(ports, index, &frame, now);
-            if came_of_it != Again::Accepted {
-                return (came_of_it, false);
-            }
-            ports[index].accepted.push(frame);
-            state.pending = true;
-            (came_of_it, state.wakes_for(Some(now)))
+            forwarder.as_mut().map_or(Again::Undecided, |forwarder| forwarder.again(ports, index, frame, now))
         });
-        if came_of_it == Again::Undecided {
-            engine.core.get().counters.drop_undecided.bump();
+        match came_of_it {
+            Again::Undecided => return false,
+            Again::Accepted => engine.accept(py, index, frame),
+            Again::Finished => Core::schedule_flush(&engine.core, py),
         }
-        Core::schedule_flush(&engine.core, py);
-        if wakes {
-            engine.call_wake(py);
-        }
+        true
     }
 
     /// Joins two ports: what no rule matches leaves by the other one.

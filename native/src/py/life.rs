@@ -12,6 +12,7 @@ use super::core::Core;
 use super::dispatch;
 use super::endpoint::{Endpoint, Event};
 use super::engine::{Engine, Target};
+use super::frames::settle;
 use super::framing::FramingSpec;
 use super::request::Request;
 use super::sockets::failure;
@@ -297,6 +298,12 @@ impl Connection {
         let waited = ids.map_or(0, |ids| dispatch::waiting(ids.bind(py))) + queue.len();
         inner.core.get().counters.drop_not_connected.add(waited as u64);
         drop(queue);
+        let unread =
+            inner.state.with(py, |state| matches!(wire, Wire::Port { .. }).then(|| std::mem::take(&mut state.queue)));
+        for packet in unread.into_iter().flatten() {
+            inner.core.get().counters.drop_not_connected.bump();
+            settle(py, &packet);
+        }
         match &wire {
             Wire::Flow { engine, port, flow, owner } => engine.get().close_flow(py, *port, *flow, *owner),
             Wire::Datagram { address: Some(address), protocol, .. } => {

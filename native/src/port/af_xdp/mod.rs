@@ -197,6 +197,8 @@ pub struct AfXdp {
     /// The longest frame that can be sent now.
     longest: usize,
     generation: u64,
+    /// The queues are in the epoll set.
+    armed: bool,
     /// The queue that lent last.
     turn: usize,
     /// When to open the interface again.
@@ -222,7 +224,7 @@ impl AfXdp {
         if !facts.is_up {
             return Err(io::Error::other(format!("{name} is down: ip link set {name} up")));
         }
-        let session = Session::open(&config, &facts, &epoll, PATIENCE)?;
+        let session = Session::open(&config, &facts, PATIENCE)?;
         let mut port = Self {
             config,
             interfaces,
@@ -234,6 +236,7 @@ impl AfXdp {
             down: String::new(),
             longest: 0,
             generation: 0,
+            armed: false,
             turn: 0,
             reopen_at: None,
             resend_at: None,
@@ -291,6 +294,7 @@ impl AfXdp {
     }
 
     fn close(&mut self) {
+        self.disarm();
         let Some(mut session) = self.session.take() else { return };
         self.counters.tx_lost += session.unsent();
         self.counters = self.with_kernels(Some(&session));
@@ -304,7 +308,7 @@ impl AfXdp {
             .config
             .validate(facts)
             .map_err(io::Error::other)
-            .and_then(|()| Session::open(&self.config, facts, &self.epoll, Duration::ZERO));
+            .and_then(|()| Session::open(&self.config, facts, Duration::ZERO));
         match opened {
             Ok(session) => self.session = Some(session),
             Err(error) => {
@@ -452,8 +456,29 @@ impl Port for AfXdp {
         }
     }
 
+    /// The sockets are in the set of what is waited for only while somebody sleeps: who is in it is told of every single
+    /// frame that was sent, which costs as much as the rest of a frame's way through here.
     fn arm(&mut self) -> bool {
-        self.session.as_ref().is_none_or(|session| !session.queues.iter().any(Queue::has_frames))
+        let Some(session) = &self.session else { return true };
+        if session.queues.iter().any(Queue::has_frames) {
+            return false;
+        }
+        if !std::mem::replace(&mut self.armed, true)
+            && session.queues.iter().any(|queue| self.epoll.add(queue, 0, true).is_err())
+        {
+            self.disarm();
+        }
+        // A frame that came meanwhile is told of at once: the set is level-triggered.
+        self.armed
+    }
+
+    fn disarm(&mut self) {
+        if !std::mem::take(&mut self.armed) {
+            return;
+        }
+        for queue in self.session.iter().flat_map(|session| &session.queues) {
+            self.epoll.remove(queue);
+        }
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

@@ -8,7 +8,6 @@ use super::admission::Admission;
 use super::bpf::{AttachError, Link, SocketMap};
 use super::queue::{Queue, Shape};
 use super::{AfXdpConfig, Attach, Facts, Take};
-use crate::port::waiting::Epoll;
 
 /// Between two tries to have what a predecessor still holds.
 const PAUSE: Duration = Duration::from_millis(5);
@@ -23,7 +22,7 @@ pub(super) struct Session {
 
 impl Session {
     /// Opens all of it, or nothing; a refusal is one line.
-    pub fn open(config: &AfXdpConfig, facts: &Facts, epoll: &Epoll, patience: Duration) -> io::Result<Self> {
+    pub fn open(config: &AfXdpConfig, facts: &Facts, patience: Duration) -> io::Result<Self> {
         let name = &config.interface;
         let numbers = numbers(config, facts.queues)?;
         let until = Instant::now() + patience;
@@ -51,9 +50,6 @@ impl Session {
         let admission = Admission::new(facts, everything, config.mac, &config.addresses)
             .map_err(|error| refusal(&error, &format!("{name} does not let in what is for us"), config))?;
         let link = attach(config, facts, &map, until)?;
-        for queue in &queues {
-            epoll.add(queue, 0, true)?;
-        }
         Ok(Self { interface: facts.index, link, queues, _admission: admission })
     }
 

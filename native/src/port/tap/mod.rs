@@ -8,6 +8,7 @@ mod device;
 mod link_layer;
 mod spread;
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 use self::device::Queue;
 use self::link_layer::Outgoing;
 use super::counting::counters;
-use super::interface::{Interfaces, News};
+use super::interface::{Interfaces, News, dropped};
 use super::lent::{BURST, Burst, LONGEST, Lent};
 use super::waiting::{Bell, Epoll};
 use super::{HEADER_BYTES, Link, Port, Sent};
@@ -66,6 +67,8 @@ counters! {
     rx_bytes,
     rx_too_long,
     rx_pool_dry,
+    /// By the kernel, because the port was too slow.
+    rx_dropped,
     /// Of `Layer::Ip`: of no known version.
     rx_not_ip,
     /// Answers to ARP and NDP that found no room.
@@ -117,6 +120,20 @@ struct Queued {
     ends: Vec<usize>,
 }
 
+/// The interface counts on; what came before the port opened it is not the port's, and what it counted it keeps.
+#[derive(Clone, Copy, Default)]
+struct Dropped {
+    earlier: u64,
+    at_open: u64,
+    last: u64,
+}
+
+impl Dropped {
+    fn sum(self) -> u64 {
+        self.earlier + self.last.saturating_sub(self.at_open)
+    }
+}
+
 pub struct Tap {
     config: TapConfig,
     interfaces: Interfaces,
@@ -127,6 +144,9 @@ pub struct Tap {
     queues: Vec<Queue>,
     /// What it is called now.
     interface: String,
+    index: u32,
+    /// What the kernel had dropped by then, and before.
+    dropped: Cell<Dropped>,
     mtu: usize,
     /// Why there is no link; none when there is.
     down: Option<String>,
@@ -154,6 +174,8 @@ impl Tap {
             bell,
             queues: Vec::new(),
             interface: config.interface.clone(),
+            index: 0,
+            dropped: Cell::default(),
             mtu: 0,
             down: Some("not open".into()),
             retry_at: None,
@@ -177,6 +199,9 @@ impl Tap {
         for (token, queue) in (FIRST_QUEUE..).zip(&queues) {
             self.epoll.add(queue, token, self.armed)?;
         }
+        self.index = self.interfaces.index(&interface)?;
+        let at_open = dropped(self.index).unwrap_or(0);
+        self.dropped.set(Dropped { earlier: self.dropped.get().sum(), at_open, last: at_open });
         (self.queues, self.interface) = (queues, interface);
         self.mtu = mtu.min(LONGEST - HEADER_BYTES);
         self.received = Received::new(self.mtu + HEADER_BYTES);
@@ -451,6 +476,11 @@ impl Port for Tap {
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
-        self.counters.list()
+        let mut dropped_by = self.dropped.get();
+        if let Some(last) = Some(self.index).filter(|_| !self.queues.is_empty()).and_then(|index| dropped(index).ok()) {
+            dropped_by.last = last;
+            self.dropped.set(dropped_by);
+        }
+        Counters { rx_dropped: dropped_by.sum(), ..self.counters.clone() }.list()
     }
 }

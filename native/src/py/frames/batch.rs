@@ -113,6 +113,8 @@ impl Engine {
     }
 }
 
+/// Frames of a port, at most 256: their fields are columns, and ``drop``, ``forward(port)``, ``reply``, ``accept`` and
+/// ``again`` take masks. ``rewrite`` changes what leaves. Over with its handler.
 #[pyclass(frozen, module = "libvnf._native")]
 pub struct Batch {
     engine: Py<Engine>,
@@ -229,12 +231,11 @@ impl Batch {
                             failed += u64::from(verdict::reply(open.port.as_mut(), bytes).is_none());
                         }
                     }
-                    Some(decision @ (Decision::Accept | Decision::Again)) => match pool.take(bytes.len()) {
+                    Some(Decision::Again) => again.push(place),
+                    Some(Decision::Accept) => match pool.take(bytes.len()) {
                         Some(mut slot) => {
                             slot.copy_from_slice(bytes);
-                            if decision == Decision::Again {
-                                again.push(slot);
-                            } else if let Some(open) = state.ports.get_mut(index) {
+                            if let Some(open) = state.ports.get_mut(index) {
                                 open.accepted.push(slot);
                             }
                         }
@@ -249,8 +250,8 @@ impl Batch {
         counters.drop_undecided.add(undecided);
         counters.drop_verdict.add(dropped);
         counters.drop_verdict_failed.add(failed);
-        for slot in again {
-            Engine::again(engine, py, index, slot);
+        for place in again {
+            Engine::again(engine, py, index, store.outgoing(place));
         }
     }
 

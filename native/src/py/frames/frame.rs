@@ -38,6 +38,8 @@ impl State {
     const EMPTY: Self = Self { port: 0, decided: true, place: None, headers: None, rewritten: None };
 }
 
+/// A frame of a port: a packet with the fields of its headers, and a verdict: ``drop``, ``forward(port)``, ``reply``,
+/// ``accept``, ``again``. ``rewrite`` changes what leaves.
 #[pyclass(frozen, extends = Packet, module = "libvnf._native")]
 pub struct Frame {
     engine: Py<Engine>,
@@ -148,6 +150,13 @@ impl Frame {
         Ok(result)
     }
 
+    /// Whether a frame that has waited for its handler is now a rule's, which was installed meanwhile.
+    pub fn finds_rule(slf: &Bound<'_, Self>) -> bool {
+        let (py, inner) = (slf.py(), slf.get());
+        let port = inner.state.with(py, |state| state.port);
+        Engine::finds_rule(&inner.engine, py, port, slf.as_super().get().bytes(py)) && inner.settle(py)
+    }
+
     fn place(&self, py: Python<'_>) -> Option<(Py<Batch>, u16)> {
         self.state.with(py, |state| state.place.as_ref().map(|(batch, place)| (batch.clone_ref(py), *place)))
     }
@@ -214,6 +223,13 @@ impl Frame {
     fn mac(slf: &Bound<'_, Self>, at: usize) -> Option<String> {
         let bytes = slf.as_super().get().bytes(slf.py());
         bytes.get(at..at + 6).map(|mac| mac.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":"))
+    }
+}
+
+/// A packet is dropped, and what counts says why: if it is a frame, that is not for want of a verdict.
+pub fn settle(py: Python<'_>, packet: &Py<Packet>) {
+    if let Ok(frame) = packet.bind(py).as_any().cast_exact::<Frame>() {
+        frame.get().settle(py);
     }
 }
 

@@ -20,7 +20,7 @@ use pyo3::{PyTraverseError, PyVisit};
 
 pub use batch::Batch;
 pub use columns::Column;
-pub use frame::Frame;
+pub use frame::{Frame, settle};
 pub use verdict::Decision;
 
 use self::batch::Batches;

@@ -84,18 +84,12 @@ impl Engine {
                 }
             }
             Decision::Accept => inner.accept(py, port, bytes),
-            Decision::Again => match inner.core.get().pool.take(bytes.len()) {
-                Some(mut slot) => {
-                    slot.copy_from_slice(bytes);
-                    Self::again(slf, py, port, slot);
-                }
-                None => counters.drop_verdict_failed.bump(),
-            },
+            Decision::Again => Self::again(slf, py, port, bytes),
         }
     }
 
     /// A frame for the host of `port`, which gets it with the next delivery.
-    fn accept(&self, py: Python<'_>, port: usize, bytes: &[u8]) {
+    pub fn accept(&self, py: Python<'_>, port: usize, bytes: &[u8]) {
         let core = self.core.get();
         let Some(mut slot) = core.pool.take(bytes.len()) else { return core.counters.drop_verdict_failed.bump() };
         slot.copy_from_slice(bytes);
