@@ -1,4 +1,4 @@
-//! `--capture FILE`: one file that all ports of an engine are written to (`port/capture.rs`).
+//! `--capture FILE`: one file that all ports of an engine are written to (`port/capture`).
 
 use std::io;
 use std::path::PathBuf;
