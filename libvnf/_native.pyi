@@ -619,9 +619,9 @@ def generate_frames(options: dict[str, Any], progress: Callable[[dict[str, Any]]
     ``both_ways`` (both send), ``size`` (60) of a UDP datagram over IPv4 or else ``frame``, the bytes of a template,
     ``flows`` (1), told apart by a number added to the 32-bit field ``vary_at`` (26: the IPv4 source) with the Internet
     checksums ``checksums_at`` ([24, 40]) kept right, both within the first 64 bytes; ``expect``, the bytes that must
-    come back, but for what varies between flows; ``rate`` (frames per second) and ``outstanding`` (how many may be under
-    way; one that is lost is so for ever), else as many as there is room for; ``duration_s`` (1), ``warmup_s`` (0.3),
-    ``timeout_s`` (5; how long a port may be without a peer at the beginning), ``cpu``.
+    come back, but for what varies between flows; ``rate`` (frames per second) and ``outstanding`` (how many may be
+    under way; one that is lost is so for ever), else as many as there is room for; ``duration_s`` (1), ``warmup_s``
+    (0.3), ``timeout_s`` (5; how long a port may be without a peer at the beginning), ``cpu``.
 
     The report: ``rate`` and ``sent_rate`` (frames per second after the warm-up), ``seconds`` (of that time); of the
     whole run ``sent``, ``received`` (as expected; without ``expect`` all of the EtherType sent), ``received_bytes``,

@@ -178,9 +178,9 @@ fn a_bridged_port_without_rules_of_its_own_passes_everything_on() {
 fn what_no_rule_matches_goes_over_the_bridge_else_to_handler_or_host() {
     let frame = packet_v4(64, true, 500);
     let mut world = World::new(Action::Count);
-    assert_eq!(world.take(&[frame.clone()]), (vec![frame.clone()], vec![]));
+    assert_eq!(world.take(std::slice::from_ref(&frame)), (vec![frame.clone()], vec![]));
     world.stations[0].bridge = Some(1);
-    assert_eq!(world.take(&[frame.clone()]), (vec![], vec![]));
+    assert_eq!(world.take(std::slice::from_ref(&frame)), (vec![], vec![]));
     assert_eq!(world.got(1), [frame]);
     world.counts(&[("forwarded", 1)]);
 }
@@ -190,17 +190,17 @@ fn accepted_frames_pass_by_the_handler() {
     let frame = packet_v4(64, true, 8);
     let mut world = World::new(Action::Accept);
     world.stations[0].has_handler = true;
-    assert_eq!(world.take(&[frame.clone()]), (vec![], vec![frame]));
+    assert_eq!(world.take(std::slice::from_ref(&frame)), (vec![], vec![frame]));
 }
 
 #[test]
 fn a_frame_for_python_needs_a_handler() {
     let frame = packet_v4(64, true, 8);
     let mut world = World::new(Action::ToPython);
-    assert_eq!(world.take(&[frame.clone()]), (vec![], vec![]));
+    assert_eq!(world.take(std::slice::from_ref(&frame)), (vec![], vec![]));
     world.counts(&[("drop_no_handler", 1)]);
     world.stations[0].has_handler = true;
-    assert_eq!(world.take(&[frame.clone()]), (vec![frame], vec![]));
+    assert_eq!(world.take(std::slice::from_ref(&frame)), (vec![frame], vec![]));
 }
 
 #[test]
@@ -235,7 +235,7 @@ fn a_frame_of_a_handler_goes_through_the_rules_again() {
     world.install(Match::default(), &[Action::Forward(1)]);
     assert_eq!(again(&mut world), Again::Finished);
     world.stations[1].port.flush();
-    assert_eq!(world.got(1), [frame.clone()]);
+    assert_eq!(world.got(1), std::slice::from_ref(&frame));
     world.install(Match::default(), &[Action::ToPython]);
     assert_eq!(again(&mut world), Again::Undecided, "not to the handler that has it");
     world.counts(&[("forwarded", 1)]);
@@ -313,7 +313,7 @@ fn who_sent_what_goes_no_further_is_told() {
     ];
     for (packet, kind, counter) in cases {
         let mut world = World::new(Action::Route(1));
-        world.take(&[packet.clone()]);
+        world.take(std::slice::from_ref(&packet));
         world.counts(&[(counter, 1)]);
         let error = world.got(0).remove(0);
         assert_eq!((&error[..6], &error[6..12]), (&CLIENT[..], &mac(2)[..]));
