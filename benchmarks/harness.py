@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from libvnf._native import core_distance_ns
 
@@ -45,7 +45,9 @@ PREFERRED = 'if [ -w /proc/self/autogroup ]; then echo -20 >/proc/self/autogroup
 class Program:
     """A child in a session of its own, pinned; started when it has printed the word ``ready``."""
 
-    def __init__(self, *args: str | Path, cpu: int | None = SERVER_CPU, ready: str = "ready") -> None:
+    def __init__(
+        self, *args: str | Path, cpu: int | None = SERVER_CPU, ready: str = "ready", timeout_s: float = 30.0
+    ) -> None:
         pinned = [] if cpu is None else ["taskset", "-c", str(cpu)]
         begun = time.monotonic()
         self._child = subprocess.Popen(
@@ -57,7 +59,7 @@ class Program:
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
         )
-        self.wait_for(ready)
+        self.wait_for(ready, timeout_s)
         self.ready_s = time.monotonic() - begun
 
     def wait_for(self, word: str, timeout_s: float = 30.0) -> str:
@@ -243,7 +245,13 @@ def median(side: Measured, of: Callable[[Sample], float], kind: str | None) -> f
     return statistics.median(of(sample) for sample in chosen)
 
 
-def rounds(sides: Sequence[Side], count: int, duration_s: float, warmup_s: float = 0.3) -> None:
+class Runs(Protocol):
+    """What takes its turn in a round."""
+
+    def run(self, duration_s: float, warmup_s: float = 0.3) -> Sample: ...
+
+
+def rounds(sides: Sequence[Runs], count: int, duration_s: float, warmup_s: float = 0.3) -> None:
     """Each side in turn, ``count`` times; the order turns round, so that none is always the first."""
     for number in range(count):
         for side in sides if number % 2 == 0 else reversed(sides):

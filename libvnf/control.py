@@ -240,8 +240,10 @@ def answering(name: str, questions: Mapping[str, Question], log: logging.Logger)
 
     async def serve() -> None:
         control = Control(name, questions, log)
-        await control.open()
-        ready.set()
+        try:
+            await control.open()
+        finally:
+            ready.set()
         await over.wait()
         control.close()
 

@@ -211,6 +211,12 @@ class Namespace:
         assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
         return done.stdout
 
+    def pings(self, address: str, *, size: int = 56, count: int = 3) -> None:
+        """``count`` answers come; a machine that is busy may take its time."""
+        ping = ["ping", "-c", str(count), "-i", "0.05", "-w", "20", "-s", str(size), address]
+        report = self.run(*ping)
+        assert f" {count} received" in report, report
+
     def socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> socket.socket:
         """A socket of the namespace, for this process to use."""
         home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)

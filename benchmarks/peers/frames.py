@@ -1,4 +1,4 @@
-"""The frame generator in a process of its own: options as JSON in, the report as JSON out.
+"""The frame generator in a process of its own: options as JSON in, where a frame is hexadecimal; the report as JSON out.
 
 python benchmarks/peers/frames.py OPTIONS
 """
@@ -8,4 +8,7 @@ import sys
 
 from libvnf._native import generate_frames
 
-print(json.dumps(generate_frames(json.loads(sys.argv[1]), lambda now: False)))
+options = json.loads(sys.argv[1])
+if "frame" in options:
+    options["frame"] = bytes.fromhex(options["frame"])
+print(json.dumps(generate_frames(options, lambda now: False)))

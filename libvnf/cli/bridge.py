@@ -81,10 +81,11 @@ def run(
                 native.add_port(port.name, {"type": port.type, **port.options}, capture=file)
         begin = last = time.monotonic()
         before = rows = native.ports()
-        click.echo("bridging " + ", ".join(f"{one} - {two}" for one, two in zip(ports[::2], ports[1::2], strict=True)))
         # Ports are asked ten times a second anyway; whoever wants to know gets those figures, from a thread.
         with interrupts() as interrupted, answering("bridge", questions(lambda: (rows, last_s), ports), LOG):
             last_s = begin
+            pairs = zip(ports[::2], ports[1::2], strict=True)
+            click.echo("bridging " + ", ".join(f"{one} - {two}" for one, two in pairs))
 
             def on_progress(now: list[dict[str, Any]]) -> bool:
                 nonlocal before, last, last_s, rows

@@ -48,13 +48,14 @@ vnf.flows.install(Match.of(answered, port="right"), [rewrite(dst_ip="10.0.0.1"),
 """
 
 
-def served(process: Callable[..., Process], link: Between) -> None:
+def served(process: Callable[..., Process], link: Between) -> Process:
     """iperf3 on the right."""
-    process(["iperf3", "-s", "--forceflush"], netns=link.right.name).wait_for("listening")
+    return process(["iperf3", "-s", "--forceflush"], netns=link.right.name)
 
 
-def carried(link: Between, address: str, *options: str) -> float:
-    """Bits per second, as iperf3 counts them."""
+def carried(link: Between, server: Process, address: str, *options: str) -> float:
+    """Bits per second, as iperf3 counts them; the server says again that it listens when the one before is over."""
+    server.wait_for("listening")
     report = json.loads(link.left.run("iperf3", "-J", "-t", "2", *options, "-c", address, timeout_s=60))
     assert "error" not in report, report["error"]
     end = report["end"]
@@ -65,9 +66,8 @@ def carried(link: Between, address: str, *options: str) -> float:
 def test_a_router_of_rules_is_a_hop(tmp_path: Path, netns: NetNS) -> None:
     with between(tmp_path, netns, ROUTER) as link:
         for address in ("10.1.0.1", "fd01::1"):
-            for size in ("56", "1400", "4000"):
-                report = link.left.run("ping", "-c3", "-i0.05", "-W5", "-s", size, address)
-                assert " 0% packet loss" in report
+            for size in (56, 1400, 4000):
+                link.left.pings(address, size=size)
             ttl = re.search(r"ttl=(\d+)", link.left.run("ping", "-c1", address))
             assert ttl is not None
             assert ttl[1] == "63"
@@ -86,9 +86,9 @@ def test_what_does_not_fit_the_next_link_is_told_and_gets_through(
     with between(tmp_path, netns, ROUTER, "mtu=1400") as link:
         assert "mtu = 1400" in link.left.run("sh", "-c", "ping -c1 -W5 -M do -s 1400 10.1.0.1 || true")
         assert "mtu=1400" in link.left.run("sh", "-c", "ping -6 -c1 -W5 -M do -s 1400 fd01::1 || true")
-        served(process, link)
-        assert carried(link, "fd01::1") > 1e6
-        assert carried(link, "10.1.0.1") > 1e6
+        server = served(process, link)
+        assert carried(link, server, "fd01::1") > 1e6
+        assert carried(link, server, "10.1.0.1") > 1e6
         assert link.window.counters("left")["drop_route_too_long"] > 0
 
 
@@ -101,17 +101,17 @@ def test_an_address_is_translated_both_ways_and_so_are_errors(
     with between(tmp_path, netns, NAT) as link:
         # Right does not know that there is anybody but 10.1.0.2.
         link.right.run("ip", "route", "del", "default")
-        assert " 0% packet loss" in link.left.run("ping", "-c3", "-i0.05", "-W5", "10.1.0.1")
+        link.left.pings("10.1.0.1")
         web = process([sys.executable, "-m", "http.server", "80"], netns=link.right.name, cwd=tmp_path)
         web.wait_for("Serving")
         back = tmp_path / "back"
         link.left.run("curl", "-sS", "--retry", "5", "--retry-connrefused", "-o", back, "http://10.1.0.1/page")
         assert back.read_bytes() == page.read_bytes()
         assert "10.1.0.2" in web.output
-        served(process, link)
-        assert carried(link, "10.1.0.1") > 1e6
-        assert carried(link, "10.1.0.1", "-R") > 1e6
-        assert carried(link, "10.1.0.1", "-u", "-b", "2M") > 1e6
+        server = served(process, link)
+        assert carried(link, server, "10.1.0.1") > 1e6
+        assert carried(link, server, "10.1.0.1", "-R") > 1e6
+        assert carried(link, server, "10.1.0.1", "-u", "-b", "2M") > 1e6
         exactly = ["-U", "-p", "40000", "--sport=5555"]
         traced = link.left.run("traceroute", "-n", "-q1", "-w5", *exactly, "10.1.0.1").splitlines()[1:]
         assert [line.split()[1] for line in traced] == ["10.0.0.2", "10.1.0.1"]
@@ -125,11 +125,11 @@ def test_vnf_bridge_joins_two_interfaces_until_a_signal(netns: NetNS, process: C
     ours.wait_for("bridging tap:left - tap:right")
     link.join(BESIDE)
     for address in ("10.0.0.9", "fd00::9"):
-        assert " 0% packet loss" in link.left.run("ping", "-c3", "-i0.05", "-W5", "-s", "4000", address)
+        link.left.pings(address, size=4000)
     assert "Received 2 response" in link.left.run("arping", "-c2", "-w10", "-I", "eth", "10.0.0.9")
-    served(process, link)
-    assert carried(link, "10.0.0.9") > 1e6
-    assert carried(link, "fd00::9", "-R") > 1e6
+    server = served(process, link)
+    assert carried(link, server, "10.0.0.9") > 1e6
+    assert carried(link, server, "fd00::9", "-R") > 1e6
     ours.send_signal(signal.SIGTERM)
     assert ours.wait() == 0
     frames = re.search(r"port0 +([\d,]+) +[\d,]+ +([\d,]+)", ours.output)

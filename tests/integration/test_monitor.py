@@ -20,7 +20,7 @@ ADDRESSES = {"left": "10.0.0.1/24", "right": "10.0.0.2/24"}
 def test_who_sends_most_stands_first(tmp_path: Path, netns: NetNS) -> None:
     with site(tmp_path, netns, "monitor", ADDRESSES, "--set", "every_s=0.5") as wire:
         left, right = wire.hosts["left"], wire.hosts["right"]
-        assert " 0% packet loss" in left.run("ping", "-c3", "-i0.05", "-W5", "10.0.0.2")
+        left.pings("10.0.0.2")
         right.run("ip", "address", "add", "10.0.0.3/24", "dev", "eth")
         with left.socket(kind=socket.SOCK_DGRAM) as loud, right.socket(kind=socket.SOCK_DGRAM) as quiet:
             quiet.bind(("10.0.0.3", 7))
