@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import pytest
 
 from libvnf import VNF, VNFError, api
 from libvnf.config import Config, parse_transport
+from libvnf.packet import TCP, UDP, Ethernet, IPv4, build
+from tests.byhand import by_hand
 from tests.integration.pages import ROOT, argv, blocks, commands
 from tests.peers import Process
 
@@ -40,7 +43,7 @@ def answered(command: list[str], cwd: Path) -> int:
 def test_the_first_screen_runs_as_it_says(
     transport: str, process: Callable[..., Process], free_port: Callable[[], int], tmp_path: Path
 ) -> None:
-    [source] = blocks(README, "python")
+    source, _ = blocks(README, "python")
     (tmp_path / "b.py").write_text(source)
     run, load = commands(README)[:2] if transport == "kernel" else commands(README)[2:4]
     places = {":5000": f":{free_port()}", ":6000": f":{free_port()}"}
@@ -52,6 +55,21 @@ def test_the_first_screen_runs_as_it_says(
     vnf.wait_for(r"^b: ready in ")
     assert answered(argv(load, places), tmp_path) > 0
     assert vnf.stop() == 0
+
+
+async def test_the_filter_of_the_second_screen_filters() -> None:
+    _, source = blocks(README, "python")
+    module = types.ModuleType("filter")
+    exec(compile(source, "filter", "exec"), module.__dict__)
+    web, other, question = (frame(TCP(50_000, 443)), frame(TCP(50_000, 22)), frame(UDP(50_000, 22)))
+    async with by_hand(module.vnf, "inside", "outside") as hand:
+        assert hand.give("inside", other) == {"outside": [other]}
+        assert hand.give("outside", web, other, question) == {"inside": [web, question]}
+
+
+def frame(layer: TCP | UDP) -> bytes:
+    macs = Ethernet("02:00:00:00:00:01", "02:00:00:00:00:02")
+    return build(macs, IPv4("10.0.0.1", "10.0.0.2"), layer, payload=b"hello")
 
 
 def refused(what: str, tmp_path: Path) -> str:

@@ -13,6 +13,21 @@ pub const IPV6: u16 = 0x86dd;
 
 pub type Mac = [u8; 6];
 
+/// Six bytes of two hexadecimal digits each, with colons between.
+pub fn parse_mac(text: &str) -> Option<Mac> {
+    let byte = |text: &str| {
+        // A sign would be taken as well.
+        let is_hex = text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        u8::from_str_radix(text, 16).ok().filter(|_| is_hex)
+    };
+    let bytes: Option<Vec<u8>> = text.split(':').map(byte).collect();
+    bytes?.try_into().ok()
+}
+
+pub fn mac_text(mac: Mac) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
 /// Can a station have this address? Neither a group address nor all zeros.
 pub fn is_unicast(mac: Mac) -> bool {
     mac[0] & 1 == 0 && mac != [0; 6]

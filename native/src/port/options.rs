@@ -12,6 +12,7 @@ use super::memif::control::SECRET_BYTES;
 use super::memif::{MemifConfig, Role};
 use super::pcap::{Pace, PcapConfig};
 use super::tap::{Layer, TapConfig};
+use crate::packet::ethernet;
 use crate::stack::tcp::TcpConfig;
 use crate::stack::{Cidr, HostConfig};
 
@@ -435,12 +436,7 @@ pub fn cidr(key: &str, value: &str) -> Result<Cidr, OptionError> {
 }
 
 fn mac(key: &str, value: &str) -> Result<[u8; 6], OptionError> {
-    let byte = |text: &str| {
-        let is_hex = text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-        u8::from_str_radix(text, 16).ok().filter(|_| is_hex)
-    };
-    let bytes: Option<Vec<u8>> = value.split(':').map(byte).collect();
-    match bytes.and_then(|bytes| <[u8; 6]>::try_from(bytes).ok()) {
+    match ethernet::parse_mac(value) {
         // IEEE 802: the lowest bit of the first byte marks a group.
         Some(mac) if mac[0] & 1 == 1 => {
             refuse(key, value, "a port's address cannot be a group address (its first byte is odd)")

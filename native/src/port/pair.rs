@@ -1,19 +1,19 @@
 //! Two ports in one process, back to back: what one sends the other receives. For tests, benches and fuzzing.
-#![allow(unsafe_code)]
 
 use std::collections::VecDeque;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::lent::{self, Burst, Lent};
+use super::waiting::{Bell, Epoll};
 use super::{HEADER_BYTES, Link, Port, Sent};
 
 /// One direction, as its receiver and its sender see it.
 struct Lane {
     state: Mutex<LaneState>,
     /// Readable while the receiver is armed and frames arrived, or once the sender is gone.
-    wake: OwnedFd,
+    wake: Bell,
 }
 
 #[derive(Default)]
@@ -26,27 +26,11 @@ struct LaneState {
 
 impl Lane {
     fn new() -> std::io::Result<Arc<Self>> {
-        // SAFETY: no pointers; the result is checked.
-        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
-        if fd < 0 {
-            return Err(std::io::Error::last_os_error());
-        }
-        // SAFETY: the descriptor is new and ours.
-        Ok(Arc::new(Self { state: Mutex::default(), wake: unsafe { OwnedFd::from_raw_fd(fd) } }))
+        Ok(Arc::new(Self { state: Mutex::default(), wake: Bell::new()? }))
     }
 
     fn state(&self) -> MutexGuard<'_, LaneState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wake(&self) {
-        // SAFETY: eight readable bytes; a full counter wakes as well.
-        unsafe { libc::write(self.wake.as_raw_fd(), 1u64.to_ne_bytes().as_ptr().cast(), 8) };
-    }
-
-    fn calm(&self) {
-        // SAFETY: eight writable bytes; an empty counter is calm already.
-        unsafe { libc::read(self.wake.as_raw_fd(), [0u8; 8].as_mut_ptr().cast(), 8) };
     }
 }
 
@@ -71,7 +55,7 @@ pub struct PairPort {
     outbound: Arc<Lane>,
     queued: Vec<Vec<u8>>,
     lent: Vec<Vec<u8>>,
-    epoll: OwnedFd,
+    epoll: Epoll,
     counts: Counts,
 }
 
@@ -85,19 +69,8 @@ pub fn pair(mtu: usize, depth: usize) -> (PairPort, PairPort) {
 
 impl PairPort {
     fn new(mtu: usize, depth: usize, inbound: Arc<Lane>, outbound: Arc<Lane>) -> std::io::Result<Self> {
-        // SAFETY: the event outlives the call, the new descriptor is ours, both results are checked.
-        let epoll = unsafe {
-            let fd = libc::epoll_create1(libc::EPOLL_CLOEXEC);
-            if fd < 0 {
-                return Err(std::io::Error::last_os_error());
-            }
-            let epoll = OwnedFd::from_raw_fd(fd);
-            let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 0 };
-            if libc::epoll_ctl(fd, libc::EPOLL_CTL_ADD, inbound.wake.as_raw_fd(), &raw mut event) != 0 {
-                return Err(std::io::Error::last_os_error());
-            }
-            epoll
-        };
+        let epoll = Epoll::new()?;
+        epoll.add(&inbound.wake, 0, true)?;
         Ok(Self {
             mtu,
             depth,
@@ -125,7 +98,7 @@ impl Port for PairPort {
     }
 
     fn service(&mut self, _now: Instant) {
-        self.inbound.calm();
+        self.inbound.wake.calm();
     }
 
     fn lend(&mut self, max: usize) -> Burst<'_> {
@@ -181,7 +154,7 @@ impl Port for PairPort {
         self.counts.tx_bytes += self.queued.iter().map(|frame| frame.len() as u64).sum::<u64>();
         state.frames.extend(self.queued.drain(..));
         if state.armed {
-            self.outbound.wake();
+            self.outbound.wake.ring();
         }
     }
 
@@ -193,7 +166,7 @@ impl Port for PairPort {
 
     fn disarm(&mut self) {
         self.inbound.state().armed = false;
-        self.inbound.calm();
+        self.inbound.wake.calm();
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
@@ -217,12 +190,13 @@ impl Drop for PairPort {
     fn drop(&mut self) {
         for lane in [&self.inbound, &self.outbound] {
             lane.state().closed = true;
-            lane.wake();
+            lane.wake.ring();
         }
     }
 }
 
 #[cfg(test)]
+#[allow(unsafe_code)]
 mod tests {
     use super::*;
     use crate::packet::{Pool, PoolConfig};

@@ -9,7 +9,7 @@ fn checked(result: c_int) -> io::Result<c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// Level-triggered.
+/// Level-triggered, but for what is added to tell only of news.
 pub struct Epoll(OwnedFd);
 
 /// What is ready, by the token it was added with.
@@ -28,19 +28,24 @@ impl Epoll {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    fn control(&self, what: c_int, fd: &impl AsRawFd, token: u64, wanted: bool) -> io::Result<()> {
-        let events = if wanted { libc::EPOLLIN as u32 } else { 0 };
-        let mut event = libc::epoll_event { events, u64: token };
+    fn control(&self, what: c_int, fd: &impl AsRawFd, token: u64, events: c_int) -> io::Result<()> {
+        let mut event = libc::epoll_event { events: events as u32, u64: token };
         // SAFETY: `event` outlives the call.
         checked(unsafe { libc::epoll_ctl(self.0.as_raw_fd(), what, fd.as_raw_fd(), &raw mut event) }).map(drop)
     }
 
     /// Closing the descriptor takes it out again.
     pub fn add(&self, fd: &impl AsRawFd, token: u64, wanted: bool) -> io::Result<()> {
-        self.control(libc::EPOLL_CTL_ADD, fd, token, wanted)
+        self.control(libc::EPOLL_CTL_ADD, fd, token, if wanted { libc::EPOLLIN } else { 0 })
     }
 
-    /// Out of the set, and out of what its device has to tell: one that stays in costs with every frame.
+    /// Only news count, so that an eventfd, which a peer may have made blocking, need never be read.
+    pub fn add_for_news(&self, fd: &impl AsRawFd, token: u64) -> io::Result<()> {
+        self.control(libc::EPOLL_CTL_ADD, fd, token, libc::EPOLLIN | libc::EPOLLET)
+    }
+
+    /// Out of the set, and out of what its device has to tell: one that stays in costs with every frame. Closing alone would
+    /// leave in what a peer also holds.
     pub fn remove(&self, fd: &impl AsRawFd) {
         // SAFETY: no event is needed to remove. What is not in the set need not be.
         unsafe { libc::epoll_ctl(self.0.as_raw_fd(), libc::EPOLL_CTL_DEL, fd.as_raw_fd(), std::ptr::null_mut()) };
@@ -48,12 +53,12 @@ impl Epoll {
 
     /// Whether it shall be told that there is something to read.
     pub fn want(&self, fd: &impl AsRawFd, token: u64, wanted: bool) -> io::Result<()> {
-        self.control(libc::EPOLL_CTL_MOD, fd, token, wanted)
+        self.control(libc::EPOLL_CTL_MOD, fd, token, if wanted { libc::EPOLLIN } else { 0 })
     }
 
-    /// What is ready now; some of it, when it is much.
-    pub fn ready(&self) -> impl Iterator<Item = Ready> {
-        const ROOM: usize = 16;
+    /// What is ready now; some of it, when it is much. News are used up by this.
+    pub fn ready(&self) -> impl Iterator<Item = Ready> + use<> {
+        const ROOM: usize = 32;
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; ROOM];
         // SAFETY: room for ROOM events is given.
         let count = unsafe { libc::epoll_wait(self.0.as_raw_fd(), events.as_mut_ptr(), ROOM as c_int, 0) };

@@ -38,13 +38,7 @@ impl Bridge {
         options: &Bound<'_, PyDict>,
         capture: Option<Py<Capture>>,
     ) -> PyResult<()> {
-        let options = ports::parse(&name, options)?;
-        let kind = options.kind_name();
-        let (port, _) = ports::open(options)?;
-        let port = match capture {
-            Some(capture) => capture.get().around(py, port, &name),
-            None => port,
-        };
+        let (kind, port, _) = ports::open(&name, options, capture)?;
         self.state.with(py, |state| {
             let Some(ports) = &mut state.ports else { return Err(running()) };
             ports.push(port);

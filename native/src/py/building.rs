@@ -9,7 +9,7 @@ use pyo3::types::{PyBytes, PyString, PyTuple, PyType};
 
 use super::packet::with_bytes;
 use crate::packet::arp;
-use crate::packet::ethernet::Mac;
+use crate::packet::ethernet::{Mac, mac_text, parse_mac};
 use crate::packet::layers::{
     self, Ethernet, First, Gtpu, Icmp, Ipv4, Ipv6, Layer, Parsed, Refused, Tcp, Udp, Vlan, parse,
 };
@@ -75,14 +75,7 @@ impl<'py> Fields<'_, 'py> {
             return Err(self.wrong(field, &value, "a text such as '02:00:00:00:00:01'", true));
         };
         let text = text.to_str()?;
-        let byte = |text: &str| {
-            let is_hex = text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-            u8::from_str_radix(text, 16).ok().filter(|_| is_hex)
-        };
-        let bytes: Option<Vec<u8>> = text.split(':').map(byte).collect();
-        bytes
-            .and_then(|bytes| bytes.try_into().ok())
-            .ok_or_else(|| self.wrong(field, &value, "six bytes such as 02:00:00:00:00:01", false))
+        parse_mac(text).ok_or_else(|| self.wrong(field, &value, "six bytes such as 02:00:00:00:00:01", false))
     }
 
     fn ip(&self, field: &str) -> PyResult<(Bound<'py, PyAny>, Option<IpAddr>)> {
@@ -259,10 +252,6 @@ pub fn parse_frame<'py>(data: &Bound<'py, PyAny>, first: u8) -> PyResult<Bound<'
     }
     items.push(payload.into_any());
     PyTuple::new(py, items)
-}
-
-fn mac_text(mac: Mac) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// A layer on its way out: its class, called with the fields in their order.

@@ -401,13 +401,7 @@ impl Engine {
         options: &Bound<'_, PyDict>,
         capture: Option<Py<Capture>>,
     ) -> PyResult<()> {
-        let options = ports::parse(&name, options)?;
-        let kind = options.kind_name();
-        let (port, host) = ports::open(options)?;
-        let port = match capture {
-            Some(capture) => capture.get().around(py, port, &name),
-            None => port,
-        };
+        let (kind, port, host) = ports::open(&name, options, capture)?;
         let open = Open::new(name, kind, port, None, host, None);
         self.state.with(py, |state| state.ports.push(open));
         Ok(())

@@ -13,7 +13,7 @@ use pyo3::{PyTraverseError, PyVisit, intern};
 
 use super::engine::Engine;
 use crate::flow::{Action, Encapsulate, Expiry, Limit, Match, PortIndex, Refused, Rewrite, Rule, Statistics};
-use crate::packet::ethernet::Mac;
+use crate::packet::ethernet::{mac_text, parse_mac};
 use crate::port::options;
 use crate::stack::Cidr;
 
@@ -184,8 +184,8 @@ impl Engine {
         let port = value.getattr(intern!(py, "port"))?;
         Ok(Match {
             port: if port.is_none() { None } else { Some(self.port_named(port.cast()?)? as PortIndex) },
-            source_mac: parsed(&value.getattr(intern!(py, "src_mac"))?, mac)?,
-            destination_mac: parsed(&value.getattr(intern!(py, "dst_mac"))?, mac)?,
+            source_mac: parsed(&value.getattr(intern!(py, "src_mac"))?, parse_mac)?,
+            destination_mac: parsed(&value.getattr(intern!(py, "dst_mac"))?, parse_mac)?,
             vlan: value.getattr(intern!(py, "vlan"))?.extract()?,
             ethertype: value.getattr(intern!(py, "ethertype"))?.extract()?,
             source: parsed(&value.getattr(intern!(py, "src_ip"))?, cidr)?,
@@ -219,8 +219,8 @@ impl Engine {
                 burst_bytes: value.getattr(intern!(py, "burst_bytes"))?.extract()?,
             }),
             "rewrite" => Action::Rewrite(Rewrite {
-                source_mac: parsed(&value.getattr(intern!(py, "src_mac"))?, mac)?,
-                destination_mac: parsed(&value.getattr(intern!(py, "dst_mac"))?, mac)?,
+                source_mac: parsed(&value.getattr(intern!(py, "src_mac"))?, parse_mac)?,
+                destination_mac: parsed(&value.getattr(intern!(py, "dst_mac"))?, parse_mac)?,
                 vlan: value.getattr(intern!(py, "vlan"))?.extract()?,
                 source: address(intern!(py, "src_ip"))?,
                 destination: address(intern!(py, "dst_ip"))?,
@@ -246,11 +246,6 @@ fn parsed<T>(value: &Bound<'_, PyAny>, parse: impl FnOnce(&str) -> Option<T>) ->
     }
     let text = value.cast::<PyString>()?.to_str()?;
     parse(text).map(Some).ok_or_else(|| PyValueError::new_err(format!("{text:?} is not an address")))
-}
-
-fn mac(text: &str) -> Option<Mac> {
-    let bytes: Option<Vec<u8>> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
-    bytes?.try_into().ok()
 }
 
 fn ip(text: &str) -> Option<IpAddr> {
@@ -283,15 +278,14 @@ fn figures(statistics: Statistics) -> Figures {
 }
 
 fn fields(names: &[String], matching: &Match) -> Fields {
-    let shown_mac = |mac: Mac| mac.map(|byte| format!("{byte:02x}")).join(":");
     let shown = |cidr: Cidr| match (cidr.address, cidr.prefix) {
         (address @ IpAddr::V4(_), 32) | (address @ IpAddr::V6(_), 128) => address.to_string(),
         (address, prefix) => format!("{address}/{prefix}"),
     };
     (
         matching.port.and_then(|port| names.get(usize::from(port)).cloned()),
-        matching.source_mac.map(shown_mac),
-        matching.destination_mac.map(shown_mac),
+        matching.source_mac.map(mac_text),
+        matching.destination_mac.map(mac_text),
         matching.vlan,
         matching.ethertype,
         matching.source.map(shown),

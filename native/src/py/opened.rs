@@ -16,6 +16,7 @@ use super::frames::Handler;
 use crate::flow::PortIndex;
 use crate::forward::Counters;
 use crate::packet::Slot;
+use crate::packet::ethernet::mac_text;
 use crate::port::queue::Queue;
 use crate::port::{Link, Port};
 use crate::stack::tcp::{TcpEvent, TcpId, Welcome};
@@ -103,7 +104,7 @@ impl Row {
             },
         )?;
         found.set_item("peer", self.peer)?;
-        found.set_item("mac", self.mac.map(|byte| format!("{byte:02x}")).join(":"))?;
+        found.set_item("mac", mac_text(self.mac))?;
         found.set_item("addresses", self.addresses)?;
         let counters = PyDict::new(py);
         for (name, value) in self.counters {

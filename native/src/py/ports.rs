@@ -5,6 +5,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyFloat, PyInt, PyString};
 
+use super::capture::Capture;
 use crate::port::memif::Role;
 use crate::port::options::{self, Defaults, KINDS, LISTS, PortOptions};
 use crate::port::{self, Port};
@@ -26,6 +27,22 @@ fn texts(key: &str, value: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
     })
 }
 
+/// A port by its options, with the kind it is of; its traffic is written where that is wanted.
+pub fn open(
+    name: &str,
+    options: &Bound<'_, PyDict>,
+    capture: Option<Py<Capture>>,
+) -> PyResult<(&'static str, Box<dyn Port>, HostConfig)> {
+    let parsed = parse(name, options)?;
+    let kind = parsed.kind_name();
+    let (port, host) = opened(parsed)?;
+    let port = match capture {
+        Some(capture) => capture.get().around(options.py(), port, name),
+        None => port,
+    };
+    Ok((kind, port, host))
+}
+
 /// `type` says which kind of port the other options are of.
 pub fn parse(name: &str, options: &Bound<'_, PyDict>) -> PyResult<PortOptions> {
     let kind: String = match options.get_item("type")? {
@@ -44,7 +61,7 @@ pub fn parse(name: &str, options: &Bound<'_, PyDict>) -> PyResult<PortOptions> {
         .map_err(|error| PyValueError::new_err(error.to_string()))
 }
 
-pub fn open(options: PortOptions) -> PyResult<(Box<dyn Port>, HostConfig)> {
+fn opened(options: PortOptions) -> PyResult<(Box<dyn Port>, HostConfig)> {
     match port::open(options) {
         Ok(opened) => Ok(opened),
         Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => Err(PyValueError::new_err(error.to_string())),

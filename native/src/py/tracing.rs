@@ -15,8 +15,9 @@ use pyo3::types::{PyDict, PyList};
 
 use super::core::Core;
 use super::engine::{Engine, State};
+use crate::packet::ethernet::mac_text;
 use crate::packet::headers::{Headers, kind};
-use crate::packet::protocol;
+use crate::packet::{array, protocol};
 use crate::port::watched::{self, Glimpse, Noting, Watch, Watched, WatchedPort};
 use crate::port::{self, Sent};
 use crate::stack::Cidr;
@@ -330,10 +331,9 @@ fn frame<'py>(py: Python<'py>, glimpse: &Glimpse, names: &[String]) -> PyResult<
     found.set_item("bytes", len)?;
     let kinds: Vec<_> = KINDS.iter().filter(|(kind, _)| headers.is(*kind)).map(|(_, name)| *name).collect();
     found.set_item("kinds", kinds)?;
-    if let Some(macs) = head.get(..12) {
-        let text = |mac: &[u8]| mac.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":");
-        found.set_item("dst_mac", text(&macs[..6]))?;
-        found.set_item("src_mac", text(&macs[6..]))?;
+    if head.len() >= 12 {
+        found.set_item("dst_mac", mac_text(array(head, 0)))?;
+        found.set_item("src_mac", mac_text(array(head, 6)))?;
         found.set_item("ethertype", headers.ethertype)?;
     }
     if headers.tags > 0 {

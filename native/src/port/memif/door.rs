@@ -3,13 +3,13 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::control::Message;
-use super::kick;
 use super::socket::{Control, Listener};
+use crate::port::waiting::Bell;
 
 static DOORS: Mutex<Vec<Weak<Door>>> = Mutex::new(Vec::new());
 /// Clients that wait to be taken over by one port.
@@ -25,7 +25,7 @@ struct Interface {
     most_queues: u16,
     /// With the INIT they have sent.
     visitors: Vec<(Control, Message)>,
-    bell: Arc<OwnedFd>,
+    bell: Arc<Bell>,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -37,13 +37,13 @@ pub struct Place {
     /// Until it is dropped.
     door: Option<Arc<Door>>,
     id: u32,
-    bell: Arc<OwnedFd>,
+    bell: Arc<Bell>,
 }
 
 impl Place {
     /// `AddrInUse`: another process listens at `path`, or another port of this one has the id.
     pub fn take(path: &Path, id: u32, most_queues: u16) -> io::Result<Self> {
-        let bell = Arc::new(kick::eventfd()?);
+        let bell = Arc::new(Bell::new()?);
         let mut doors = locked(&DOORS);
         doors.retain(|door| door.strong_count() > 0);
         let door = match doors.iter().filter_map(Weak::upgrade).find(|door| door.path == path) {
@@ -74,8 +74,8 @@ impl Place {
     }
 
     /// Rings when a visitor has come; only news count.
-    pub fn bell(&self) -> BorrowedFd<'_> {
-        self.bell.as_fd()
+    pub fn bell(&self) -> &Bell {
+        &self.bell
     }
 
     pub fn accept(&self) -> Option<Control> {
@@ -97,7 +97,7 @@ impl Place {
         match locked(&self.door().interfaces).get_mut(&id) {
             Some(interface) if interface.visitors.len() < MAX_VISITORS => {
                 interface.visitors.push((control, message));
-                kick::ring(&interface.bell);
+                interface.bell.ring();
                 Ok(())
             }
             _ => Err(control),

@@ -158,12 +158,6 @@ pub fn eventfd() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Adds one to an eventfd that no peer has.
-pub fn ring(eventfd: &OwnedFd) {
-    // SAFETY: eight readable bytes. It does not block; a full counter has rung.
-    unsafe { libc::write(eventfd.as_raw_fd(), 1u64.to_ne_bytes().as_ptr().cast(), 8) };
-}
-
 fn start_thread() -> Option<SyncSender<Arc<OwnedFd>>> {
     if THREADS.fetch_add(1, Ordering::Relaxed) >= MAX_THREADS {
         THREADS.fetch_sub(1, Ordering::Relaxed);

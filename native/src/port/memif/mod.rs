@@ -34,9 +34,10 @@ use self::handshake::{End, MAX_QUEUES};
 use self::kick::Kicker;
 use self::peer::Peer;
 use self::sender::Outcome;
-use self::socket::{Control, Epoll, Incoming};
+use self::socket::{Control, Incoming};
 use self::traffic::Counters;
 use super::lent::{Burst, Lent};
+use super::waiting::Epoll;
 use super::{HEADER_BYTES, Link, Port, Sent};
 
 /// From accepting or connecting to CONNECTED.
@@ -83,8 +84,8 @@ impl Memif {
                 let most_queues = if config.queues == 1 { MAX_QUEUES } else { config.queues };
                 let place = Place::take(&config.path, config.id, most_queues)
                     .map_err(|error| io::Error::new(error.kind(), named(error.to_string())))?;
-                epoll.add(place.listener(), LISTENER, false)?;
-                epoll.add(place.bell(), BELL, true)?;
+                epoll.add(&place.listener(), LISTENER, true)?;
+                epoll.add_for_news(place.bell(), BELL)?;
                 (Some(place), format!("waiting for a client on {path}"))
             }
             Role::Client => (None, format!("connecting to {path}")),
@@ -115,7 +116,7 @@ impl Memif {
     fn open(&mut self, control: Control, machine: Machine, now: Instant) -> Option<u64> {
         let token = self.next_token;
         self.next_token += 1;
-        if let Err(error) = self.epoll.add(control.as_fd(), token, false) {
+        if let Err(error) = self.epoll.add(&control.as_fd(), token, true) {
             self.failed(&format!("cannot watch the control socket: {error}"), now);
             return None;
         }
@@ -212,7 +213,7 @@ impl Memif {
     }
 
     fn pass_on(&mut self, half: HalfOpen, id: u32, message: Message) {
-        self.epoll.remove(half.control.as_fd());
+        self.epoll.remove(&half.control.as_fd());
         let given = self.place.as_ref().map(|place| place.hand_over(id, half.control, message));
         if let Some(Err(control)) = given {
             self.counters.handshakes_crowded += 1;
@@ -228,7 +229,7 @@ impl Memif {
                 format!("refused: {reason}")
             }
         };
-        self.epoll.remove(half.control.as_fd());
+        self.epoll.remove(&half.control.as_fd());
         drop(half);
         self.failed(&reason, now);
     }
@@ -240,9 +241,9 @@ impl Memif {
             Machine::Client(_) => None,
         };
         let peer = Peer::new(half, self.max_frame(), self.armed);
-        let watched = connected.map_or(Ok(()), |message| peer.control.send(&message, None)).and_then(|()| {
-            peer.receive_eventfds.iter().try_for_each(|fd| self.epoll.add(fd.as_fd(), RECEIVE_RING, true))
-        });
+        let watched = connected
+            .map_or(Ok(()), |message| peer.control.send(&message, None))
+            .and_then(|()| peer.receive_eventfds.iter().try_for_each(|fd| self.epoll.add_for_news(fd, RECEIVE_RING)));
         if let Err(error) = watched {
             self.forget(&peer);
             return self.failed(&format!("cannot begin: {error}"), now);
@@ -254,8 +255,8 @@ impl Memif {
     }
 
     fn forget(&mut self, peer: &Peer) {
-        self.epoll.remove(peer.control.as_fd());
-        peer.receive_eventfds.iter().for_each(|fd| self.epoll.remove(fd.as_fd()));
+        self.epoll.remove(&peer.control.as_fd());
+        peer.receive_eventfds.iter().for_each(|fd| self.epoll.remove(fd));
         self.kicker.forget_peer();
     }
 
@@ -350,7 +351,7 @@ impl Port for Memif {
     }
 
     fn service(&mut self, now: Instant) {
-        let ready = self.epoll.ready();
+        let ready: Vec<u64> = self.epoll.ready().map(|ready| ready.token).collect();
         // The connected peer first: whoever replaces a dead one must find the interface free.
         if self.peer.as_ref().is_some_and(|peer| ready.contains(&peer.token)) {
             self.hear(now);

@@ -17,19 +17,7 @@ use std::sync::Arc;
 
 use super::region::Region;
 use super::ring::{Descriptor, Index, Layout, Ring};
-
-/// Every counter of a port, by the name it has outside.
-macro_rules! counters {
-    ($($(#[$about:meta])* $name:ident),+ $(,)?) => {
-        #[derive(Clone, Debug, Default, PartialEq, Eq)]
-        pub struct Counters { $($(#[$about])* pub $name: u64),+ }
-        impl Counters {
-            pub fn list(&self) -> Vec<(&'static str, u64)> {
-                vec![$((stringify!($name), self.$name)),+]
-            }
-        }
-    };
-}
+use crate::port::counting::counters;
 
 counters! {
     rx_frames,

@@ -17,9 +17,9 @@ use super::batch::Batch;
 use super::rewriting;
 use super::verdict::Decision;
 use crate::flow::{Head, PortIndex, edit};
-use crate::packet::ethernet;
+use crate::packet::ethernet::{self, mac_text};
 use crate::packet::headers::{Headers, kind};
-use crate::packet::{Slot, ipv6};
+use crate::packet::{Slot, array, ipv6};
 use crate::port::lent::Lent;
 
 struct State {
@@ -222,7 +222,7 @@ impl Frame {
 
     fn mac(slf: &Bound<'_, Self>, at: usize) -> Option<String> {
         let bytes = slf.as_super().get().bytes(slf.py());
-        bytes.get(at..at + 6).map(|mac| mac.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":"))
+        (bytes.len() >= at + 6).then(|| mac_text(array(bytes, at)))
     }
 }
 
