@@ -1,9 +1,9 @@
-"""Frames from one port to another on one cpu: through Python handlers, by a thousand rules and by a million, natively.
+"""Frames from port to port on one cpu: through Python handlers, by a thousand rules and by a million, natively.
 
 A handler of batches that filters by two columns; one called per packet; rules that forward, translate both directions
 of a NAT, or take GTP-U off; and the same engine joining two ports without a look at what passes. Frames of 60 bytes
-(GTP-U: of 96, of which 60 leave), over memif; the generator sends by the first port, of the NAT by both, and counts what
-comes back.
+(GTP-U: of 96, of which 60 leave), over memif; the generator sends by the first port, of the NAT by both, and counts
+what comes back.
 
 The kernel's NAT is nftables' masquerade in a namespace between two veth pairs, forwarding what the same generator sends
 by AF_XDP into the far end of the one, counted by AF_XDP at the far end of the other. It is measured twice, and the
