@@ -1,4 +1,4 @@
-"""Frames from one port to another on one cpu: through Python handlers, by a thousand rules and by a million, natively.
+"""Frames from port to port on one cpu: through Python handlers, by a thousand rules and by a million, natively.
 
 A handler of batches that filters by two columns; one called per packet; rules that forward, translate both directions
 of a NAT, or take GTP-U off; and the same engine joining two ports without a look at what passes. Frames of 60 bytes

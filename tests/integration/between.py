@@ -6,14 +6,13 @@ Left is 10.0.0.1 and fd00::1. Right is 10.1.0.1 and fd01::1 behind a router, 10.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tests.integration.bridge import NetNS, without_offload
 from tests.integration.inspection import Window
-from tests.integration.programs import Program, running
+from tests.integration.programs import QUICK, Program, inside, running
 
 ROUTER_PORTS = (
     "tap:left,name=left,address=10.0.0.2/24,address=fd00::2/64",
@@ -59,10 +58,8 @@ def between(tmp_path: Path, netns: NetNS, source: str, *keys: str) -> Iterator[B
     made = Between(netns)
     window = tmp_path / "window.sock"
     left, right = ROUTER_PORTS
-    options = ["--transport", left, "--transport", ",".join((right, *keys)), "--set", f"window={window}"]
-    options += ["--set", "limits.grace_s=0", "--set", "limits.drain_s=0"]
-    command = ["ip", "netns", "exec", made.middle.name, sys.executable, "-m", "libvnf", "run"]
-    with running(tmp_path, source, *options, command=command) as made.program:
+    options = ["--transport", left, "--transport", ",".join((right, *keys)), "--set", f"window={window}", *QUICK]
+    with running(tmp_path, source, *options, command=inside(made.middle)) as made.program:
         made.join(BEHIND)
         made.routed()
         made.window = Window(window)

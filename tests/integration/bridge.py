@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.integration.inspection import Window
-from tests.integration.programs import Program, running
+from tests.integration.programs import QUICK, Program, running
 from tests.peers import Namespace, Testpmd
 
 NetNS = Callable[[], Namespace]
@@ -80,11 +80,10 @@ class Bridge:
     def vnf(self, source: str = ECHO, *options: str) -> Iterator[Program]:
         """Runs the VNF. A source that opens a window has it looked through by ``self.window``."""
         window = self.path.with_name("window.sock") if "open_window" in source else None
-        quick = ["--set", "limits.grace_s=0", "--set", "limits.drain_s=0"]
         with ExitStack() as stack:
             sets = ["--set", f"window={window}"] if window else []
             self.program = stack.enter_context(
-                running(self.path.parent, source, "--transport", self.transport, *quick, *sets, *options)
+                running(self.path.parent, source, "--transport", self.transport, *QUICK, *sets, *options)
             )
             if window:
                 self.window = Window(window)

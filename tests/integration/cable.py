@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.integration.bridge import ECHO, NetNS, without_offload
 from tests.integration.inspection import Window
-from tests.integration.programs import Program, running
+from tests.integration.programs import QUICK, Program, inside, running
 
 OWN = "address=10.0.0.2/24,address=fd00::2/64,gateway=10.0.0.1,gateway=fd00::1"
 
@@ -48,12 +48,10 @@ class Cable:
         """Runs the VNF on ``eth1``; a source that opens a window has it looked through by ``self.window``."""
         window = self.path / "window.sock" if "open_window" in source else None
         transport = ",".join(filter(None, ["af_xdp:eth1", own, keys]))
-        command = ["ip", "netns", "exec", self.near.name, sys.executable, "-m", "libvnf", "run"]
-        quick = ["--set", "limits.grace_s=0", "--set", "limits.drain_s=0"]
-        quick += ["--set", f"window={window}"] if window else []
+        quick = [*QUICK, "--set", f"window={window}"] if window else QUICK
         with ExitStack() as stack:
             program = stack.enter_context(
-                running(self.path, source, "--transport", transport, *quick, *options, command=command)
+                running(self.path, source, "--transport", transport, *quick, *options, command=inside(self.near))
             )
             if window:
                 self.window = Window(window)

@@ -12,7 +12,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.peers import Namespace
+
 ROOT = Path(__file__).parents[2]
+RUN = [sys.executable, "-m", "libvnf", "run"]
+QUICK = ["--set", "limits.grace_s=0", "--set", "limits.drain_s=0"]
+"""Settings with which a signal ends it at once."""
+
+
+def inside(namespace: Namespace) -> list[str]:
+    """``vnf run`` in the namespace."""
+    return ["ip", "netns", "exec", namespace.name, *RUN]
 
 
 class Program:
@@ -63,7 +73,7 @@ def running(tmp_path: Path, source: str, *options: str, command: list[str] | Non
     file = tmp_path / "b.py"
     file.write_text(source)
     process = subprocess.Popen(
-        [*(command or [sys.executable, "-m", "libvnf", "run"]), str(file), *options],
+        [*(command or RUN), str(file), *options],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.integration.inspection import Window, in_use
 from tests.integration.memif import Client
-from tests.integration.programs import Program, running
+from tests.integration.programs import QUICK, Program, running
 from tests.integration.station import Station
 from tests.peers import DEADLINE_S
 
@@ -65,7 +65,7 @@ def replica(tmp_path: Path, port: int, role: str = "server", extra: str = "") ->
         *("--transport", f"memif:{attacked},role={role},address=10.0.0.2/24,address=fd00::2/64{extra}"),
         *("--transport", f"memif:{good},role=server,address=10.0.1.2/24"),
         *("--transport", "kernel"),
-        *("--set", f"window={window}", "--set", "limits.grace_s=0", "--set", "limits.drain_s=0"),
+        *("--set", f"window={window}", *QUICK),
     ]
     with ExitStack() as stack:
         program = stack.enter_context(running(tmp_path, ECHO.format(port=port), *options))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tests.integration.bridge import NetNS, without_offload
 from tests.integration.inspection import Window
-from tests.integration.programs import Program, running
+from tests.integration.programs import QUICK, Program, inside, running
 from tests.peers import Namespace
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -44,11 +43,10 @@ def site(tmp_path: Path, netns: NetNS, example: str, addresses: dict[str, str], 
     window = tmp_path / "window.sock"
     source = (EXAMPLES / example / f"{example}.py").read_text()
     source += "\nfrom tests.integration.inspection import open_window\nopen_window(vnf)\n"
-    command = ["ip", "netns", "exec", made.middle.name, sys.executable, "-m", "libvnf", "run"]
     settings = ["--config", str(EXAMPLES / example / f"{example}.toml")]
     settings += [word for name in addresses for word in ("--transport", name)]
-    settings += ["--set", f"window={window}", "--set", "limits.grace_s=0", "--set", "limits.drain_s=0", *options]
-    with running(tmp_path, source, *settings, command=command) as made.program:
+    settings += ["--set", f"window={window}", *QUICK, *options]
+    with running(tmp_path, source, *settings, command=inside(made.middle)) as made.program:
         made.window = Window(window)
         try:
             yield made

@@ -5,13 +5,12 @@ the kernel a router.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.integration.inspection import Window
-from tests.integration.programs import Program, running
+from tests.integration.programs import QUICK, Program, inside, running
 from tests.peers import Namespace
 
 DEVICE = "vnf0"
@@ -33,11 +32,6 @@ def transport(layer: str, keys: str = "") -> str:
     return f"tap:{DEVICE},layer={layer},{addresses}" + (f",{keys}" if keys else "")
 
 
-def inside(namespace: Namespace) -> list[str]:
-    """``vnf run`` in the namespace."""
-    return ["ip", "netns", "exec", namespace.name, sys.executable, "-m", "libvnf", "run"]
-
-
 def addressed(namespace: Namespace, device: str = DEVICE) -> None:
     namespace.run("ip", "address", "add", "10.0.0.1/24", "dev", device)
     namespace.run("ip", "address", "add", "fd00::1/64", "dev", device, "nodad")
@@ -49,7 +43,7 @@ def tap(
 ) -> Iterator[Tap]:
     """``options`` are of ``vnf run``, ``keys`` of the port."""
     window = tmp_path / "window.sock" if "open_window" in source else None
-    quick = ["--set", "limits.grace_s=0", "--set", "limits.drain_s=0", *options]
+    quick = [*QUICK, *options]
     quick += ["--set", f"window={window}"] if window else []
     with ExitStack() as stack:
         command = inside(namespace)

@@ -19,8 +19,8 @@ import pytest
 
 from tests.integration.bridge import Bridge, NetNS, Start
 from tests.integration.cable import Cable
-from tests.integration.programs import running
-from tests.integration.tap import DEVICE, inside
+from tests.integration.programs import QUICK, inside, running
+from tests.integration.tap import DEVICE
 from tests.integration.test_abc import EXAMPLES, OURS
 from tests.peers import DEADLINE_S, Namespace
 
@@ -30,7 +30,6 @@ SIZE, COUNT = 128, 48
 _chance = random.Random(3)
 REQUESTS = [number.to_bytes(8, "big") + _chance.randbytes(SIZE - 8) for number in range(COUNT)]
 HOST = "address=10.0.0.2/24,name=data0"
-QUICK = ["--set", "limits.grace_s=0", "--set", "limits.drain_s=0"]
 KERNEL = """
 [port.data0]
 type = "kernel"

@@ -21,7 +21,7 @@ from libvnf import VNF, ConfigError
 from libvnf.config import parse_transport
 from tests.integration.bridge import ECHO
 from tests.integration.inspection import Window
-from tests.integration.programs import ROOT, running
+from tests.integration.programs import QUICK, ROOT, running
 from tests.peers import DEADLINE_S
 
 OURS, THEIRS = "02:00:00:00:00:02", "02:00:00:00:00:01"
@@ -52,7 +52,7 @@ def replayed(
     """The VNF's counters, once ``count`` are counted as ``wanted``."""
     transport = f"pcap:{source},{target},mac={OURS},address=10.0.0.2/24,address=fd00::2/64{keys}"
     window = tmp_path / "window.sock"
-    sets = ["--set", f"window={window}", "--set", "limits.grace_s=0", "--set", "limits.drain_s=0"]
+    sets = ["--set", f"window={window}", *QUICK]
     with running(tmp_path, ECHO, "--transport", transport, *sets):
         look = Window(window)
         try:

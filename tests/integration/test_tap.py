@@ -16,8 +16,8 @@ import pytest
 from tests.integration import bulk
 from tests.integration.bridge import ECHO, NetNS, beyond, without_offload
 from tests.integration.bulk import BULK, MB
-from tests.integration.programs import running
-from tests.integration.tap import DEVICE, addressed, inside, tap, transport
+from tests.integration.programs import inside, running
+from tests.integration.tap import DEVICE, addressed, tap, transport
 from tests.integration.test_guide import told_of_a_port
 from tests.integration.test_tcp_tools import SPLICE, WEB, curl
 from tests.integration.wire import captured, segments
