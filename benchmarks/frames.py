@@ -57,9 +57,9 @@ NAT_GOAL, NAT_XDP_GOAL = 25, 1.0
 """Times what the kernel's NAT forwards: over memif, and on the same kind of wires."""
 INSTALLED_S = 240.0
 """A million rules are installed by Python, one at a time."""
-LINKS = [Ethernet("02:00:00:00:00:01", "02:00:00:00:00:02"), IPv4("203.0.113.1", "192.0.2.1")]
+OUTER = (Ethernet("02:00:00:00:00:01", "02:00:00:00:00:02"), IPv4("203.0.113.1", "192.0.2.1"))
 TUNNEL = build(
-    *LINKS, UDP(2152, 2152, checksum=0), GTPU(0), IPv4("10.0.0.0", "192.0.2.1"), UDP(1024, 9), payload=bytes(SIZE - 42)
+    *OUTER, UDP(2152, 2152, checksum=0), GTPU(0), IPv4("10.0.0.0", "192.0.2.1"), UDP(1024, 9), payload=bytes(SIZE - 42)
 )
 GTP = {"frame": TUNNEL.hex(), "vary_at": 46, "checksums_at": []}
 """What differs is the tunnel's endpoint identifier (3GPP TS 29.281 §5.1); the outer checksum is left out."""

@@ -1,4 +1,4 @@
-"""The frame generator in a process of its own: options as JSON in, with frames in hexadecimal; the report as JSON out.
+"""The frame generator in a process of its own: options as JSON in, a frame as hexadecimal; the report as JSON out.
 
 python benchmarks/peers/frames.py OPTIONS
 """

@@ -26,7 +26,7 @@ pub fn run(ports: &mut Ports, pairs: &[(usize, usize)], tick: &mut dyn FnMut(&Po
     let mut begun = vec![false; ports.len()];
     let mut now = Instant::now();
     let mut polling = Polling::new(polling::LONGEST, now);
-    let (mut next_service, mut next_tick, mut rounds) = (now, now + TICK, 0);
+    let (mut next_service, mut next_tick, mut rounds, mut silent) = (now, now + TICK, 0, true);
     loop {
         let mut count = 0;
         for (bridge, &(from, to)) in bridges.iter_mut().zip(&directions).filter(|(_, way)| begun[way.0]) {
@@ -37,6 +37,9 @@ pub fn run(ports: &mut Ports, pairs: &[(usize, usize)], tick: &mut dyn FnMut(&Po
                 port.hand_over();
                 count += passed;
             }
+        }
+        if count > 0 && std::mem::take(&mut silent) {
+            polling.worked(Instant::now());
         }
         rounds += 1;
         if count > 0 && rounds < ROUNDS {
@@ -50,8 +53,9 @@ pub fn run(ports: &mut Ports, pairs: &[(usize, usize)], tick: &mut dyn FnMut(&Po
         }
         now = Instant::now();
         polling.begin(now);
-        if count > 0 {
-            polling.worked(now);
+        if !silent {
+            polling.busy_until(now);
+            silent = count == 0;
         }
         if now >= next_service {
             ports.iter_mut().for_each(|port| port.service(now));

@@ -50,8 +50,9 @@ impl Polling {
         self.now
     }
 
-    pub fn set_now(&mut self, now: Instant) {
-        self.now = now;
+    /// What was found has been handled: only from now on is it silent.
+    pub fn busy_until(&mut self, now: Instant) {
+        (self.now, self.last_work) = (now, now);
     }
 
     pub fn budget(&self) -> Duration {
@@ -71,7 +72,7 @@ impl Polling {
         self.switches = switches;
     }
 
-    /// Frames were handled at `now`; what went before was the silence.
+    /// Frames were found at `now`; what went before was the silence. `busy_until` follows.
     pub fn worked(&mut self, now: Instant) {
         let silence = now.saturating_duration_since(self.last_work);
         if silence > self.most {
@@ -136,6 +137,19 @@ mod tests {
         assert!(polling.goes_on(start + micros(1_004)) && !polling.goes_on(start + micros(1_006)));
         polling.worked(start + micros(1_050));
         assert_eq!(polling.budget(), SMALLEST);
+    }
+
+    #[test]
+    fn handling_what_came_is_no_silence() {
+        let start = Instant::now();
+        let mut polling = Polling::new(micros(100), start);
+        polling.worked(start + micros(10));
+        polling.busy_until(start + micros(1_000));
+        polling.worked(start + micros(1_010));
+        assert_eq!(polling.budget(), micros(50));
+        polling.busy_until(start + micros(1_020));
+        polling.begin(start + micros(1_021));
+        assert!(polling.goes_on(start + micros(1_060)) && !polling.goes_on(start + micros(1_080)));
     }
 
     #[test]

@@ -568,10 +568,7 @@ impl Engine {
                 let Spun { found, worked } = spun.unwrap_or_default();
                 now = inner.now(py);
                 if let Some(worked) = worked {
-                    inner.state.with(py, |state| {
-                        state.polling.set_now(worked);
-                        state.polling.worked(worked);
-                    });
+                    inner.state.with(py, |state| state.polling.busy_until(worked));
                 }
                 match found {
                     Some(index) => drop(inner.deliver(&slf, py, index, now, &pool, &mut frames)),
@@ -592,7 +589,7 @@ impl Engine {
             }
             core.enter(py);
             now = inner.now(py);
-            inner.state.with(py, |state| state.polling.set_now(now));
+            inner.state.with(py, |state| state.polling.busy_until(now));
             if polls && now >= begin + SLICE {
                 break;
             }
