@@ -55,6 +55,8 @@ DECAPSULATED, TRANSLATED = 6e6, 5e6
 """Frames per second, where the cores are near."""
 NAT_GOAL, NAT_XDP_GOAL = 25, 1.0
 """Times what the kernel's NAT forwards: over memif, and on the same kind of wires."""
+TRIES, DISTURBED = 2, 0.05
+"""Of a round, and the part of it for which others may have a cpu."""
 INSTALLED_S = 240.0
 """A million rules are installed by Python, one at a time."""
 OUTER = (Ethernet("02:00:00:00:00:01", "02:00:00:00:00:02"), IPv4("203.0.113.1", "192.0.2.1"))
@@ -76,16 +78,32 @@ class Forwarder(Measured):
     """Of the generator."""
     inside: list[str] = field(default_factory=list)
     """Where the generator runs."""
-    offered: float = 0.0
+    disturbed: int = 0
+
+    def waited_s(self) -> float:
+        return self.program.waited_s() if self.program else 0.0
 
     def cpu_s(self) -> float:
         return self.program.cpu_s() if self.program else 0.0
 
     def run(self, duration_s: float, warmup_s: float = 0.3) -> Sample:
+        """Once, but again while something else took part of either cpu; the least disturbed run counts."""
+        runs = []
+        for _ in range(TRIES):
+            runs.append(self.once(duration_s, warmup_s))
+            if runs[-1][0] < DISTURBED * duration_s:
+                break
+        waited_s, sample = min(runs, key=lambda run: run[0])
+        self.disturbed += waited_s >= DISTURBED * duration_s
+        self.samples.append(sample)
+        return sample
+
+    def once(self, duration_s: float, warmup_s: float) -> tuple[float, Sample]:
+        """How long generator and program waited for their cpus, and what was found."""
         spans = {"duration_s": duration_s, "warmup_s": warmup_s}
         options = {"ports": self.ports, "size": SIZE, "flows": FLOWS, "cpu": GENERATOR_CPU, **spans, **self.options}
         command = [*self.inside, *peer("frames.py", json.dumps(options))]
-        before, cpu = distance()[0], self.cpu_s()
+        before, cpu, waited_s = distance()[0], self.cpu_s(), self.waited_s()
         done = subprocess.run(
             ["sh", "-c", PREFERRED, "sh", *command],
             capture_output=True,
@@ -101,9 +119,7 @@ class Forwarder(Measured):
         cpu_us = 1e6 * (self.cpu_s() - cpu) / max(1, report["received"])
         lost = report["sent"] - report["received"]
         sample = Sample(report["rate"], 0.0, 0.0, cpu_us, lost, (before, distance()[0]))
-        self.samples.append(sample)
-        self.offered = max(self.offered, report["sent_rate"])
-        return sample
+        return self.waited_s() - waited_s + report["waited_s"], sample
 
 
 @dataclass
@@ -186,7 +202,10 @@ def rules(results: Results, bench: Bench, count: int, duration_s: float) -> Forw
     many = bench.forwarder("1 M flows", "rules.py", "installed", generator={"flows": MANY}, flows=MANY)
     tunnels = bench.forwarder("GTP-U", "rules.py", "installed", generator=GTP, kind="decapsulate")
     nat = bench.forwarder("NAT", "rules.py", "installed", generator={"both_ways": True}, kind="nat")
-    rounds([plain, few, many, tunnels, nat], count, duration_s)
+    sides = [plain, few, many, tunnels, nat]
+    rounds(sides, count, duration_s)
+    if disturbed := sum(side.disturbed for side in sides):
+        print(f"  in {disturbed} of {len(sides) * count} rounds other work took part of a cpu", file=sys.stderr)
     results.compare("1,000 flows", "memif, exact 5-tuples, forward", few, plain, FLOWS_GOAL, "frames/s")
     results.compare("1 M flows", "memif, exact 5-tuples, forward", many, plain, MANY_GOAL, "frames/s")
     for side, claim, case, goal in (
@@ -242,14 +261,14 @@ def beside_the_kernel(results: Results, bench: Bench, nat: Forwarder, count: int
 
 def measure(results: Results, quick: bool, scratch: Path) -> None:
     with ExitStack() as stack:
-        handlers(results, Bench(stack, scratch), *((3, 0.5) if quick else (12, 1.5)))
+        handlers(results, Bench(stack, scratch), *((2, 0.4) if quick else (12, 1.0)))
     with ExitStack() as stack:
         bench = Bench(stack, scratch, 100)
-        nat = rules(results, bench, *((3, 0.5) if quick else (9, 1.0)))
+        nat = rules(results, bench, *((3, 0.3) if quick else (9, 0.5)))
         if os.geteuid():
             print("  NAT beside the kernel's is left out: namespaces need root", file=sys.stderr)
         else:
-            beside_the_kernel(results, bench, nat, *((2, 0.5) if quick else (7, 1.0)))
+            beside_the_kernel(results, bench, nat, *((2, 0.3) if quick else (7, 0.7)))
 
 
 if __name__ == "__main__":

@@ -88,6 +88,11 @@ class Program:
             total += int((task / "schedstat").read_text().split()[0])
         return total / 1e9
 
+    def waited_s(self) -> float:
+        """How long its threads were ready and others had their cpu."""
+        tasks = Path(f"/proc/{self.pid}/task").iterdir()
+        return sum(int((task / "schedstat").read_text().split()[1]) for task in tasks) / 1e9
+
     def rss_mb(self) -> float:
         """Resident memory, the port's shared memory included."""
         status = Path(f"/proc/{self.pid}/status").read_text()
