@@ -434,13 +434,19 @@ pub fn cidr(key: &str, value: &str) -> Result<Cidr, OptionError> {
     }
 }
 
-fn mac(key: &str, value: &str) -> Result<[u8; 6], OptionError> {
+/// Six bytes such as `02:00:00:00:00:02`, of whomever.
+pub fn link_address(text: &str) -> Option<[u8; 6]> {
     let byte = |text: &str| {
+        // from_str_radix takes a sign.
         let is_hex = text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
         u8::from_str_radix(text, 16).ok().filter(|_| is_hex)
     };
-    let bytes: Option<Vec<u8>> = value.split(':').map(byte).collect();
-    match bytes.and_then(|bytes| <[u8; 6]>::try_from(bytes).ok()) {
+    let bytes: Option<Vec<u8>> = text.split(':').map(byte).collect();
+    bytes?.try_into().ok()
+}
+
+fn mac(key: &str, value: &str) -> Result<[u8; 6], OptionError> {
+    match link_address(value) {
         // IEEE 802: the lowest bit of the first byte marks a group.
         Some(mac) if mac[0] & 1 == 1 => {
             refuse(key, value, "a port's address cannot be a group address (its first byte is odd)")

@@ -13,6 +13,7 @@ use crate::packet::ethernet::Mac;
 use crate::packet::layers::{
     self, Ethernet, First, Gtpu, Icmp, Ipv4, Ipv6, Layer, Parsed, Refused, Tcp, Udp, Vlan, parse,
 };
+use crate::port::options::link_address;
 
 /// The classes of `libvnf.packet`, in the order of [`NAMES`].
 static CLASSES: PyOnceLock<Vec<Py<PyType>>> = PyOnceLock::new();
@@ -75,14 +76,7 @@ impl<'py> Fields<'_, 'py> {
             return Err(self.wrong(field, &value, "a text such as '02:00:00:00:00:01'", true));
         };
         let text = text.to_str()?;
-        let byte = |text: &str| {
-            let is_hex = text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-            u8::from_str_radix(text, 16).ok().filter(|_| is_hex)
-        };
-        let bytes: Option<Vec<u8>> = text.split(':').map(byte).collect();
-        bytes
-            .and_then(|bytes| bytes.try_into().ok())
-            .ok_or_else(|| self.wrong(field, &value, "six bytes such as 02:00:00:00:00:01", false))
+        link_address(text).ok_or_else(|| self.wrong(field, &value, "six bytes such as 02:00:00:00:00:01", false))
     }
 
     fn ip(&self, field: &str) -> PyResult<(Bound<'py, PyAny>, Option<IpAddr>)> {

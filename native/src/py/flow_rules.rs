@@ -184,8 +184,8 @@ impl Engine {
         let port = value.getattr(intern!(py, "port"))?;
         Ok(Match {
             port: if port.is_none() { None } else { Some(self.port_named(port.cast()?)? as PortIndex) },
-            source_mac: parsed(&value.getattr(intern!(py, "src_mac"))?, mac)?,
-            destination_mac: parsed(&value.getattr(intern!(py, "dst_mac"))?, mac)?,
+            source_mac: parsed(&value.getattr(intern!(py, "src_mac"))?, options::link_address)?,
+            destination_mac: parsed(&value.getattr(intern!(py, "dst_mac"))?, options::link_address)?,
             vlan: value.getattr(intern!(py, "vlan"))?.extract()?,
             ethertype: value.getattr(intern!(py, "ethertype"))?.extract()?,
             source: parsed(&value.getattr(intern!(py, "src_ip"))?, cidr)?,
@@ -219,8 +219,8 @@ impl Engine {
                 burst_bytes: value.getattr(intern!(py, "burst_bytes"))?.extract()?,
             }),
             "rewrite" => Action::Rewrite(Rewrite {
-                source_mac: parsed(&value.getattr(intern!(py, "src_mac"))?, mac)?,
-                destination_mac: parsed(&value.getattr(intern!(py, "dst_mac"))?, mac)?,
+                source_mac: parsed(&value.getattr(intern!(py, "src_mac"))?, options::link_address)?,
+                destination_mac: parsed(&value.getattr(intern!(py, "dst_mac"))?, options::link_address)?,
                 vlan: value.getattr(intern!(py, "vlan"))?.extract()?,
                 source: address(intern!(py, "src_ip"))?,
                 destination: address(intern!(py, "dst_ip"))?,
@@ -246,11 +246,6 @@ fn parsed<T>(value: &Bound<'_, PyAny>, parse: impl FnOnce(&str) -> Option<T>) ->
     }
     let text = value.cast::<PyString>()?.to_str()?;
     parse(text).map(Some).ok_or_else(|| PyValueError::new_err(format!("{text:?} is not an address")))
-}
-
-fn mac(text: &str) -> Option<Mac> {
-    let bytes: Option<Vec<u8>> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
-    bytes?.try_into().ok()
 }
 
 fn ip(text: &str) -> Option<IpAddr> {

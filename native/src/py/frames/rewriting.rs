@@ -9,6 +9,7 @@ use pyo3::types::PyDict;
 use crate::flow::Rewrite;
 use crate::flow::edit::Failed;
 use crate::packet::ethernet::Mac;
+use crate::port::options::link_address;
 
 const NAMES: &str = "src_mac, dst_mac, vlan, src_ip, dst_ip, src_port, dst_port, ttl, dscp";
 /// 4095 is reserved (IEEE 802.1Q §9.6); 0 takes the tag off.
@@ -72,9 +73,6 @@ fn address(name: &str, value: &Bound<'_, PyAny>) -> PyResult<IpAddr> {
 
 fn mac(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Mac> {
     let text: String = value.extract()?;
-    let bytes: Option<Vec<u8>> =
-        text.split(':').map(|byte| if byte.len() == 2 { u8::from_str_radix(byte, 16).ok() } else { None }).collect();
-    bytes
-        .and_then(|bytes| Mac::try_from(bytes).ok())
+    link_address(&text)
         .ok_or_else(|| PyValueError::new_err(format!("{name}: {text:?}: expected a link address, 02:00:00:00:00:01")))
 }
