@@ -243,7 +243,7 @@ def parse_transport(text: str, ports: Mapping[str, PortConfig], number: int = 0)
     table: dict[str, Any] = {"type": kind}
     for place, item in enumerate(rest.split(",") if colon else ()):
         key, equals, value = item.partition("=")
-        if place < PLACES[kind] and (place == 0 or not equals):
+        if place < PLACES[kind] and (not equals or (place == 0 and key not in PORT_KEYS[kind])):
             table[PORT_KEYS[kind][place]] = item
             continue
         if not equals:

@@ -106,8 +106,8 @@ class Peer:
 
     def ask(self, question: str, timeout_s: float = 5.0, **fields: Any) -> Answer:
         """The answer to one question. ``Refused`` or ``NoAnswer``."""
-        *_, answer = self.listen(question, timeout_s, **fields)
-        return answer
+        # Its first line: whoever sends more is another user's program, which root asks as well.
+        return next(self.listen(question, timeout_s, **fields))
 
     def listen(self, question: str, timeout_s: float | None = 5.0, **fields: Any) -> Iterator[Answer]:
         """The items of a stream, then its answer. ``timeout_s`` is how long to wait for each line."""

@@ -13,7 +13,7 @@ import pytest
 from scapy.all import ARP, ICMP, IP, TCP, UDP, Dot1Q, Ether, IPv6, Raw
 from scapy.contrib.gtp import GTP_U_Header
 
-from libvnf import VNF, ConfigError, Connection, _native
+from libvnf import VNF, ConfigError, Connection, Limits, _native
 from tests.unit.test_frames import A, B, Bench, udp
 
 COLUMNS = [name for name in dir(_native.Batch) if name.startswith(("is_", "src_", "dst_"))] + [
@@ -151,6 +151,45 @@ async def test_the_first_verdict_counts_whether_by_mask_or_by_frame(bench: Batch
     assert out["left"] == [frames[1], frames[2][6:12] + frames[2][:6] + frames[2][12:]]
     assert (bench.counted("drop_verdict"), bench.counted("drop_undecided")) == (1, 0)
     assert bench.failures == []
+
+
+async def test_a_link_address_has_two_digits_per_byte_and_no_sign(bench: Batches) -> None:
+    bench.take(lambda batch: batch.rewrite(dst_mac="02:00:00:00:00:+1"))
+    bench.give(udp())
+    [error] = bench.failures
+    assert isinstance(error, ValueError)
+    assert "expected a link address" in str(error)
+
+
+async def test_a_column_whose_shape_and_type_are_set_is_whole_in_the_next_batch(bench: Batches) -> None:
+    seen: list[Any] = []
+
+    def handler(batch: Any) -> None:
+        seen.append((batch.dst_port.dtype, batch.dst_port.tolist()))
+        mine = batch.dst_port
+        mine.dtype = numpy.uint8
+        mine.shape = (2, -1)
+
+    bench.take(handler)
+    for count in (4, 4, 256, 256):
+        bench.give(*(udp(dport=n) for n in range(count)))
+    assert bench.failures == []
+    assert seen == [(numpy.dtype("<u2"), list(range(count))) for count in (4, 4, 256, 256)]
+
+
+async def test_a_handler_of_batches_that_keeps_every_frame_gets_no_more_than_its_quota(bench: Batches) -> None:
+    kept: list[Any] = []
+    connection = bench.take(lambda batch: kept.extend(batch))
+    quota = Limits().max_kept_bytes_per_connection
+    longest = 2048
+    for _ in range(2 * quota // (256 * longest)):
+        bench.give(*[udp(payload=bytes(1400))] * 256)
+    assert quota < connection.kept <= quota + 256 * longest
+    before = bench.counted("drop_kept_quota")
+    assert before > 0
+    kept.clear()
+    bench.give(udp())
+    assert (len(kept), bench.counted("drop_kept_quota")) == (1, before)
 
 
 async def test_a_kept_column_stays_what_it_was(bench: Batches) -> None:

@@ -280,6 +280,8 @@ def test_the_first_keys_of_a_port_need_no_name_in_one_line() -> None:
     assert dict(parse_transport("pcap:,out.pcap", {}).options) == {"input": "", "output": "out.pcap"}
     assert parse_transport("af_xdp:eth1,queue=0,queue=1", {}).options["queue"] == ["0", "1"]
     assert str(parse_transport("tap:vnf0", {})) == "tap:vnf0"
+    assert dict(parse_transport("pcap:output=o.pcap", {}).options) == {"output": "o.pcap"}
+    assert parse_transport("memif:/a=b", {}).options["path"] == "/a=b"
 
 
 def test_the_default_transport_is_the_kernel() -> None:

@@ -352,6 +352,28 @@ def test_a_peer_that_answers_nonsense_does_not_answer(tmp_path: Path, answer: by
         thread.join()
 
 
+def test_who_answers_one_question_without_end_is_not_listened_to(tmp_path: Path) -> None:
+    """Root asks programs of others too, and those may say what they like."""
+    path = tmp_path / "b.1.sock"
+
+    def chatter(listener: socket.socket) -> None:
+        with listener.accept()[0] as client:
+            client.settimeout(10)
+            try:
+                while True:
+                    client.sendall(b'{"item": {}}\n' * 1000)
+            except (BrokenPipeError, ConnectionResetError):
+                pass
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        thread = threading.Thread(target=chatter, args=(listener,))
+        thread.start()
+        assert Peer("b", 1, path).ask("ports") == {}
+        thread.join()
+
+
 def test_a_program_without_a_loop_answers_from_a_thread(directory: Path) -> None:
     with answering("b", {"echo": lambda asked: dict(asked)}, LOG):
         [peer] = find()

@@ -248,7 +248,11 @@ pub(super) fn parse_port(option: &str, text: &str) -> Result<PortOptions, LoadEr
     let mut pairs = Vec::new();
     for (number, part) in rest.split(',').enumerate() {
         match (places.get(number), part.split_once('=')) {
-            (Some(key), _) if number == 0 || !part.contains('=') => pairs.push((*key, part)),
+            (Some(key), None) => pairs.push((*key, part)),
+            // A path may have a '=' of its own.
+            (Some(place), Some((key, _))) if number == 0 && !port::options::keys(kind).contains(&key) => {
+                pairs.push((*place, part));
+            }
             (_, Some(pair)) => pairs.push(pair),
             (_, None) => return refuse(format!("{option} '{kind}:{}': '{part}' is not key=value", pairs[0].1)),
         }

@@ -155,6 +155,12 @@ pub struct Core {
 }
 
 impl Core {
+    /// Whether a connection that keeps so many bytes gets nothing more.
+    pub fn is_too_much(&self, kept: usize) -> bool {
+        kept > self.limits.max_kept_bytes_per_connection
+            || (kept > 0 && self.account.kept() > self.limits.max_kept_bytes)
+    }
+
     /// RuntimeError on any thread but the loop's.
     pub fn check_thread(&self) -> PyResult<()> {
         if self.thread == thread_mark() {

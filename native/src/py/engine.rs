@@ -401,6 +401,7 @@ impl Engine {
         options: &Bound<'_, PyDict>,
         capture: Option<Py<Capture>>,
     ) -> PyResult<()> {
+        self.core.get().check_thread()?;
         let (kind, port, host) = ports::open(&name, options, capture)?;
         let open = Open::new(name, kind, port, None, host, None);
         self.state.with(py, |state| state.ports.push(open));
@@ -426,6 +427,7 @@ impl Engine {
 
     #[pyo3(signature = (name, address, /))]
     fn add_address(&self, py: Python<'_>, name: &str, address: &str) -> PyResult<()> {
+        self.core.get().check_thread()?;
         let address =
             crate::port::options::cidr("address", address).map_err(|error| PyValueError::new_err(error.to_string()))?;
         self.state

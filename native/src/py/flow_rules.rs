@@ -112,6 +112,7 @@ impl FlowTable {
     }
 
     fn counters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        self.engine.get().core.get().check_thread()?;
         let counted = self.engine.get().state.with(py, |state| {
             let table = state.forwarder.as_ref()?.table();
             Some((table.len() as u64, table.counters().list()))

@@ -215,8 +215,7 @@ impl Connection {
         if !ready {
             return false;
         }
-        let over = kept > core.limits.max_kept_bytes_per_connection
-            || (kept > 0 && core.account.kept() > core.limits.max_kept_bytes);
+        let over = core.is_too_much(kept);
         if over && !datagram {
             inner.state.with(py, |state| state.throttled = true);
             Core::throttle(&inner.core, py, slf);
@@ -325,9 +324,7 @@ impl Connection {
                 return Fate::Paused;
             }
             let kept = state.account.as_ref().map_or(0, |account| account.kept());
-            if kept > core.limits.max_kept_bytes_per_connection
-                || (kept > 0 && core.account.kept() > core.limits.max_kept_bytes)
-            {
+            if core.is_too_much(kept) {
                 return Fate::Quota;
             }
             if state.busy || state.pumping {

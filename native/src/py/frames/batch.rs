@@ -135,9 +135,13 @@ impl Batch {
         });
         let Some((mut content, shell, connection, handler)) = found else { return };
         let count = content.store.len() as u64;
-        let (open, paused) = connection.get().state.with(py, |state| (state.phase == Phase::Open, state.paused));
+        let (open, paused, bytes) = connection.get().state.with(py, |state| {
+            let bytes = state.account.as_ref().map_or(0, |account| account.kept());
+            (state.phase == Phase::Open, state.paused, bytes)
+        });
+        let keeps_too_much = core.get().is_too_much(bytes);
         let mut kept = shell;
-        if open && !paused {
+        if open && !paused && !keeps_too_much {
             core.get().counters.messages_in.add(count);
             connection.get().endpoint.get().messages.add(count);
             content.filled = 0;
@@ -166,7 +170,12 @@ impl Batch {
             kept = Some(batch).filter(|batch| unsafe { ffi::Py_REFCNT(batch.as_ptr()) } == 1);
         } else {
             let counters = &core.get().counters;
-            if open { &counters.drop_paused } else { &counters.drop_not_connected }.add(count);
+            let why = match (open, paused) {
+                (false, _) => &counters.drop_not_connected,
+                (true, true) => &counters.drop_paused,
+                (true, false) => &counters.drop_kept_quota,
+            };
+            why.add(count);
         }
         content.store.clear();
         let old =
@@ -293,30 +302,26 @@ impl Batch {
         let (known, count, array) = self.with(py, |content| {
             let count = content.store.len();
             if content.filled & 1 << at != 0 {
-                let known = content.columns[at].as_ref().map(|array| array.array(py, count));
-                return (known, count, None);
+                return (content.columns[at].as_ref().map(|array| array.whole(py)), count, None);
             }
             (None, count, content.columns[at].take())
         })?;
-        if let Some(known) = known {
-            return Ok(known);
-        }
         // Out of the cell: making arrays runs Python code.
+        if let Some(known) = known {
+            return columns::part(py, &known, count);
+        }
         let mut array = match array.filter(Array::is_unshared) {
             Some(array) => array,
             None => Array::new(py, field)?,
         };
-        array.cut(py, count)?;
-        self.with(py, |content| {
+        let (old, whole) = self.with(py, |content| {
             array.fill(content.store.read());
-            let found = array.array(py, count);
+            let whole = array.whole(py);
             content.filled |= 1 << at;
-            (content.columns[at].replace(array), found)
-        })
-        .map(|(old, found)| {
-            drop(old);
-            found
-        })
+            (content.columns[at].replace(array), whole)
+        })?;
+        drop(old);
+        columns::part(py, &whole, count)
     }
 }
 

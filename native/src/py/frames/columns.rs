@@ -2,7 +2,8 @@
 //!
 //! The memory and its array serve every batch, for as long as their reference counts say that nobody else has them: an
 //! array that is kept keeps its content, and the next batch gets a fresh one. All ways to the memory lead through one of
-//! three objects: the memory itself, the array over it, and the shorter view that a batch got which was not full.
+//! two objects: the memory itself, and the array over it. A batch gets a view of that array which is its own: whoever
+//! sets its shape or type has changed nothing else.
 #![allow(unsafe_code)]
 
 use std::cell::UnsafeCell;
@@ -193,8 +194,6 @@ impl Column {
 pub struct Array {
     memory: Py<Column>,
     whole: Py<PyAny>,
-    /// For the last batch that was not full.
-    part: Option<(usize, Py<PyAny>)>,
 }
 
 impl Array {
@@ -203,7 +202,7 @@ impl Array {
         let words = vec![0; (MOST * size * wide).div_ceil(8)].into_boxed_slice();
         let memory = Py::new(py, Column { field, memory: UnsafeCell::new(words) })?;
         let whole = py.import(intern!(py, "numpy"))?.getattr(intern!(py, "asarray"))?.call1((&memory,))?.unbind();
-        Ok(Self { memory, whole, part: None })
+        Ok(Self { memory, whole })
     }
 
     /// Whether nobody else can see the memory change.
@@ -211,20 +210,8 @@ impl Array {
         // SAFETY: plain reads of the reference counts of live objects.
         unsafe {
             // Ours, and that of the array over it.
-            ffi::Py_REFCNT(self.memory.as_ptr()) == 2
-                && ffi::Py_REFCNT(self.whole.as_ptr()) == 1 + isize::from(self.part.is_some())
-                && self.part.as_ref().is_none_or(|(_, part)| ffi::Py_REFCNT(part.as_ptr()) == 1)
+            ffi::Py_REFCNT(self.memory.as_ptr()) == 2 && ffi::Py_REFCNT(self.whole.as_ptr()) == 1
         }
-    }
-
-    /// Makes the array for a batch of `count` frames.
-    pub fn cut(&mut self, py: Python<'_>, count: usize) -> PyResult<()> {
-        if count < MOST && self.part.as_ref().is_none_or(|(len, _)| *len != count) {
-            let slice = PySlice::new(py, 0, count as isize, 1);
-            let part = self.whole.bind(py).get_item(slice)?.unbind();
-            drop(self.part.replace((count, part)));
-        }
-        Ok(())
     }
 
     /// Writes a batch's values. Panics when somebody else has the array.
@@ -240,18 +227,19 @@ impl Array {
         column.field.fill(bytes, frames);
     }
 
-    /// What `cut` has made for a batch of `count`.
-    pub fn array(&self, py: Python<'_>, count: usize) -> Py<PyAny> {
-        match &self.part {
-            Some((len, part)) if count < MOST && *len == count => part.clone_ref(py),
-            _ => self.whole.clone_ref(py),
-        }
+    /// Room for any batch; what a batch of `count` gets of it is a [`part`].
+    pub fn whole(&self, py: Python<'_>) -> Py<PyAny> {
+        self.whole.clone_ref(py)
     }
 
     pub fn traverse(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(&self.whole)?;
-        self.part.as_ref().map_or(Ok(()), |(_, part)| visit.call(part))
+        visit.call(&self.whole)
     }
+}
+
+/// The first `count` values of an array, as an array. Runs Python code.
+pub fn part(py: Python<'_>, whole: &Py<PyAny>, count: usize) -> PyResult<Py<PyAny>> {
+    whole.bind(py).get_item(PySlice::new(py, 0, count as isize, 1)).map(Bound::unbind)
 }
 
 /// Which frames are meant: a boolean array of exactly `count`, or all.
