@@ -11,12 +11,12 @@ fn proper(kind: u8, index: u16) -> Message {
     let name = Text::new("fuzz");
     match kind {
         0 => Message::Ack,
-        1 => Server::new(0, None, "server").hello(),
+        1 => Server::new(0, None, "server", 4).hello(),
         2 => Message::Init(Init { version: VERSION, id: 0, mode: MODE_ETHERNET, secret: [0; 24], name }),
         3 => Message::AddRegion { index, bytes: 4096 },
         4 | 5 => Message::AddRing(AddRing {
             client_to_server: kind == 4,
-            index: 0,
+            index: index & 3,
             region: index,
             offset: 0,
             log2_slots: 3,
@@ -28,8 +28,8 @@ fn proper(kind: u8, index: u16) -> Message {
 }
 
 fuzz_target!(|input: &[u8]| {
-    let mut server = Server::new(0, None, "server");
-    let mut client = Client::new(0, None, "client", Layout { log2_slots: 4, buffer_bytes: 256 });
+    let mut server = Server::new(0, None, "server", 4);
+    let mut client = Client::new(0, None, "client", Layout { log2_slots: 4, buffer_bytes: 256, queues: 2 });
     let (mut regions, mut connected) = (0, 0);
     let mut input = input;
     // The first byte says how many descriptors come along, whether the interface is taken, and whether raw bytes follow

@@ -22,7 +22,7 @@ fuzz_target!(|input: &[u8]| {
                 bytes += frame.len();
                 seen.push((at, frame.clone()));
             }
-            Next::Foreign => {}
+            Next::Foreign | Next::Nothing => {}
             Next::End | Next::Truncated => break,
             Next::Malformed(why) => {
                 assert!(!why.contains('\n'));

@@ -186,6 +186,7 @@ impl Input {
                     }
                 }
                 Next::Foreign => counters.rx_foreign += 1,
+                Next::Nothing => {}
                 Next::Malformed(why) => {
                     counters.rx_malformed += 1;
                     self.over = Some(told(&self.path, why));

@@ -39,12 +39,17 @@ pub enum Next {
     Frame(Record),
     /// A frame of another link type than Ethernet.
     Foreign,
+    /// Many blocks that are no packets; there may be more behind them.
+    Nothing,
     End,
     /// The file ends within a record.
     Truncated,
     /// The file cannot be right, at which byte and why.
     Malformed(String),
 }
+
+/// Blocks that are read at once in search of a packet: a file of nothing else must not hold whoever reads it.
+const BLOCKS: usize = 64;
 
 enum Stop {
     End,
@@ -253,7 +258,7 @@ impl<R: Read> Reader<R> {
 
     /// Blocks up to the next one that has a frame.
     fn block(&mut self, frame: &mut Vec<u8>) -> Result<Next, Stop> {
-        loop {
+        for _ in 0..BLOCKS {
             let mut kind = [0; 4];
             self.fill(&mut kind, true)?;
             let kind = self.order.u32(&kind, 0);
@@ -283,6 +288,7 @@ impl<R: Read> Reader<R> {
                 return Ok(next);
             }
         }
+        Ok(Next::Nothing)
     }
 
     fn interface(&mut self, body: u32) -> Result<(), Stop> {

@@ -39,7 +39,7 @@ fn all(bytes: &[u8]) -> (Vec<(Duration, Vec<u8>)>, Next) {
     loop {
         match reader.next(&mut frame) {
             Next::Frame(Record { at, .. }) => found.push((at, frame.clone())),
-            Next::Foreign => {}
+            Next::Foreign | Next::Nothing => {}
             end => return (found, end),
         }
     }
