@@ -294,6 +294,37 @@ fn a_flow_takes_about_200_bytes_and_what_it_does_is_shared() {
 }
 
 #[test]
+fn a_million_rules_are_found_each_and_end_together() {
+    const FLOWS: u32 = 1_000_000;
+    let mut stage = Stage::new(FLOWS as usize);
+    let of = |flow: u32| {
+        let [_, a, b, c] = flow.to_be_bytes();
+        (([10, a, b, c], 1000), (SERVER, 9))
+    };
+    for flow in 0..FLOWS {
+        let (source, destination) = of(flow);
+        let rule = Rule { idle: Some(Duration::from_secs(1)), ..to((flow % 1_000) as PortIndex) };
+        assert_eq!(stage.install(exact(source, destination), rule), Ok(false));
+    }
+    let (source, destination) = of(FLOWS);
+    assert_eq!(stage.install(exact(source, destination), to(1)), Err(Refused::Full));
+    assert_eq!(stage.verdict(&datagram(source, destination)), Verdict::Miss);
+    for flow in (0..FLOWS).step_by(97) {
+        let (source, destination) = of(flow);
+        let expected = Verdict::Forward((flow % 1_000) as PortIndex);
+        assert_eq!(stage.verdict(&datagram(source, destination)), expected, "{flow}");
+    }
+    stage.now += Duration::from_secs(3);
+    let mut ended = 0;
+    while !stage.table.is_empty() {
+        let some = stage.ended().len();
+        assert!(some > 0 && stage.table.deadline().is_some() || stage.table.is_empty(), "{ended} of them");
+        ended += some as u32;
+    }
+    assert_eq!(ended, FLOWS);
+}
+
+#[test]
 fn address_bits_behind_a_prefix_mean_nothing() {
     let mut stage = Stage::new(10);
     stage.install(prefix([10, 0, 0, 77], 24), to(1)).unwrap();
