@@ -37,7 +37,7 @@ def test_the_outside_reaches_the_services_that_are_allowed_and_no_other(
         inside, outside = wall.hosts["inside"], wall.hosts["outside"]
         for host in (inside, outside):
             for number in ("80", "81"):
-                process([sys.executable, "-m", "http.server", number], netns=host.name, cwd=tmp_path).wait_for(
+                process([sys.executable, "-u", "-m", "http.server", number], netns=host.name, cwd=tmp_path).wait_for(
                     "Serving"
                 )
         outside.pings("10.0.0.9")

@@ -102,7 +102,7 @@ def test_an_address_is_translated_both_ways_and_so_are_errors(
         # Right does not know that there is anybody but 10.1.0.2.
         link.right.run("ip", "route", "del", "default")
         link.left.pings("10.1.0.1")
-        web = process([sys.executable, "-m", "http.server", "80"], netns=link.right.name, cwd=tmp_path)
+        web = process([sys.executable, "-u", "-m", "http.server", "80"], netns=link.right.name, cwd=tmp_path)
         web.wait_for("Serving")
         back = tmp_path / "back"
         link.left.run("curl", "-sS", "--retry", "5", "--retry-connrefused", "-o", back, "http://10.1.0.1/page")
