@@ -213,14 +213,16 @@ impl Flows {
     }
 }
 
-/// Waits until every port has its peer.
+/// Waits until every port has its peer, and that takes frames: one that joins two of our ports has both then, and loses none
+/// between them.
 fn connect(ports: &mut [Box<dyn Port>], timeout: Duration, stop: &AtomicBool) -> Result<(), LoadError> {
     let begun = Instant::now();
     loop {
         let now = Instant::now();
         ports.iter_mut().for_each(|port| port.service(now));
-        let down = ports.iter().enumerate().find_map(|(number, port)| match port.link() {
-            Link::Up => None,
+        let down = ports.iter_mut().enumerate().find_map(|(number, port)| match port.link() {
+            Link::Up if port.room() > 0 => None,
+            Link::Up => Some((number, "its peer offers no buffers".into())),
             Link::Down(why) => Some((number, why)),
         });
         let Some((number, why)) = down else { return Ok(()) };
