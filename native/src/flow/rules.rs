@@ -19,14 +19,14 @@ pub(super) struct Entry {
     pub narrow: [u64; NARROW],
     pub packets: u64,
     pub bytes: u64,
-    /// When the last packet came, or it was installed.
+    /// When the last packet came (an ICMP error about the flow is none), or it was installed.
     pub seen: u64,
     pub program: Program,
     // The second line.
     pub more: [u64; MORE],
     /// Counts installations: of two rules the one with the smaller number is older.
     pub order: u64,
-    /// In its token bucket at `seen`.
+    /// In its token bucket at `seen`, less what errors have taken since: so there may be a debt.
     pub tokens: f64,
     pub priority: i32,
     /// The next less important rule with the same key; of an empty place, the next empty one.
