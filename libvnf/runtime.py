@@ -82,6 +82,32 @@ def complain(error: BaseException) -> None:
     print(error, file=sys.stderr, flush=True)
 
 
+# --- commands that wait ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Inside, SIGTERM is what Ctrl-C is: ``KeyboardInterrupt``. Not where it is ignored."""
+    before = signal.getsignal(signal.SIGTERM)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def pause(seconds: float) -> None:
+    """Sleeps until a signal: ``KeyboardInterrupt``. ``time.sleep`` would sleep on when that came on its way in."""
+    ends = {number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+    try:
+        if signal.sigtimedwait(ends, seconds) is not None:
+            raise KeyboardInterrupt
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 # --- loading -----------------------------------------------------------------------------------------------------
 
 

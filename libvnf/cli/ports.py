@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ import click
 
 from ..control import NoAnswer, Peer, find
 from ..errors import ConfigError, VNFError
-from ..runtime import INTERRUPTED, USAGE, complain
+from ..runtime import INTERRUPTED, USAGE, complain, pause, terminable
 
 __all__ = ["chosen", "ports", "printable", "table"]
 
@@ -170,7 +169,8 @@ def ports(vnf: str | None, as_json: bool, watches: bool, interval_s: float) -> N
     Those of this user are shown; root sees everybody's. The exit code is 1 when one of them does not answer.
     """
     try:
-        sys.exit(watch(vnf, as_json=as_json, watches=watches, interval_s=interval_s))
+        with terminable():
+            sys.exit(watch(vnf, as_json=as_json, watches=watches, interval_s=interval_s))
     except KeyboardInterrupt:
         sys.exit(0 if watches else INTERRUPTED)
     except VNFError as error:
@@ -185,8 +185,8 @@ def watch(vnf: str | None, *, as_json: bool, watches: bool, interval_s: float) -
         return 0
     before, all_did = answers(peers)
     while True:
-        if before:
-            time.sleep(interval_s)
+        if before or watches:
+            pause(interval_s)
         now, did = answers(chosen(vnf) if watches else before)
         show([per_second(before.get(peer, told), told) for peer, told in now.items()], as_json=as_json, watches=watches)
         if not watches:

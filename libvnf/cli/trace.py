@@ -12,7 +12,7 @@ import click
 
 from ..control import NoAnswer, find
 from ..errors import ConfigError, VNFError
-from ..runtime import INTERRUPTED, USAGE, complain
+from ..runtime import INTERRUPTED, USAGE, complain, terminable
 from .ports import chosen, printable
 
 __all__ = ["lines", "told", "trace"]
@@ -140,14 +140,9 @@ def trace(vnf: str | None, count: int, as_json: bool, **match: Any) -> None:
     it is traced, and is slower.
     """
     try:
-        sys.exit(
-            follow(
-                vnf,
-                count,
-                as_json,
-                {key: value for key, value in match.items() if value is not None and value is not False},
-            )
-        )
+        asked = {key: value for key, value in match.items() if value is not None and value is not False}
+        with terminable():
+            sys.exit(follow(vnf, count, as_json, asked))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except VNFError as error:

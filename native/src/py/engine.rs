@@ -136,6 +136,8 @@ impl Target {
 pub struct Engine {
     pub core: Py<Core>,
     pub state: GilCell<State>,
+    /// Of the ports, by place: they are told on any thread, and when the ports are closed.
+    pub names: GilCell<Vec<String>>,
     pub connect_s: f64,
     clock: Option<Clock>,
     /// Makes the event loop call `turn` soon.
@@ -334,6 +336,11 @@ impl Engine {
         found.ok_or_else(|| PyValueError::new_err(format!("there is no queue {name:?}")))
     }
 
+    fn add(&self, py: Python<'_>, open: Open) {
+        self.names.with(py, |names| names.push(open.name.clone()));
+        self.state.with(py, |state| state.ports.push(open));
+    }
+
     /// Forwards and polls without the GIL.
     fn spin(&self, py: Python<'_>, until: Instant, slice: Instant, pool: &Pool, frames: &mut Vec<Slot>) -> Spun {
         // The ports leave the cell meanwhile: another thread may run Python code, but none that gets at them, since
@@ -380,6 +387,7 @@ impl Engine {
                     forwarder: Some(Box::new(Forwarder::new(Table::new(core.get().limits.max_flows)))),
                 }),
                 core: core.clone_ref(py),
+                names: GilCell::new(Vec::new()),
                 connect_s,
                 clock: clock.map(|read| Clock { read, base }),
                 wake: GilCell::new(wake),
@@ -404,7 +412,7 @@ impl Engine {
         self.core.get().check_thread()?;
         let (kind, port, host) = ports::open(&name, options, capture)?;
         let open = Open::new(name, kind, port, None, host, None);
-        self.state.with(py, |state| state.ports.push(open));
+        self.add(py, open);
         Ok(())
     }
 
@@ -421,7 +429,7 @@ impl Engine {
         let queue = Queue::default();
         let port = Box::new(QueuePort::new(config.mtu, queue.clone()));
         let open = Open::new(name, "queue", port, Some(queue), config, seed);
-        self.state.with(py, |state| state.ports.push(open));
+        self.add(py, open);
         Ok(())
     }
 
@@ -624,6 +632,7 @@ impl Engine {
     }
 
     fn ports<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        self.core.get().check_thread()?;
         let rows = self.state.with(py, |state| state.ports.iter().map(Open::row).collect::<Vec<_>>());
         let list = PyList::empty(py);
         for row in rows {
@@ -642,6 +651,7 @@ impl Engine {
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         let core = self.core.get();
+        core.check_thread()?;
         let flows: Vec<Py<Connection>> = self.state.with(py, |state| {
             state.ports.iter().flat_map(|open| open.flows.iter().flatten()).map(|flow| flow.clone_ref(py)).collect()
         });

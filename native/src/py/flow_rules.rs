@@ -12,6 +12,7 @@ use pyo3::types::{PyDict, PyList, PyString};
 use pyo3::{PyTraverseError, PyVisit, intern};
 
 use super::engine::Engine;
+use super::frames::CLOSED;
 use crate::flow::{Action, Encapsulate, Expiry, Limit, Match, PortIndex, Refused, Rewrite, Rule, Statistics};
 use crate::packet::ethernet::{mac_text, parse_mac};
 use crate::port::options;
@@ -106,9 +107,12 @@ impl FlowTable {
 
     /// `None` for nobody.
     #[pyo3(signature = (told, /))]
-    fn on_ended(&self, py: Python<'_>, told: Option<Py<PyAny>>) {
-        let old = self.engine.get().on_ended.with(py, |kept| std::mem::replace(kept, told));
+    fn on_ended(&self, py: Python<'_>, told: Option<Py<PyAny>>) -> PyResult<()> {
+        let engine = self.engine.get();
+        engine.core.get().check_thread()?;
+        let old = engine.on_ended.with(py, |kept| std::mem::replace(kept, told));
         drop(old);
+        Ok(())
     }
 
     fn counters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
@@ -126,11 +130,10 @@ impl FlowTable {
         Ok(found)
     }
 
-    fn __len__(&self, py: Python<'_>) -> usize {
-        self.engine
-            .get()
-            .state
-            .with(py, |state| state.forwarder.as_ref().map_or(0, |forwarder| forwarder.table().len()))
+    fn __len__(&self, py: Python<'_>) -> PyResult<usize> {
+        let engine = self.engine.get();
+        engine.core.get().check_thread()?;
+        Ok(engine.state.with(py, |state| state.forwarder.as_ref().map_or(0, |forwarder| forwarder.table().len())))
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
@@ -143,7 +146,7 @@ impl FlowTable {
         let engine = self.engine.get();
         engine.core.get().check_thread()?;
         if engine.state.with(py, |state| state.ports.is_empty()) {
-            return Err(PyValueError::new_err("the ports are closed"));
+            return Err(PyValueError::new_err(CLOSED));
         }
         Ok(engine)
     }
@@ -178,7 +181,7 @@ impl Engine {
     }
 
     fn port_names(&self, py: Python<'_>) -> Vec<String> {
-        self.state.with(py, |state| state.ports.iter().map(|open| open.name.clone()).collect())
+        self.names.with(py, |names| names.clone())
     }
 
     fn read_match(&self, py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<Match> {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ from libvnf._native import drops
 from libvnf.cli import ports as command
 from libvnf.cli.ports import per_second, ports, table
 from libvnf.control import NoAnswer, Peer
+from libvnf.runtime import pause
 
 GUIDE = Path(__file__).parents[3] / "docs/guide/statistics.md"
 
@@ -147,3 +150,28 @@ def test_where_nothing_runs_the_list_is_empty(monkeypatch: pytest.MonkeyPatch) -
 def test_a_bridge_has_ports_alone() -> None:
     told = answer(1.0, 0) | {"vnf": "bridge", "core": {}, "drops": {}}
     assert table(per_second(told, told)).splitlines()[0] == "bridge (pid 7): up 2 min"
+
+
+def test_where_nothing_runs_a_watch_waits_before_it_looks_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    def third(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            raise KeyboardInterrupt
+
+    with running(monkeypatch):
+        monkeypatch.setattr(command, "pause", third)
+        done = CliRunner().invoke(ports, ["--watch", "--json"])
+    assert (done.exit_code, done.stdout, waits) == (0, "[]\n[]\n", [1.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_on_the_way_into_a_pause_ends_it(number: signal.Signals) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        signal.pthread_kill(threading.get_ident(), number)
+        with pytest.raises(KeyboardInterrupt):
+            pause(3600)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

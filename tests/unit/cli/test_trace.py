@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -156,3 +158,16 @@ def test_a_mistake_is_told(invoke: Any, args: list[str], running: int, words: st
     done = invoke(*args, running=running)
     assert (done.exit_code, done.stdout) == (2, "")
     assert done.stderr.startswith(words)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_trace_that_waits(invoke: Any, monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+    def listen(*args: Any, **fields: Any) -> Iterator[dict[str, Any]]:
+        signal.pthread_kill(threading.get_ident(), number)
+        yield {"frames": 0, "missing": 10}
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(Traced, "listen", listen)
+    done = invoke("b")
+    assert (done.exit_code, done.output) == (130, "")
+    assert signal.getsignal(signal.SIGTERM) == before
