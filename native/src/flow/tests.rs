@@ -88,7 +88,7 @@ impl Stage {
 
     fn ended(&mut self) -> Vec<(Match, Expiry)> {
         let mut ended = Vec::new();
-        self.table.expire(self.now, &mut ended);
+        self.table.expire(self.now, table::AT_ONCE, &mut ended);
         ended.into_iter().map(|(m, why, _)| (m, why)).collect()
     }
 }
@@ -182,7 +182,7 @@ fn a_rule_ends_when_it_is_idle_or_old_and_tells_what_it_did() {
     assert_eq!(stage.ended(), []);
     stage.now += Duration::from_millis(1);
     let mut ended = Vec::new();
-    stage.table.expire(stage.now, &mut ended);
+    stage.table.expire(stage.now, 1, &mut ended);
     let statistics = Statistics { packets: 4, bytes: 4 * 50, idle: Duration::from_secs(10), ..Statistics::default() };
     assert_eq!(ended, [(idle, Expiry::Idle, statistics)]);
     assert_eq!((stage.table.deadline(), stage.table.len()), (None, 0));

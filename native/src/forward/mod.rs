@@ -169,9 +169,9 @@ impl Forwarder {
     }
 
     /// See [`Table::expire`].
-    pub fn expire(&mut self, now: Instant, ended: &mut Vec<(Match, Expiry, Statistics)>) {
+    pub fn expire(&mut self, now: Instant, most: usize, ended: &mut Vec<(Match, Expiry, Statistics)>) {
         let before = ended.len();
-        self.table.expire(now, ended);
+        self.table.expire(now, most, ended);
         for (matching, ..) in &ended[before..] {
             *self.rules(matching) -= 1;
         }

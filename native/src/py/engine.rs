@@ -101,8 +101,12 @@ impl State {
         if self.pending || self.ports.iter().any(|open| !open.events.is_empty()) {
             return Sleep::No;
         }
-        let deadlines = self.ports.iter().flat_map(|open| [open.port.deadline(), open.host.deadline()]);
         let rules = self.forwarder.as_ref().and_then(|forwarder| forwarder.table().deadline());
+        // Rules that end together end over many turns.
+        if rules.is_some_and(|deadline| deadline <= self.polling.now()) {
+            return Sleep::No;
+        }
+        let deadlines = self.ports.iter().flat_map(|open| [open.port.deadline(), open.host.deadline()]);
         let deadline = deadlines.flatten().chain(rules).min();
         self.armed = self.ports.iter_mut().all(|open| open.port.arm());
         if !self.armed {

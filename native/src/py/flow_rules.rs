@@ -11,12 +11,17 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString};
 use pyo3::{PyTraverseError, PyVisit, intern};
 
+use super::core::Core;
 use super::engine::Engine;
 use super::frames::CLOSED;
+use crate::flow::table::AT_ONCE;
 use crate::flow::{Action, Encapsulate, Expiry, Limit, Match, PortIndex, Refused, Rewrite, Rule, Statistics};
 use crate::packet::ethernet::{mac_text, parse_mac};
 use crate::port::options;
 use crate::stack::Cidr;
+
+/// Rules whose end Python is told of at once: some hundreds of microseconds, and frames are waiting.
+const TOLD_AT_ONCE: usize = 16;
 
 /// The fields of `flow.Match`.
 type Fields = (
@@ -155,19 +160,18 @@ impl FlowTable {
 impl Engine {
     /// Ends the rules whose time has come, and tells of them.
     pub fn expire(&self, py: Python<'_>, now: Instant) {
+        let told = self.on_ended.with(py, |told| told.as_ref().map(|told| told.clone_ref(py)));
+        let most = if told.is_some() { TOLD_AT_ONCE } else { AT_ONCE };
         let ended = self.state.with(py, |state| {
             let mut ended = Vec::new();
             if let Some(forwarder) = &mut state.forwarder
                 && forwarder.table().deadline().is_some_and(|deadline| deadline <= now)
             {
-                forwarder.expire(now, &mut ended);
+                forwarder.expire(now, most, &mut ended);
             }
             ended
         });
-        if ended.is_empty() {
-            return;
-        }
-        let Some(told) = self.on_ended.with(py, |told| told.as_ref().map(|told| told.clone_ref(py))) else { return };
+        let Some(told) = told.filter(|_| !ended.is_empty()) else { return };
         let names = self.port_names(py);
         let rows: Vec<_> = ended
             .iter()
@@ -176,7 +180,7 @@ impl Engine {
             })
             .collect();
         if let Err(error) = PyList::new(py, rows).and_then(|rows| told.call1(py, (rows,))) {
-            error.write_unraisable(py, None);
+            Core::failed(&self.core, py, None, None, error);
         }
     }
 
