@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import runpy
+import subprocess
+import sys
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,6 +37,7 @@ from libvnf.flow import (
 )
 from tests.byhand import MACS, by_hand
 
+ROOT = Path(__file__).parents[2]
 CLIENT, SERVER = "02:00:00:00:00:01", "02:00:00:00:00:02"
 ASKED = FiveTuple("udp", "10.0.0.1", 5000, "10.1.0.1", 53)
 
@@ -331,6 +335,30 @@ async def test_over_the_limit_a_rule_is_refused_and_the_others_stand() -> None:
             vnf.flows.install(Match(src_port=3), drop)
         assert vnf.flows.install(Match(src_port=2), count) is True
         assert sorted(match.src_port or 0 for match in vnf.flows) == [1, 2]
+
+
+def test_a_limit_that_memory_is_too_small_for_is_told_and_ends_nothing() -> None:
+    code = """
+import asyncio, resource
+from libvnf import VNF, FlowsFull, Limits
+from libvnf.flow import Match, drop
+from tests.byhand import by_hand
+
+async def run():
+    vnf = VNF("b", limits=Limits(max_flows=1 << 28))
+    async with by_hand(vnf) as hand:
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 34, 1 << 34))
+        try:
+            vnf.flows.install(Match(), drop)
+        except FlowsFull as error:
+            print(error)
+        hand.turn()
+
+asyncio.run(run())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    told = "Match(): there is no memory for so many flows: limits.max_flows is 268435456\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, told, "")
 
 
 async def test_rules_are_listed_in_pages_that_changes_do_not_confuse() -> None:

@@ -8,7 +8,7 @@
 //! Everything is bounded: rules by the capacity, shapes by [`MOST_SHAPES`], the work of each call by a constant and the number
 //! of shapes; but that rules of one key are walked through, when they are installed or removed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, TryReserveError};
 use std::time::{Duration, Instant};
 
 use foldhash::fast::SeedableRandomState;
@@ -199,6 +199,7 @@ impl Table {
         if found.is_none() && self.rules.is_full() {
             return Err(Refused::Full);
         }
+        self.reserve().map_err(|_| Refused::Memory)?;
         let number = match found {
             Some(number) => {
                 self.wheel.remove(number);
@@ -216,6 +217,11 @@ impl Table {
         self.rules.cold[number as usize] = Cold { installed: now, idle, hard, limited: 0, failed: 0 };
         self.arm(number);
         Ok(found.is_some())
+    }
+
+    fn reserve(&mut self) -> Result<(), TryReserveError> {
+        self.rules.reserve()?;
+        self.wheel.reserve(self.rules.capacity())
     }
 
     /// Ends a rule; what it had done.
@@ -313,7 +319,6 @@ impl Table {
     fn arm(&mut self, number: u32) {
         let (at, _) = self.ending(number);
         if at != NEVER {
-            self.wheel.reserve(self.rules.capacity());
             self.wheel.insert(number, at.div_ceil(TICK));
         }
     }

@@ -80,7 +80,7 @@ impl FlowTable {
             engine.call_wake(py);
         }
         installed.map_err(|refused| match refused {
-            Refused::Full => PyOverflowError::new_err(refused.to_string()),
+            Refused::Full | Refused::Memory => PyOverflowError::new_err(refused.to_string()),
             refused => PyValueError::new_err(refused.to_string()),
         })
     }
