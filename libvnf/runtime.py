@@ -326,8 +326,13 @@ async def _serve_until(vnf: VNF, kind: str, signals: Signals, places: list[tuple
     for place, transport in places:
         say(vnf, f"serving {place} ({transport})")
     say(vnf, f"ready in {_age_s():.2f} s ({kind}, pid {os.getpid()})")
-    number = await signals.first
-    if number == signal.SIGINT:
+    over = asyncio.ensure_future(vnf.wait_closed())
+    await asyncio.wait((signals.first, over), return_when=asyncio.FIRST_COMPLETED)
+    over.cancel()
+    if vnf.closed:
+        say(vnf, "closed by itself")
+        return 0
+    if signals.first.result() == signal.SIGINT:
         await vnf.close()
         return INTERRUPTED
     reset = await drain(vnf, signals.second)

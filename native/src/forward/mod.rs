@@ -68,7 +68,7 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Frames that rules, a bridge or a handler sent on, to a port that may still have dropped and counted them.
+    /// Frames that rules or a bridge sent on, to a port that may still have dropped and counted them.
     forwarded,
     /// By a rule: `drop`, over its limit, or an action that was not possible.
     drop_flow,

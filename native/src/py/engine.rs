@@ -340,11 +340,6 @@ impl Engine {
         found.ok_or_else(|| PyValueError::new_err(format!("there is no queue {name:?}")))
     }
 
-    fn add(&self, py: Python<'_>, open: Open) {
-        self.names.with(py, |names| names.push(open.name.clone()));
-        self.state.with(py, |state| state.ports.push(open));
-    }
-
     /// Forwards and polls without the GIL.
     fn spin(&self, py: Python<'_>, until: Instant, slice: Instant, pool: &Pool, frames: &mut Vec<Slot>) -> Spun {
         // The ports leave the cell meanwhile: another thread may run Python code, but none that gets at them, since
