@@ -315,8 +315,8 @@ impl Run<'_> {
         for port in &mut self.ports {
             let burst = port.lend(BURST);
             count += burst.len();
-            for frame in burst.iter() {
-                let expected = self.flows.expects(*frame);
+            for frame in burst.in_turn() {
+                let expected = self.flows.expects(frame);
                 self.report.received += u64::from(expected);
                 self.report.other += u64::from(!expected);
                 self.report.received_bytes += frame.len() as u64;
