@@ -39,29 +39,44 @@ pub(super) struct Index {
     entries: usize,
 }
 
-impl Index {
-    pub fn new() -> Self {
-        Self { buckets: Buckets::new(FEWEST_BUCKETS), old: None, entries: 0 }
-    }
+/// An index, and where its buckets are.
+pub(super) struct Opened<'a> {
+    lines: &'a [[u32; LINE]],
+    mask: usize,
+    index: &'a Index,
+}
 
+impl Opened<'_> {
     #[inline(always)]
     pub fn prefetch(&self, tag: Tag) {
-        self.buckets.prefetch(tag);
-        if let Some((old, _)) = &self.old {
-            old.prefetch(tag);
+        prefetch(NonNull::from(&self.lines[tag as usize & self.mask]).cast(), 64, false);
+        if let Some((old, _)) = &self.index.old {
+            prefetch(NonNull::from(old.line(tag as usize)).cast(), 64, false);
         }
     }
 
     /// A rule with this tag, nearly always the one that is looked for. `None`: there is none.
     #[inline(always)]
     pub fn first(&self, tag: Tag) -> Option<u32> {
-        let line = self.buckets.line(tag as usize);
+        let line = &self.lines[tag as usize & self.mask];
         for place in places_of(line, byte(tag)) {
             if line[HASHES + place] == tag {
                 return Some(line[RULES + place]);
             }
         }
-        if meta(line) >> PAST == 0 && self.old.is_none() { None } else { self.find(tag, |_| true) }
+        if meta(line) >> PAST == 0 && self.index.old.is_none() { None } else { self.index.find(tag, |_| true) }
+    }
+}
+
+impl Index {
+    pub fn new() -> Self {
+        Self { buckets: Buckets::new(FEWEST_BUCKETS), old: None, entries: 0 }
+    }
+
+    /// For many look-ups.
+    #[inline(always)]
+    pub fn open(&self) -> Opened<'_> {
+        Opened { lines: self.buckets.lines(), mask: self.buckets.mask, index: self }
     }
 
     /// The rule with this tag that `is` says yes to.
@@ -148,18 +163,18 @@ impl Buckets {
     }
 
     #[inline]
+    fn lines(&self) -> &[[u32; LINE]] {
+        self.words[self.first..].as_chunks().0
+    }
+
+    #[inline]
     fn line(&self, bucket: usize) -> &[u32; LINE] {
-        &self.words[self.first..].as_chunks().0[bucket & self.mask]
+        &self.lines()[bucket & self.mask]
     }
 
     #[inline]
     fn line_mut(&mut self, bucket: usize) -> &mut [u32; LINE] {
         &mut self.words[self.first..].as_chunks_mut().0[bucket & self.mask]
-    }
-
-    #[inline]
-    fn prefetch(&self, tag: Tag) {
-        prefetch(NonNull::from(self.line(tag as usize)).cast(), 64, false);
     }
 
     fn find(&self, tag: Tag, mut is: impl FnMut(u32) -> bool) -> Option<(usize, usize, u32)> {

@@ -21,12 +21,12 @@ pub(super) struct Search {
     packets: [Packet; BURST],
 }
 
-/// Two cache lines.
 #[derive(Clone, Copy, Default)]
 #[repr(C, align(64))]
 struct Packet {
     facts: Facts,
     /// Of the shape that is being asked, and a rule that may be the one.
+    key: [u64; NARROW],
     tag: Tag,
     candidate: u32,
     found: Found,
@@ -110,15 +110,16 @@ impl Table {
     }
 
     fn find_all(&mut self, count: usize) {
-        let Self { rules, index, tuples, order, seed, search, .. } = self;
-        let (packets, entries) = (&mut search.packets[..count], &rules.entries[..]);
+        let Self { rules, index: all, tuples, order, seed, search, .. } = self;
+        let (packets, entries, index) = (&mut search.packets[..count], &rules.entries[..], all.open());
         let is_only = order.len() == 1;
         for &number in &*order {
             let Some(tuple) = &tuples[usize::from(number)] else { continue };
             let mut open = 0_u32;
             for (at, packet) in packets.iter_mut().enumerate() {
                 if tuple.may_win(&packet.facts, &packet.found) {
-                    packet.tag = tuple.tag_of(number, &packet.facts, seed);
+                    packet.key = tuple.narrow(number, &packet.facts);
+                    packet.tag = tuple.tag_of(&packet.key, &packet.facts, seed);
                     index.prefetch(packet.tag);
                     open |= 1 << at;
                 }
@@ -127,18 +128,21 @@ impl Table {
             for at in each(open) {
                 let packet = &mut packets[at];
                 if let Some(rule) = index.first(packet.tag) {
-                    let length = if tuple.is_narrow && is_only { 64 } else { 128 };
-                    prefetch(NonNull::from(&entries[rule as usize]).cast(), length, true);
+                    let entry = NonNull::from(&entries[rule as usize]).cast();
+                    prefetch(entry, 64, true);
+                    if !(tuple.is_narrow && is_only) {
+                        prefetch(entry, 128, true);
+                    }
                     packet.candidate = rule;
                     hits |= 1 << at;
                 }
             }
             for at in each(hits) {
-                let Packet { facts, tag, candidate, found } = &mut packets[at];
-                let is = |rule: u32| tuple.is_key_of(number, &entries[rule as usize], facts);
+                let Packet { facts, key, tag, candidate, found } = &mut packets[at];
+                let is = |rule: u32| tuple.is_key_of(&entries[rule as usize], key, facts);
                 let mut rule = *candidate;
                 if !is(rule) {
-                    match index.find(*tag, is) {
+                    match all.find(*tag, is) {
                         Some(other) => rule = other,
                         None => continue,
                     }
@@ -181,8 +185,9 @@ impl Table {
             if !tuple.may_win(&facts, &best) {
                 continue;
             }
-            let is = |rule: u32| tuple.is_key_of(number, &self.rules.entries[rule as usize], &facts);
-            let Some(rule) = self.index.find(tuple.tag_of(number, &facts, &self.seed), is) else { continue };
+            let key = tuple.narrow(number, &facts);
+            let is = |rule: u32| tuple.is_key_of(&self.rules.entries[rule as usize], &key, &facts);
+            let Some(rule) = self.index.find(tuple.tag_of(&key, &facts, &self.seed), is) else { continue };
             let entry = &self.rules.entries[rule as usize];
             let found = Found { rule, priority: entry.priority, bits: tuple.bits };
             if found.is_before(&best, &self.rules.entries) {
@@ -324,13 +329,12 @@ impl Tuple {
 
     /// The hash of the packet's words under the mask.
     #[inline(always)]
-    fn tag_of(&self, number: u8, facts: &Facts, seed: &SeedableRandomState) -> Tag {
-        let narrow = self.narrow(number, facts);
+    fn tag_of(&self, narrow: &[u64; NARROW], facts: &Facts, seed: &SeedableRandomState) -> Tag {
         if self.is_narrow {
-            return tag(seed, &narrow, None);
+            return tag(seed, narrow, None);
         }
         let more: [u64; MORE] = std::array::from_fn(|word| facts.words[NARROW + word] & self.shape.mask[NARROW + word]);
-        tag(seed, &narrow, Some(&more))
+        tag(seed, narrow, Some(&more))
     }
 
     /// The first words, as rules of this shape keep them.
@@ -342,12 +346,12 @@ impl Tuple {
 
     /// Has the rule the packet's key?
     #[inline(always)]
-    fn is_key_of(&self, number: u8, entry: &Entry, facts: &Facts) -> bool {
+    fn is_key_of(&self, entry: &Entry, key: &[u64; NARROW], facts: &Facts) -> bool {
         let more = || {
             let pairs = entry.more.iter().zip(&facts.words[NARROW..]).zip(&self.shape.mask[NARROW..]);
             pairs.fold(0, |other, ((rule, packet), mask)| other | (rule ^ packet & mask)) == 0
         };
-        let ([a, b, c], [d, e, f]) = (entry.narrow, self.narrow(number, facts));
+        let ([a, b, c], [d, e, f]) = (entry.narrow, *key);
         (a ^ d) | (b ^ e) | (c ^ f) == 0 && (self.is_narrow || more())
     }
 }

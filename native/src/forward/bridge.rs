@@ -29,8 +29,8 @@ impl Bridge {
             most
         };
         let burst = from.lend(most);
-        for frame in burst.iter() {
-            to.send_lent(&[], *frame);
+        for frame in burst.in_turn() {
+            to.send_lent(&[], frame);
         }
         let count = burst.len();
         from.give_back(0);

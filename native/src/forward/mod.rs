@@ -125,6 +125,8 @@ struct Work {
     headers: [Headers; BURST],
     verdicts: Vec<Verdict>,
     aside: Aside,
+    /// Where the last frame of the last burst went.
+    likely: Option<PortIndex>,
 }
 
 /// Forwards for all ports of one owner.
@@ -144,6 +146,7 @@ impl Forwarder {
             headers: [Headers::default(); BURST],
             verdicts: Vec::with_capacity(BURST),
             aside: Aside::default(),
+            likely: None,
         };
         Self { table, rules_of: Vec::new(), rules_of_all: 0, bridges: Vec::new(), work }
     }
@@ -238,19 +241,35 @@ impl Forwarder {
         frames: &mut Vec<Slot>,
         most: usize,
     ) -> usize {
-        let Work { heads, headers, verdicts, aside } = &mut self.work;
+        let Work { heads, headers, verdicts, aside, likely } = &mut self.work;
         let (bridge, has_handler) = (place.bridge(), place.has_handler());
         let (mut counts, mut dry, mut accepted) = (Counters::default(), 0, Vec::new());
         let burst = place.parts().0.lend(most.min(BURST));
         let count = burst.len();
-        for ((head, headers), frame) in heads.iter_mut().zip(headers.iter_mut()).zip(burst.iter()) {
-            head.take(*frame);
-            *headers = Headers::read(head.bytes(), frame.len());
+        // Whoever had the last burst will have this one: its memory comes while that of the heads does.
+        if let (Some(to), Some(first)) = (*likely, burst.first())
+            && let Some(other) = others.get(to)
+        {
+            other.parts().0.expect(count, first.len());
+        }
+        for ((head, headers), frame) in heads.iter_mut().zip(headers.iter_mut()).zip(burst.in_turn()) {
+            head.take(frame);
+            headers.read_in_place(head.bytes(), frame.len());
         }
         verdicts.clear();
         self.table.process(others.index, &mut heads[..count], &headers[..count], now, verdicts);
         for (((head, came), verdict), frame) in heads.iter_mut().zip(&*headers).zip(&*verdicts).zip(burst.iter()) {
             watched::note(|| format!("flows: {verdict}"));
+            let to = match (*verdict, bridge) {
+                (Verdict::Forward(to), _) | (Verdict::Miss, Some(to)) => Some(to),
+                _ => None,
+            };
+            if let Some(other) = to.and_then(|to| others.get(to)) {
+                other.parts().0.send_lent(head.bytes(), head.rest(*frame));
+                other.sent();
+                counts.forwarded += 1;
+                continue;
+            }
             match *verdict {
                 Verdict::Miss if bridge.is_none() => keep(head, *frame, pool, frames, &mut dry),
                 Verdict::ToPython if has_handler => keep(head, *frame, pool, frames, &mut dry),
@@ -260,6 +279,11 @@ impl Forwarder {
                 verdict => send_on(verdict, bridge, head, came, *frame, others, now, aside, &mut counts),
             }
         }
+        *likely = match verdicts.last() {
+            Some(Verdict::Forward(to) | Verdict::Route(to)) => Some(*to),
+            Some(Verdict::Miss) => bridge,
+            _ => None,
+        };
         place.parts().0.give_back(dry);
         accepted.into_iter().for_each(|frame| place.accept(frame));
         go_back(aside, &mut heads[0], place, now, &mut counts);
@@ -270,7 +294,7 @@ impl Forwarder {
     /// Runs a frame that came by port `index`, and that its handler has, through the rules again.
     pub fn again<P: Place>(&mut self, places: &mut [P], index: usize, frame: &[u8], now: Instant) -> Again {
         let Some((place, mut others)) = apart(places, index) else { return Again::Finished };
-        let Work { heads, headers, verdicts, aside } = &mut self.work;
+        let Work { heads, headers, verdicts, aside, .. } = &mut self.work;
         let (frame, head, mut counts) = (Lent::of(frame), &mut heads[..1], Counters::default());
         head[0].take(frame);
         headers[0] = Headers::read(head[0].bytes(), frame.len());

@@ -94,7 +94,7 @@ pub trait Port: Send {
     fn receive(&mut self, pool: &Pool, frames: &mut Vec<Slot>, max: usize) -> usize {
         let (mut taken, mut dry) = (0, 0);
         let burst = self.lend(max);
-        for lent in burst.iter() {
+        for lent in burst.in_turn() {
             taken += 1;
             match pool.take(lent.len()) {
                 Some(mut slot) => {
@@ -136,6 +136,9 @@ pub trait Port: Send {
     fn room(&mut self) -> usize {
         usize::MAX
     }
+
+    /// As many frames of about that length will probably be sent soon: a port may ask ahead for the memory.
+    fn expect(&mut self, _count: usize, _len: usize) {}
 
     /// Hands everything queued to the peer, and wakes it if it asked for that.
     fn flush(&mut self);

@@ -212,3 +212,32 @@ fn a_quoted_packet_is_read_where_it_stands() {
     let headers = Headers::read(&frame, frame.len()).quoted(&frame).unwrap();
     assert_eq!((headers.kinds, headers.source_port, headers.transport), (kind::IPV6 | kind::ICMP, 7, 110));
 }
+
+#[test]
+fn the_usual_way_and_the_other_read_the_same() {
+    let segments = [udp(5, 6), udp(5, GTP_PORT), tcp(), Tcp::new(1, 2).into(), icmp(8, 7)];
+    let (mut usual, mut seed) = (0, 1_u64);
+    let mut below = |end: usize| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) as usize % end
+    };
+    for segment in segments {
+        let whole = build(&[ethernet(None), Layer::Ipv4(v4()), segment], &[0x30, 255, 0, 0, 0, 0, 0, 7]).unwrap();
+        for _ in 0..20_000 {
+            let mut frame = whole.clone();
+            for _ in 0..below(3) {
+                let at = 12 + below(frame.len() - 12);
+                frame[at] = below(256) as u8;
+            }
+            let bytes = &frame[..frame.len() - below(2) * below(30)];
+            let len = frame.len() - below(2) * below(30);
+            let (mut one, mut other) = (Headers::default(), Headers::default());
+            other.read_any(bytes, len.max(bytes.len()));
+            if one.read_usual(bytes, len.max(bytes.len())) {
+                usual += 1;
+                assert_eq!(one, other, "{bytes:02x?} of {len}");
+            }
+        }
+    }
+    assert!(usual > 10_000, "{usual}");
+}

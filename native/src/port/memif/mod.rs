@@ -401,7 +401,7 @@ impl Port for Memif {
     }
 
     fn send_lent(&mut self, head: &[u8], rest: Lent<'_>) -> Sent {
-        self.queue(&[Lent::of(head), rest])
+        if rest.is_empty() { self.queue(&[Lent::of(head)]) } else { self.queue(&[Lent::of(head), rest]) }
     }
 
     fn room(&mut self) -> usize {
@@ -410,6 +410,12 @@ impl Port for Memif {
             self.hang_up(End::Refused(reason), Instant::now());
             usize::MAX
         })
+    }
+
+    fn expect(&mut self, count: usize, len: usize) {
+        if let Some(peer) = &mut self.peer {
+            peer.expect(count, len);
+        }
     }
 
     fn flush(&mut self) {

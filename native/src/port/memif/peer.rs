@@ -106,6 +106,14 @@ impl Peer {
         Ok(least)
     }
 
+    /// As [`crate::port::Port::expect`]; with several queues nobody knows yet which.
+    #[inline]
+    pub fn expect(&mut self, count: usize, len: usize) {
+        if let [(only, _)] = &mut self.senders[..] {
+            only.expect(count, len);
+        }
+    }
+
     /// Frames that no flush has handed over yet.
     pub fn queued(&self) -> u64 {
         self.senders.iter().map(|(sender, _)| sender.queued()).sum()

@@ -10,8 +10,9 @@ use std::sync::atomic::{Ordering, fence};
 
 use super::region::Region;
 use super::ring::{Descriptor, NEXT, Ring};
-use super::traffic::{Buffers, Counters, Cursor, prefetch};
-use crate::port::lent::{BURST, Burst, Lent};
+use super::traffic::{Buffers, Counters, Cursor};
+use crate::packet::prefetch::prefetch_frame;
+use crate::port::lent::{AHEAD, BURST, Burst, Lent};
 
 /// Chained frames shown in one burst; further ones wait for the next.
 const CHAINS_PER_BURST: usize = 8;
@@ -102,7 +103,9 @@ impl Receiver {
                 None => counters.rx_bad_descriptor += 1,
                 Some(_) if length > self.max_frame => counters.rx_too_long += 1,
                 Some(at) => {
-                    prefetch(at, length, false);
+                    if burst.len() < AHEAD {
+                        prefetch_frame(at, length, false);
+                    }
                     bytes += length;
                     // SAFETY: `at` was proved to be followed by `length` bytes of a mapping that `buffers` keeps for as
                     // long as the burst borrows it.

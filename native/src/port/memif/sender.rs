@@ -8,8 +8,9 @@ use std::sync::atomic::{Ordering, fence};
 
 use super::region::Region;
 use super::ring::{Descriptor, NEXT, Ring};
-use super::traffic::{Buffers, Counters, Cursor, prefetch};
-use crate::port::lent::{BURST, Lent};
+use super::traffic::{Buffers, Counters, Cursor};
+use crate::packet::prefetch::{prefetch, prefetch_frame};
+use crate::port::lent::{BURST, Lent, copy};
 
 /// Buffers one frame may be spread over.
 const MAX_CHAIN: usize = 64;
@@ -55,6 +56,21 @@ impl Sender {
         }
     }
 
+    /// Asks for the buffers of the next `count` frames of about `len` bytes.
+    #[inline]
+    pub fn expect(&mut self, count: usize, len: usize) {
+        let count = count.min(usize::from(self.cursor.available())) as u16;
+        for step in (0..count).step_by(4) {
+            let index = self.cursor.next.wrapping_add(DESCRIPTORS_AHEAD + step);
+            prefetch(self.cursor.ring.address(index), 1, true);
+        }
+        for step in PREFETCH_SLOTS..count {
+            if let Some((_, at)) = self.empty(self.cursor.next.wrapping_add(step)) {
+                prefetch_frame(at, len, true);
+            }
+        }
+    }
+
     /// Frames that no flush has handed over yet.
     pub fn queued(&self) -> u64 {
         self.queued_frames
@@ -92,7 +108,7 @@ impl Sender {
         if self.cursor.available() > PREFETCH_SLOTS {
             // A descriptor that lies now is caught when its turn comes; a hint may go anywhere.
             if let Some((_, ahead)) = self.empty(self.cursor.next.wrapping_add(PREFETCH_SLOTS)) {
-                prefetch(ahead, total, true);
+                prefetch_frame(ahead, total, true);
             }
         }
         self.queued_frames += 1;
@@ -180,33 +196,5 @@ impl Sender {
         // Our index before their flag: see `Receiver::arm`.
         fence(Ordering::SeqCst);
         self.cursor.ring.wants_kick()
-    }
-}
-
-/// As `copy_nonoverlapping`, without a call for what is short.
-///
-/// # Safety
-/// As `copy_nonoverlapping`'s.
-#[inline]
-unsafe fn copy(from: *const u8, to: *mut u8, count: usize) {
-    /// Both ends of `count` ≥ `N` bytes, which overlap in the middle.
-    #[inline]
-    unsafe fn ends<const N: usize>(from: *const u8, to: *mut u8, count: usize) {
-        // SAFETY: the caller's, of N ≤ count bytes from the beginning and as many before the end.
-        unsafe {
-            let (first, last) =
-                (from.cast::<[u8; N]>().read_unaligned(), from.add(count - N).cast::<[u8; N]>().read_unaligned());
-            to.cast::<[u8; N]>().write_unaligned(first);
-            to.add(count - N).cast::<[u8; N]>().write_unaligned(last);
-        }
-    }
-    // SAFETY: the caller's.
-    unsafe {
-        match count {
-            32..=64 => ends::<32>(from, to, count),
-            16..32 => ends::<16>(from, to, count),
-            0 => {}
-            _ => copy_nonoverlapping(from, to, count),
-        }
     }
 }

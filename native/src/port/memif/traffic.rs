@@ -160,13 +160,3 @@ impl Buffers {
         }
     }
 }
-
-/// Lines of a frame that are asked for ahead: all of a usual one. Waiting for the hardware to see the pattern costs a third.
-const PREFETCH_BYTES: usize = 1536;
-
-/// Asks for the cache lines of `length` bytes at `address`, to be written or only read. Lines that the other core has
-/// written cost up to 300 ns each when they are waited for one after the other.
-#[inline]
-pub fn prefetch(address: NonNull<u8>, length: usize, to_write: bool) {
-    crate::packet::prefetch::prefetch(address, length.min(PREFETCH_BYTES), to_write);
-}

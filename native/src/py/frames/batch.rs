@@ -87,7 +87,7 @@ impl Engine {
                 }
                 let burst = open.port.lend(room);
                 let got = burst.len();
-                burst.iter().for_each(|frame| store.push(*frame));
+                burst.in_turn().for_each(|frame| store.push(frame));
                 open.port.give_back(0);
                 count += got;
                 if got < room {

@@ -218,7 +218,7 @@ impl Engine {
             let Some(Handler::PerFrame(_)) = &open.handler else { return None };
             let burst = open.port.lend(BURST);
             let (taken, mut dry) = (burst.len(), 0);
-            for lent in burst.iter() {
+            for lent in burst.in_turn() {
                 let spare = state.spare.pop().and_then(|slot| slot.renew(lent.len()));
                 match spare.or_else(|| pool.take(lent.len())) {
                     Some(mut slot) => {
