@@ -141,6 +141,24 @@ def test_an_interface_removed_under_it_is_used_again_when_it_is_back(cable: Cabl
         assert counters["connects"] == counters["disconnects"] + 1 >= 4
 
 
+def test_an_interface_that_left_and_came_back_while_nobody_looked_is_opened_again(cable: Cable, netns: NetNS) -> None:
+    """In a namespace without others, and so without another number."""
+    aside = netns()
+    with cable.vnf() as program:
+        assert cable.ask(b"hello") == b"hello"
+        before = cable.near.run("cat", "/sys/class/net/eth1/ifindex")
+        program.signal(signal.SIGSTOP)
+        try:
+            cable.near.run("ip", "link", "set", "eth1", "netns", aside.name)
+            aside.run("ip", "link", "set", "eth1", "netns", cable.near.name)
+            cable.near.run("ip", "link", "set", "eth1", "up")
+        finally:
+            program.signal(signal.SIGCONT)
+        assert cable.near.run("cat", "/sys/class/net/eth1/ifindex") == before
+        cable.window.wait(lambda now: now["transports"]["port0"]["counters"]["connects"] == 2)
+        assert cable.ask(b"again") == b"again"
+
+
 def test_a_renamed_interface_is_let_go(cable: Cable) -> None:
     with cable.vnf():
         # Linux renames an interface that is up as well (6.2 and later).

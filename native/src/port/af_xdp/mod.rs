@@ -256,7 +256,7 @@ impl AfXdp {
     fn look(&mut self, now: Instant) {
         self.facts = Facts::of(&self.interfaces, &self.config.interface).ok();
         let index = self.facts.map(|facts| facts.index);
-        if self.session.as_ref().is_some_and(|session| Some(session.interface) != index) {
+        if self.session.as_ref().is_some_and(|session| !index.is_some_and(|index| session.is_of(index))) {
             self.close();
         }
         if self.session.is_none() {
