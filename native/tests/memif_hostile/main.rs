@@ -7,11 +7,15 @@ mod puppet;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use libvnf_native::port::lent::BURST;
 use libvnf_native::port::memif::control::{AddRing, Hello, Message, Text};
+use libvnf_native::port::memif::region::Region;
 use libvnf_native::port::memif::ring::{Descriptor, Index, NEXT, Ring};
 use libvnf_native::port::memif::{HANDSHAKE_TIMEOUT, MAX_HALF_OPEN, Memif, MemifConfig, Role};
+use libvnf_native::port::pair::pair;
 use libvnf_native::port::{Link, Port, Sent};
 
 use puppet::*;
@@ -243,6 +247,61 @@ fn chains_without_end_or_with_a_lie_in_them_are_dropped_whole() {
     assert_eq!((counter(&server, "rx_bytes"), puppet.outgoing.load(Index::Tail)), (60 + 180, 17));
     // A flag that its writer forgets to clear (DPDK 22.11) is cleared for it.
     assert_eq!(puppet.outgoing.descriptor(14).flags, 0);
+}
+
+/// Rewrites rings and buffers until `over`: mostly what could be, so that the connection lasts, now and then anything.
+fn rewrite(region: &Arc<Region>, mut random: u32, over: &AtomicBool) {
+    let rings = [0, INCOMING_AT].map(|offset| Ring::new(region, offset, LOG2_SLOTS).unwrap());
+    let mut next = || {
+        // Marsaglia's xorshift32.
+        random ^= random << 13;
+        random ^= random >> 17;
+        random ^= random << 5;
+        random
+    };
+    while !over.load(Ordering::Relaxed) {
+        let (ring, any) = (&rings[(next() & 1) as usize], next());
+        let length = [0, 1, 60, 1518, 1519, 5000, u32::MAX][next() as usize % 7];
+        let offset = [0, BUFFERS_AT, REGION_BYTES as u32 - 60, any][next() as usize % 4];
+        let (flags, region) = ((next() & 1) as u16, u16::from(next().is_multiple_of(16)));
+        ring.set_descriptor(any as u16, Descriptor { flags, region, length, offset });
+        let head = if any.is_multiple_of(512) { next() as u16 } else { (any >> 16) as u16 % (SLOTS + 1) };
+        ring.store(Index::Head, ring.load(Index::Tail).wrapping_add(head));
+    }
+}
+
+#[test]
+fn memory_that_is_rewritten_all_the_time_harms_nobody() {
+    let _alone = alone();
+    let mut server = server();
+    let (mut near, mut far) = pair(1500, 64);
+    let mut passed = 0;
+    for round in 1..=40 {
+        let puppet = Puppet::connected(&mut server);
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| rewrite(&puppet.region, round, &over));
+            for _ in 0..2000 {
+                for frame in server.lend(BURST).iter() {
+                    assert!((1..=1518).contains(&frame.len()));
+                    near.send_lent(b"", *frame);
+                }
+                server.give_back(0);
+                near.flush();
+                for frame in far.lend(BURST).iter() {
+                    server.send_lent(b"back", *frame);
+                    passed += 1;
+                }
+                far.give_back(0);
+                server.flush();
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+        drop(puppet);
+        server.service(Instant::now());
+    }
+    assert!(passed > 0 && counter(&server, "connects") == counter(&server, "disconnects"));
+    Puppet::connected(&mut server);
 }
 
 #[test]
