@@ -263,6 +263,10 @@ impl AfXdp {
             self.reopen_at = index.map(|_| now);
         }
         self.judge();
+        if self.is_up {
+            // What was refused while it was down still waits; a ring that is full of that takes nothing new.
+            self.resend_at = Some(now);
+        }
     }
 
     /// Whether frames can pass, by the interface's state.
