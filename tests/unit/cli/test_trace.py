@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -156,3 +157,25 @@ def test_a_mistake_is_told(invoke: Any, args: list[str], running: int, words: st
     done = invoke(*args, running=running)
     assert (done.exit_code, done.stdout) == (2, "")
     assert done.stderr.startswith(words)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"missing": "\x1b[2J"},
+        {},
+        PACKET | {"at_s": 1e300},
+        PACKET | {"ns": 10**400},
+    ],
+)
+def test_what_no_vnf_says_is_one_line(invoke: Any, monkeypatch: pytest.MonkeyPatch, said: dict[str, Any]) -> None:
+    monkeypatch.setattr(Traced, "listen", lambda *args, **more: iter([said]))
+    done = invoke()
+    line = "b (pid 7) answers in words that this version of vnf does not know\n"
+    assert (done.exit_code, done.stdout, done.stderr) == (2, "", line)
+
+
+def test_no_more_is_shown_than_was_asked_for(invoke: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Traced, "listen", lambda *args, **more: itertools.repeat(PACKET))
+    done = invoke("--count", "3", "--json")
+    assert (done.exit_code, done.stdout.count("\n")) == (2, 3)
