@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import threading
@@ -171,3 +172,25 @@ def test_a_signal_ends_a_trace_that_waits(invoke: Any, monkeypatch: pytest.Monke
     done = invoke("b")
     assert (done.exit_code, done.output) == (130, "")
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"missing": "\x1b[2J"},
+        {},
+        PACKET | {"at_s": 1e300},
+        PACKET | {"ns": 10**400},
+    ],
+)
+def test_what_no_vnf_says_is_one_line(invoke: Any, monkeypatch: pytest.MonkeyPatch, said: dict[str, Any]) -> None:
+    monkeypatch.setattr(Traced, "listen", lambda *args, **more: iter([said]))
+    done = invoke()
+    line = "b (pid 7) answers in words that this version of vnf does not know\n"
+    assert (done.exit_code, done.stdout, done.stderr) == (2, "", line)
+
+
+def test_no_more_is_shown_than_was_asked_for(invoke: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Traced, "listen", lambda *args, **more: itertools.repeat(PACKET))
+    done = invoke("--count", "3", "--json")
+    assert (done.exit_code, done.stdout.count("\n")) == (2, 3)
