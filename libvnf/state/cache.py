@@ -2,29 +2,31 @@
 
 An entry is in one of four states:
 
-* **clean**: the store has it. It may be evicted, and an invalidation removes it. ``value`` None says it is absent there.
-* **dirty**: it waits in the order of first change, until :meth:`Cache.take_dirty`. ``value`` None is a delete to be done.
-  Without a *base* (``version`` is ``UNKNOWN``: put blindly, never read) it waits aside until :meth:`Cache.based`.
-* **flying**: dirty, and on its way to the store under the version ``attempt``.
+* **clean**: the store has it. It may be evicted, and an invalidation removes it. ``value`` None: known to be absent.
+* **dirty**: it waits, about in the order of first change, until it is taken. ``value`` None: to be deleted.
+* **flying**: taken, and on its way to the store.
 * **flying and changed**: what flies is not the newest. Whatever becomes of it, the entry is dirty afterwards.
 
 Neither dirty nor flying ones are ever evicted: :class:`StateFull` when there is no room besides them.
 
-A flight whose outcome nobody knows may have arrived. The next one has a version of its own and the same base, so
-finding one of *our* unanswered versions in the store is no conflict: the entry is based on that and goes on.
+The **base** of an entry is the version its value replaces in the store. One that was put without having been read has
+none (``UNKNOWN``); whoever takes it reads first, or writes unconditionally.
 
-Eviction is CLOCK (second chance): a hit costs one flag, not a move in a list, and a scan over many keys does not push out
-those in use. Only clean entries are in the ring; one that was passed over there comes back when it is clean again.
+A flight whose outcome nobody knows may have arrived. So a conflict with a version of our own, or with nothing where we
+may have deleted, is none: :meth:`Cache.conflicted` bases the entry on that and it flies again.
+
+Eviction is CLOCK (second chance): a hit costs one flag, not a move in a list, and a scan over many keys does not push
+out those in use. Only clean entries are in the ring; one that the hand dropped as dirty comes back when it is clean.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Generic, TypeVar
 
 from ..errors import StateError, StateFull
-from .store import Stored, Versions
+from .store import Stored, writer_of
 
 __all__ = ["ENTRY_BYTES", "UNKNOWN", "Cache", "Entry"]
 
@@ -41,70 +43,68 @@ _SPARED = 64  # entries given a second chance in one search for room: the next g
 
 
 class Entry(Generic[K, V]):
-    """Read by anyone, written by its :class:`Cache`; the table may set ``visited`` and ``deadline_ms``."""
+    """Read by all, written by its :class:`Cache`."""
 
     __slots__ = (
-        "attempt",
         "cached",
         "changed",
         "deadline_ms",
+        "deleting",
         "dirty",
         "flying",
         "key",
-        "name",
+        "maybe_deleted",
         "packed",
+        "payload",
         "pinned",
         "queued",
         "recent",
         "size",
         "stale",
-        "tried",
-        "tried_delete",
         "value",
         "version",
         "visited",
     )
 
-    def __init__(self, key: K, name: bytes) -> None:
-        self.key = key
-        self.name = name  # the packed key
+    def __init__(self, key: K, packed: bytes) -> None:
+        self.key, self.packed = key, packed
         self.value: V | None = None
-        self.packed: bytes | None = None
-        self.version = 0  # its base: what stands in the store as far as we know
+        self.payload: bytes | None = None
+        self.version = 0  # the base
         self.deadline_ms = 0
         self.recent = b""
         self.dirty = self.flying = self.changed = False
+        self.stale = False  # somebody else wrote while it was flying
+        self.deleting = self.maybe_deleted = False  # what flies is a delete; one that did has had no answer
         self.pinned = self.visited = False
-        self.cached = True
+        self.cached = True  # False once it is no longer in the cache, or never was
         self.queued = False  # in the ring
-        self.stale = False  # flying, and somebody else wrote meanwhile
-        self.attempt = 0  # the version it flies under, or flew
-        self.tried = 0  # the first version since the last answer whose outcome is unknown
-        self.tried_delete = False
         self.size = 0
 
 
 class Cache(Generic[K, V]):
-    """Holds at most ``max_entries``, and ``max_bytes`` of packed keys and values with :data:`ENTRY_BYTES` for each."""
+    """Holds at most ``max_entries``, and ``max_bytes`` of packed keys and values with :data:`ENTRY_BYTES` for each.
+    ``writer`` is the store's, once it is known."""
 
-    def __init__(self, max_entries: int, max_bytes: int) -> None:
-        self.max_entries, self.max_bytes = max_entries, max_bytes
+    def __init__(self, max_entries: int, max_bytes: int, writer: int = 0) -> None:
+        self.max_entries, self.max_bytes, self.writer = max_entries, max_bytes, writer
         self.entries: dict[K, Entry[K, V]] = {}
         self.bytes = 0
-        self._dirty: dict[K, Entry[K, V]] = {}  # with a base, not flying; in the order of first change
-        self._baseless: dict[K, Entry[K, V]] = {}
-        self._flying = 0
+        self.dirty = 0
+        """How many changes wait to be taken."""
+        self.flying = 0
+        self._line: deque[Entry[K, V]] = deque()  # those that wait, and some that no longer do
+        self._ring: deque[Entry[K, V]] = deque()  # clean ones, and some that no longer are
         self._pins: set[K] = set()
-        self._ring: deque[Entry[K, V]] = deque()
         self.hits = self.misses = self.evicted = self.invalidated = self.conflicts = self.full = 0
 
     def __len__(self) -> int:
         return len(self.entries)
 
     @property
-    def dirty(self) -> int:
-        """How many changes the store does not have, those that are flying included."""
-        return len(self._dirty) + len(self._baseless) + self._flying
+    def unstored(self) -> int:
+        """How many changes the store does not have yet."""
+        return self.dirty + self.flying
 
     def get(self, key: K) -> Entry[K, V] | None:
         """None: not here. An entry whose ``value`` is None: known to be absent, or deleted by us."""
@@ -116,119 +116,136 @@ class Cache(Generic[K, V]):
         self.hits += 1
         return entry
 
+    def peek(self, key: K) -> Entry[K, V] | None:
+        """As ``get``, and leaves no trace."""
+        return self.entries.get(key)
+
     # -- filling
 
-    def put_clean(self, key: K, name: bytes, value: V | None, stored: Stored | None) -> Entry[K, V] | None:
-        """What the store was read to hold (None: nothing). A dirty entry is newer and stays. None when there is no room:
-        reading goes on without a cache."""
+    def put_clean(self, key: K, packed: bytes, value: V | None, stored: Stored | None) -> Entry[K, V]:
+        """What the store holds (None: nothing), and its value. A dirty entry is newer and stays as it is. Where there
+        is no room the entry that is returned is not ``cached``."""
         entry = self.entries.get(key)
         if entry is not None and entry.dirty:
             return entry
-        packed = None if stored is None else stored.payload
+        payload = None if stored is None else stored.payload
         try:
-            entry = self._sized(entry, key, name, packed)
+            entry = self._sized(entry, key, packed, payload)
         except StateError:
             if entry is not None:
                 self._remove(entry)
-            return None
-        entry.value, entry.packed = value, packed
+            entry = Entry(key, packed)
+            entry.cached = False
+        entry.value, entry.payload = value, payload
         entry.version, entry.deadline_ms, entry.recent = (0, 0, b"") if stored is None else stored[:3]
-        self._enqueue(entry)
+        if entry.cached:
+            self._enqueue(entry)
         return entry
 
     def put_dirty(
-        self, key: K, name: bytes, value: V | None, packed: bytes | None, deadline_ms: int = 0
+        self, key: K, packed: bytes, value: V | None, payload: bytes | None, deadline_ms: int = 0
     ) -> Entry[K, V]:
-        """A change; None deletes. Its base is what is cached, or unknown. ``StateFull`` when there is no room besides
-        changes and pinned entries (nothing is changed then), ``StateError`` when there never will be."""
+        """A change; None deletes. Its base is what is cached, or ``UNKNOWN``. Raises, and changes nothing:
+        ``StateFull`` when there is no room besides changes and pinned entries, ``StateError`` when there never is."""
         entry = self.entries.get(key)
         if entry is None:
-            entry = self._sized(None, key, name, packed)
+            entry = self._sized(None, key, packed, payload)
             entry.version = UNKNOWN
         else:
-            size = ENTRY_BYTES + len(name) + (0 if packed is None else len(packed))
+            size = ENTRY_BYTES + len(packed) + (0 if payload is None else len(payload))
             if size > entry.size:
-                self._sized(entry, key, name, packed)
+                self._sized(entry, key, packed, payload)
             else:
                 self.bytes += size - entry.size
                 entry.size = size
         entry.value = value
-        entry.packed = packed
+        entry.payload = payload
         entry.deadline_ms = deadline_ms
         entry.visited = True
         if entry.flying:
             entry.changed = True
         elif not entry.dirty:
             entry.dirty = True
-            (self._baseless if entry.version == UNKNOWN else self._dirty)[key] = entry
+            self.dirty += 1
+            self._line.append(entry)
         return entry
 
-    def based(self, entry: Entry[K, V], version: int, recent: bytes) -> None:
-        """The entry's change replaces this version (0: nothing): the answer to a read for an entry without a base, or
-        our own update that was under way when it was changed. Not for one that is flying."""
-        if not entry.cached or not entry.dirty or entry.flying:
-            return
-        entry.version, entry.recent = version, recent
-        if self._baseless.pop(entry.key, None) is not None:
-            self._dirty[entry.key] = entry
-
-    def baseless(self, most: int) -> list[Entry[K, V]]:
-        """Changes that cannot fly before they are read: the oldest ``most``."""
-        return [entry for entry, _ in zip(self._baseless.values(), range(most), strict=False)]
+    def based(self, entry: Entry[K, V], stored: Stored | None) -> None:
+        """What the entry's change replaces: the answer to a read for one that had no base, or our own update that was
+        under way when it was put."""
+        entry.version, entry.recent = (0, b"") if stored is None else (stored.version, stored.recent)
 
     # -- flushing
 
-    def take_dirty(
-        self, most: int, versions: Versions, *, unconditional: bool = False
-    ) -> tuple[int, list[Entry[K, V]]]:
-        """The oldest changes, now flying under the versions from the first that is returned. Those without a base come
-        along when the write is ``unconditional``. Each is to be answered by one of the four methods below, once."""
-        if unconditional and self._baseless:
-            for entry in list(self._baseless.values()):
-                self.based(entry, 0, b"")
-        taken = [entry for entry, _ in zip(self._dirty.values(), range(most), strict=False)]
-        return self._take_off(taken, versions), taken
+    def take_dirty(self, most: int) -> list[Entry[K, V]]:
+        """Up to ``most`` changes, now flying. For each comes one of ``flushed``, ``conflicted`` and ``failed``."""
+        taken: list[Entry[K, V]] = []
+        line = self._line
+        while line and len(taken) < most:
+            entry = line.popleft()
+            if entry.dirty and not entry.flying:
+                self._take_off(entry)
+                taken.append(entry)
+        return taken
 
-    def take(self, entry: Entry[K, V], versions: Versions) -> int:
-        """One dirty entry with a base, out of its turn; the version it flies under, 0 if it cannot fly now."""
-        return self._take_off([entry], versions) if entry.key in self._dirty and entry.cached else 0
+    def take(self, entry: Entry[K, V]) -> bool:
+        """This one out of its turn; False when it does not wait."""
+        if not entry.dirty or entry.flying:
+            return False
+        self._take_off(entry)
+        self._sweep()
+        return True
 
-    def flushed(self, entry: Entry[K, V], *, deleted: bool) -> None:
-        """The store has what flew; ``deleted``: that was a delete."""
+    def sent(self, entry: Entry[K, V]) -> None:
+        """Its value leaves only now, not when it was taken: what was put in between goes along."""
+        entry.changed, entry.deleting = False, entry.payload is None
+
+    def flushed(self, entry: Entry[K, V], version: int) -> None:
+        """The store has what flew, under this version (a delete has one too)."""
         if not self._landed(entry):
             return
-        entry.version = 0 if deleted else entry.attempt
-        if deleted:
-            entry.recent = b""
-        entry.tried, entry.tried_delete = 0, False
+        if entry.deleting:
+            entry.version, entry.recent = 0, b""
+        else:
+            entry.version = version
+        entry.maybe_deleted = False
         self._settle(entry)
 
     def conflicted(self, entry: Entry[K, V], stored: Stored | None) -> bool:
-        """Another version stands in the store. True: somebody else's, the change is lost and the entry gone from here
-        (``entry.value`` still tells what it was). False: it was a flight of ours that had no answer, all is well."""
+        """Another version stands in the store. True: somebody else's; the change is lost and the entry no longer here,
+        ``entry.value`` tells what it was. False: an earlier flight of ours; the entry is dirty, and based on that."""
         if not self._landed(entry):
             return False
-        if entry.tried and (entry.tried_delete if stored is None else entry.tried <= stored.version <= entry.attempt):
-            arrived = stored is not None and stored.version == entry.attempt
-            entry.version, entry.recent = (0, b"") if stored is None else (stored.version, stored.recent)
-            entry.tried, entry.tried_delete = 0, False
-            entry.changed |= not arrived
+        if entry.maybe_deleted if stored is None else writer_of(stored.version) == self.writer:
+            self.based(entry, stored)
+            entry.maybe_deleted = False
+            entry.changed = True
             self._settle(entry)
             return False
         self.conflicts += 1
+        entry.dirty = False
         self._remove(entry)
         return True
 
-    def failed(self, entry: Entry[K, V], *, unknown: bool, deleted: bool) -> None:
-        """It is dirty again, behind all others. ``unknown``: it may have arrived all the same, as a delete or not."""
+    def failed(self, entry: Entry[K, V]) -> None:
+        """It may have arrived or not, and is dirty again, behind all others."""
         if not self._landed(entry):
             return
-        if unknown:
-            entry.tried = entry.tried or entry.attempt
-            entry.tried_delete |= deleted
+        entry.maybe_deleted |= entry.deleting
         entry.changed = True
-        entry.stale = False
         self._settle(entry)
+
+    def discard(self, entry: Entry[K, V]) -> None:
+        """Forgets the entry, whatever state it is in; an answer still to come is ignored."""
+        if entry.cached:
+            self._remove(entry)
+            self._sweep()
+
+    def clear(self) -> None:
+        """Forgets everything, unstored changes too."""
+        for entry in list(self.entries.values()):
+            self._remove(entry)
+        self._sweep()
 
     # -- what others change
 
@@ -246,19 +263,9 @@ class Cache(Generic[K, V]):
         return entry
 
     def drop_clean(self, keys: Iterable[K] | None = None) -> None:
-        """Any of these (None: of all) may be stale; as :meth:`invalidate`, and nobody knows of a conflict."""
+        """Any of these (None: of all) may be stale."""
         for key in list(self.entries) if keys is None else keys:
             self.invalidate(key)
-
-    def clear(self) -> None:
-        """Everything goes, unstored changes too; flights still to be answered are forgotten."""
-        for entry in self.entries.values():
-            entry.cached = False
-        self.entries.clear()
-        self._dirty.clear()
-        self._baseless.clear()
-        self._ring.clear()
-        self.bytes = self._flying = 0
 
     # -- pins
 
@@ -282,7 +289,7 @@ class Cache(Generic[K, V]):
             "entries_now": len(self.entries),
             "bytes_now": self.bytes,
             "dirty_now": self.dirty,
-            "flying_now": self._flying,
+            "flying_now": self.flying,
             "pinned_now": len(self._pins),
             "hits": self.hits,
             "misses": self.misses,
@@ -294,38 +301,40 @@ class Cache(Generic[K, V]):
 
     # -- inside
 
-    def _take_off(self, taken: list[Entry[K, V]], versions: Versions) -> int:
-        first = versions.take(len(taken)) if taken else 0
-        for number, entry in enumerate(taken, first):
-            del self._dirty[entry.key]
-            entry.flying = True
-            entry.changed = entry.stale = False
-            entry.attempt = number
-        self._flying += len(taken)
-        return first
+    def _take_off(self, entry: Entry[K, V]) -> None:
+        self.dirty -= 1
+        self.flying += 1
+        entry.flying = True
+        entry.changed = entry.stale = False
+        entry.deleting = entry.payload is None
+
+    def _sweep(self) -> None:
+        """Who left the line out of turn keeps a place there until it is reached, or too many do."""
+        if len(self._line) > 2 * self.dirty + 1024:
+            self._line = deque(dict.fromkeys(one for one in self._line if one.dirty and not one.flying))
 
     def _landed(self, entry: Entry[K, V]) -> bool:
-        if not entry.flying or not entry.cached:
+        if not entry.flying:
             return False
         entry.flying = False
-        self._flying -= 1
+        self.flying -= 1
         return True
 
     def _settle(self, entry: Entry[K, V]) -> None:
         """A flight that is over leaves its entry dirty when it was changed meanwhile, clean when not."""
         if entry.changed:
-            entry.changed = False
-            self._dirty[entry.key] = entry
+            self.dirty += 1
+            self._line.append(entry)
             return
         entry.dirty = False
         if entry.stale:
             self._remove(entry)
-        else:
+        elif not entry.queued:
             self._enqueue(entry)
 
-    def _sized(self, entry: Entry[K, V] | None, key: K, name: bytes, packed: bytes | None) -> Entry[K, V]:
+    def _sized(self, entry: Entry[K, V] | None, key: K, packed: bytes, payload: bytes | None) -> Entry[K, V]:
         """The entry (a new one where it is None) with room for this value."""
-        size = ENTRY_BYTES + len(name) + (0 if packed is None else len(packed))
+        size = ENTRY_BYTES + len(packed) + (0 if payload is None else len(payload))
         if size > self.max_bytes or not self.max_entries:
             raise StateError(
                 f"an entry of {size} bytes, the cache holds {self.max_bytes} in {self.max_entries} entries"
@@ -335,7 +344,7 @@ class Cache(Generic[K, V]):
         ):
             self._evict(entry)
         if entry is None:
-            entry = self.entries[key] = Entry(key, name)
+            entry = self.entries[key] = Entry(key, packed)
             entry.pinned = key in self._pins
         self.bytes += size - entry.size
         entry.size = size
@@ -362,7 +371,7 @@ class Cache(Generic[K, V]):
                 return
         self.full += 1
         pinned = f", {len(self._pins)} keys are pinned" if self._pins else ""
-        raise StateFull(f"{self.dirty} of {len(self.entries)} cached entries are changes not stored yet{pinned}")
+        raise StateFull(f"{self.unstored} of {len(self.entries)} cached entries are changes not stored yet{pinned}")
 
     def _enqueue(self, entry: Entry[K, V]) -> None:
         if entry.queued or entry.dirty or entry.pinned:
@@ -374,11 +383,10 @@ class Cache(Generic[K, V]):
             self._ring = deque(one for one in self._ring if one.cached)
 
     def _remove(self, entry: Entry[K, V]) -> None:
+        if entry.flying:
+            self.flying -= 1
+        elif entry.dirty:
+            self.dirty -= 1
         entry.cached = entry.dirty = entry.flying = False
         del self.entries[entry.key]
-        self._dirty.pop(entry.key, None)
-        self._baseless.pop(entry.key, None)
         self.bytes -= entry.size
-
-    def __iter__(self) -> Iterator[Entry[K, V]]:
-        return iter(self.entries.values())
