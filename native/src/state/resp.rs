@@ -323,22 +323,33 @@ pub fn bulk_follows(out: &mut Vec<u8>, octets: usize) {
     line(out, b'$', octets);
 }
 
+/// Appends a number as an argument.
+pub fn number(out: &mut Vec<u8>, number: u64) {
+    let (text, at) = digits(number);
+    bulk(out, &text[at..]);
+}
+
 #[inline]
-fn line(out: &mut Vec<u8>, first: u8, mut number: usize) {
-    let mut text = [0; 24];
-    let mut at = text.len() - 2;
-    text[at..].copy_from_slice(b"\r\n");
+fn line(out: &mut Vec<u8>, first: u8, number: usize) {
+    let (mut text, at) = digits(number as u64);
+    text[at - 1] = first;
+    out.extend_from_slice(&text[at - 1..]);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// A number's digits, from an index that is never 0.
+#[inline]
+fn digits(mut number: u64) -> ([u8; 21], usize) {
+    let mut text = [0; 21];
+    let mut at = text.len();
     loop {
         at -= 1;
         text[at] = b'0' + (number % 10) as u8;
         number /= 10;
         if number == 0 {
-            break;
+            return (text, at);
         }
     }
-    at -= 1;
-    text[at] = first;
-    out.extend_from_slice(&text[at..]);
 }
 
 #[cfg(test)]
