@@ -52,7 +52,8 @@ class _Table:
 
 
 class Memory:
-    """What the clients of one store share. ``clock()`` is milliseconds since 1970; ``replicas`` how many copies a
+    """What the clients of one store share. Who is to be told of a key is kept without a bound, and only when there is
+    more than one client: in tests. ``clock()`` is milliseconds since 1970; ``replicas`` how many copies a
     write with ``replicas=`` finds."""
 
     def __init__(self, clock: Callable[[], int], *, replicas: int = 0) -> None:
@@ -344,8 +345,8 @@ class MemoryStore:
             claimed: list[tuple[bytes, Stored]] = []
             while len(claimed) < most and (due := self._memory.take_due(held, now_ms)):
                 claimed.append(due)
+                held.claims[due[0]] = now_ms + claim_ms  # at once: the same deadline may stand there twice
             for key, _ in claimed:
-                held.claims[key] = now_ms + claim_ms
                 self._memory.due(held, key, now_ms + claim_ms)
             done(claimed)
 

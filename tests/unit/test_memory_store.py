@@ -309,6 +309,15 @@ async def test_expired_entries_are_claimed_by_one_client_until_its_claim_ends(wo
     assert a.read(b"1", b"2") == [None, None]
 
 
+async def test_an_entry_written_twice_with_one_deadline_is_claimed_once(world: World) -> None:
+    a = await world.client()
+    a.table = a.store.table("sessions", keeps_expired=True)
+    now = world.time.clock_ms()
+    a.write(b"k", b"x", deadlines=[now])
+    two = a.write(b"k", b"x", deadlines=[now])
+    assert [(key, stored.version) for key, stored in a.call("claim_expired", now, 500, 9)] == [(b"k", two)]
+
+
 async def test_an_entry_that_was_renewed_while_it_was_claimed_stays(world: World) -> None:
     a = await world.client()
     a.table = a.store.table("sessions", keeps_expired=True)
