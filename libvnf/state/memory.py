@@ -266,6 +266,7 @@ class MemoryStore:
                     payloads[at],
                     deadlines[at] if deadlines else 0,
                     carried(recent, first + at) if update else recent,
+                    update,
                 )
                 if stored is not True:
                     conflicts.append((at, stored))
@@ -292,10 +293,11 @@ class MemoryStore:
         payload: bytes | None,
         deadline_ms: int,
         recent: bytes,
+        update: bool,
     ) -> Stored | Literal[True] | None:
         """True, or what stands there instead."""
         stored = self._memory.read(table, key, self)
-        if payload is None and stored is None:
+        if payload is None and stored is None and not update:
             return True
         if stored is not None and stored.version == version:
             return True

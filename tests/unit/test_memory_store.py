@@ -176,6 +176,14 @@ async def test_a_delete_needs_the_version_but_not_where_nothing_is(world: World)
     assert isinstance(a.write(b"k", None), int)
 
 
+async def test_an_update_that_deletes_what_is_gone_is_a_conflict(world: World) -> None:
+    a = await world.client()
+    one = a.write(b"k", b"1", 0)
+    assert isinstance(a.write(b"k", None, one, update=True, recents=[b""]), int)
+    assert a.write(b"k", None, one, update=True, recents=[b""]) is None
+    assert isinstance(a.write(b"k", None, 0, update=True, recents=[b""]), int)
+
+
 async def test_recent_updates_are_carried_by_puts_and_led_by_updates(world: World) -> None:
     a = await world.client()
     one = a.write(b"k", b"1", 0, update=True, recents=[b""])
