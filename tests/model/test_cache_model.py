@@ -259,4 +259,4 @@ class CacheMachine(RuleBasedStateMachine):
 
 
 TestCacheAgainstAStore = CacheMachine.TestCase
-TestCacheAgainstAStore.settings = settings(max_examples=4 * settings.default.max_examples)
+TestCacheAgainstAStore.settings = settings(max_examples=max(400, settings.default.max_examples))
