@@ -133,8 +133,10 @@ def test_rings_and_lines_do_not_grow_with_what_came_and_went() -> None:
     for _ in range(20_000):
         clean(cache, "a")
         cache.invalidate("a")
-        cache.take(dirty(cache, "b"))
-        cache.discard(cache.entries["b"])
+        entry = dirty(cache, "b")
+        cache.take(entry)
+        cache.failed(entry)
+        cache.discard(entry)
         cache.discard(dirty(cache, "c"))
     assert len(cache._ring) < 2000
     assert len(cache._line) < 2000
