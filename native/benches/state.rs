@@ -56,9 +56,8 @@ fn replies(octets: &[u8], mut each: impl FnMut(resp::Reply<'_>)) {
 
 fn main() {
     let table = Table::new("vnf", "sessions", 64, false).expect("a table");
-    let mut made: Vec<(Vec<u8>, Vec<u8>)> = (0..ENTRIES)
-        .map(|number| (format!("user{number:010}").into_bytes(), vec![number as u8; 200]))
-        .collect();
+    let mut made: Vec<(Vec<u8>, Vec<u8>)> =
+        (0..ENTRIES).map(|number| (format!("user{number:010}").into_bytes(), vec![number as u8; 200])).collect();
     // Multiples of a number without a common factor: every entry once, far from its neighbour.
     let order = (0..ENTRIES).map(|at| at * 7_919 % ENTRIES);
     let drawn: Vec<_> = order.map(|at| std::mem::take(&mut made[at])).collect();

@@ -3,9 +3,11 @@
 //! * [`resp`] — RESP3: commands out, replies in.
 //! * [`slots`] — tables, partitions, hash slots, names of keys.
 //! * [`header`] — what stands under a key: version, deadline, the last read-modify-writes, payload.
+//! * [`bytes`] — memory of commands, used again.
 //! * [`script`] — what the store does in one step.
 //! * [`command`] — batches cut into pieces, and what their answers say.
 
+pub mod bytes;
 pub mod command;
 pub mod header;
 pub mod resp;
