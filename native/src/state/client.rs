@@ -134,7 +134,7 @@ impl Client {
         self.shared.bell.as_raw_fd()
     }
 
-    /// The table's number is the caller's: they are counted in the order they are added in.
+    /// One that the caller's own [`super::slots::Tables`] did not have: its number is the same here.
     pub fn add_table(&self, table: Table) {
         lock(&self.shared.inbox).tables.push(table);
     }
@@ -236,7 +236,7 @@ impl<'a> Thread<'a> {
             self.sleep()?;
             let inbox = std::mem::take(&mut *lock(&self.shared.inbox));
             for table in inbox.tables {
-                // The caller has its number already, having asked its own list the same.
+                // The caller has its number already: his list was asked the same.
                 let _ = self.cluster.tables.add(table);
             }
             let now = Instant::now();

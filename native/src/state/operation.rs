@@ -519,10 +519,9 @@ impl Operation {
                 values.indexes.iter().for_each(|&index| drop(entries.insert(index, Err(why.clone()))));
             }
             (Asked::Written(written), SoFar::Written(entries)) => {
-                written
-                    .indexes
-                    .iter()
-                    .for_each(|&index| drop(entries.entry(index).or_insert_with(|| Err(why.clone()))));
+                for &index in &written.indexes {
+                    entries.entry(index).or_insert_with(|| Err(why.clone()));
+                }
             }
             (_, SoFar::Found { failure, .. } | SoFar::Claimed { failure, .. }) => *failure = Some(why),
             (_, SoFar::One(answer)) => *answer = Some(Answer::Failed(why)),

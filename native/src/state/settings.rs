@@ -14,7 +14,6 @@ pub struct Settings {
     /// None: the user `default`.
     pub username: Option<String>,
     pub password: Option<String>,
-    pub namespace: String,
     /// How long an operation may take, retries and all.
     pub timeout: Duration,
     /// How long a node may owe an answer.
@@ -36,7 +35,6 @@ impl Default for Settings {
             cluster: false,
             username: None,
             password: None,
-            namespace: "vnf".to_owned(),
             timeout: Duration::from_secs(10),
             silence: Duration::from_secs(1),
             replica_timeout: Duration::from_secs(1),
