@@ -2,9 +2,9 @@
 
 Everything is on 127.0.0.1, in directories that the caller gives, and ends with this process however that ends: each
 server has its parent's death as a signal, which Linux ties to the *thread* that started it, so one thread starts them
-all. A port comes from the kernel and stays reserved by a bound socket that never listens: a server that is killed finds its
-own port again, however many connections other tests open meanwhile. The servers stand at the front of the scheduler's
-autogroups: a node that a compiler keeps from its cpu for half a second would otherwise be taken for dead.
+all. A port comes from the kernel and stays reserved by a bound socket that never listens: a server that is killed finds
+its own port again, however many connections other tests open meanwhile. The servers stand at the front of the
+scheduler's autogroups: a node that a compiler keeps from its cpu for half a second would otherwise be taken for dead.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""The stores of the tests themselves: a cluster that does not fail over, or a server that outlives the tests, would make all
-tests of shared state worthless."""
+"""The stores of the tests themselves. A cluster that does not fail over would make tests of shared state worthless."""
 
 import os
 import select
