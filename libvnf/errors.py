@@ -62,3 +62,19 @@ class StateError(VNFError):
 
 class StateFull(StateError):
     """The cache is full of changes that the store does not have yet."""
+
+
+class StoreUnavailable(StateError):
+    """The store did not answer in time, or is not there; nothing was changed by this call."""
+
+
+class DurabilityUnknown(StateError):
+    """The write may stand in the store or not, or on too few of its replicas: it was sent, and no answer says."""
+
+
+class LockLost(StateError):
+    """The lock's lease ran out, or another owner has it: nothing was written."""
+
+
+class Unreadable(StateError):
+    """What stands in the store is not of the table's type: a newer schema, another type, or no table's bytes."""

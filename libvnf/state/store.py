@@ -1,0 +1,190 @@
+"""The contract between tables and a store. A store knows bytes, versions and deadlines; types and caches are above it.
+
+Every call returns at once and its ``done`` is called exactly once, on the loop's thread, never before the call has
+returned. What a call refuses outright it raises: :class:`StateFull` when too much waits already (nothing of that call
+was done), :class:`StateError` after :meth:`Store.close`. Everything else comes by ``done``.
+
+**Versions.** Each write of an entry has a number of its own: the writer's (24 bits, given by the store when it is
+opened, never 0) above a sequence (40 bits). Versions are compared for equality only; 0 is an absent entry. So a write
+that is repeated with the version it had is recognised, and repeating it is harmless.
+
+**Recent updates.** An entry carries the versions of the last read-modify-writes of up to ``RECENT`` different writers,
+youngest first, each 8 octets, big-endian. By them a store that had no answer to an update finds out whether it was
+applied. A writer has one update of a key under way at a time: that is the table's duty.
+
+**Time** is milliseconds since 1970, the store's clock; a deadline of 0 is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from ..errors import StateError
+
+__all__ = ["RECENT", "SEQUENCE_BITS", "WRITER_BITS", "Store", "Stored", "Versions", "Written", "carried", "writer_of"]
+
+WRITER_BITS = 24
+SEQUENCE_BITS = 40
+RECENT = 8
+_SEQUENCES = 1 << SEQUENCE_BITS
+
+
+class Stored(NamedTuple):
+    """An entry as it stands in the store."""
+
+    version: int
+    deadline_ms: int
+    recent: bytes
+    """``n`` × 8 octets, ``n`` ≤ :data:`RECENT`: to be given back with a write that keeps to this entry."""
+    payload: bytes
+
+
+class Written(NamedTuple):
+    """What did not go as asked, by index into the call's ``keys``; all other entries are stored."""
+
+    conflicts: list[tuple[int, Stored | None]]
+    """Another version than the expected one stands there: this one (None: the entry is absent). Nothing was changed."""
+    failed: list[tuple[int, StateError]]
+    """:class:`DurabilityUnknown`: it may stand, now or in a moment, or not reach as many replicas as asked.
+    :class:`LockLost`: the guard's lock is no longer the owner's. Any error but the first: nothing was changed."""
+
+
+class Store(Protocol):
+    """See the module. Handlers (``on_…``) are set before :meth:`open`; unset ones do nothing."""
+
+    writer: int
+    """This client's 24 bits of every version it writes; known after :meth:`open`."""
+
+    on_invalid: Callable[[int, list[bytes] | None], object]
+    """``(table handle, keys)``: another client changed or removed these, or they expired. Told once for each key that
+    this client read or wrote since, absent ones too; its own writes are not told. None: whatever this client has read
+    of that table may be stale (a connection was lost, a slot moved)."""
+
+    on_state: Callable[[str], object]
+    """``"up"``, or ``"down: why"``: once per change, for the log and the statistics."""
+
+    async def open(self) -> None:
+        """Returns when the store has answered, and ``writer`` is known. ``StateError`` says what is wrong when that
+        does not help by waiting (password, address, a reply that is none); ``StoreUnavailable`` after the client's
+        time-out. A store that goes away later is an outage, and told by ``on_state``."""
+
+    async def close(self) -> None:
+        """Waits for nothing: calls still under way end with ``DurabilityUnknown`` (writes) or ``StoreUnavailable``.
+        Locks are left to their leases. A second call does nothing."""
+
+    def table(self, name: str, *, partitions: int = 64, keeps_expired: bool = False) -> int:
+        """A handle for the calls below; the same name has the same handle. ``partitions`` is part of the stored
+        format: changing it loses sight of what is stored. With ``keeps_expired`` an entry outlives its deadline until
+        :meth:`expired`, and is read until then: the reader compares deadlines. ``ConfigError`` when the name is known
+        with other settings."""
+
+    def read(self, table: int, keys: list[bytes], done: Callable[[list[Stored | StateError | None]], object]) -> None:
+        """``done`` gets one answer per key, in their order; None is an absent entry."""
+
+    def write(
+        self,
+        table: int,
+        keys: list[bytes],
+        expected: list[int] | None,
+        first: int,
+        payloads: list[bytes | None],
+        done: Callable[[Written], object],
+        *,
+        deadlines: list[int] | None = None,
+        recents: list[bytes] | None = None,
+        update: bool = False,
+        replicas: int = 0,
+        guard: tuple[bytes, int] | None = None,
+    ) -> None:
+        """Stores, each entry by itself, all-or-nothing per entry only. Keys are different from each other.
+
+        ``expected``: the versions that must stand there (0: absent); None: whatever stands there is replaced.
+        ``first``: entry *i* gets the version ``first + i``, used up whatever becomes of it (:class:`Versions`).
+        A write whose version stands there already has succeeded: it is a repetition.
+        ``payloads``: None deletes. Deleting what is absent has succeeded, whatever was expected.
+        ``deadlines``, ``recents``: None is none for all. An unconditional write without ``recents`` forgets them.
+        ``update``: these are read-modify-writes, ``expected`` and the ``recents`` that were read are given. The store
+        puts the new version in front (:func:`carried`), and does not apply one twice, whatever it has to repeat.
+        ``replicas``: how many replicas of the node must have it before it is done; fewer: ``DurabilityUnknown``.
+        ``guard``: ``(key, owner)`` of a lock that must still be held; all keys are then of that key's partition.
+        """
+
+    def scan(
+        self,
+        table: int,
+        cursor: object,
+        count: int,
+        done: Callable[[object | None, list[tuple[bytes, Stored]] | StateError], object],
+    ) -> None:
+        """About ``count`` entries (more or fewer, also none). ``cursor`` is None at first, then what ``done`` got;
+        ``done`` gets None with the last ones. What stands there throughout a scan comes at least once; what changes
+        meanwhile comes or not. After an error the cursor given to ``done`` is the one to try again with."""
+
+    def drop(self, table: int, done: Callable[[StateError | None], object]) -> None:
+        """Removes all entries of the table, not at one instant; the handle stays valid. Others are told by
+        ``on_invalid``."""
+
+    def claim_expired(
+        self,
+        table: int,
+        now_ms: int,
+        claim_ms: int,
+        most: int,
+        done: Callable[[list[tuple[bytes, Stored]] | StateError], object],
+    ) -> None:
+        """Of a table that keeps them: up to ``most`` entries whose deadline is at or before ``now_ms``, which no other
+        client is given for ``claim_ms``, earliest deadline first. Who dies before :meth:`expired` leaves them to the
+        next claim."""
+
+    def expired(
+        self, table: int, keys: list[bytes], versions: list[int], done: Callable[[StateError | None], object]
+    ) -> None:
+        """The claimed entries were dealt with: removed where that version still stands; where not, the present
+        deadline counts again."""
+
+    def lock(
+        self, table: int, key: bytes, owner: int, lease_ms: int, done: Callable[[int | StateError | None], object]
+    ) -> None:
+        """``done`` gets the fence, greater than that of every earlier owner, or None when another owner has it.
+        ``owner`` is a version of its own (:class:`Versions`); asking again as the same owner renews the lease and
+        gives the same fence. The lease is renewed while :meth:`beat` comes, until :meth:`unlock`."""
+
+    def unlock(self, table: int, key: bytes, owner: int, done: Callable[[StateError | None], object]) -> None:
+        """``LockLost`` when the lease had run out, or another owner has it."""
+
+    def beat(self) -> None:
+        """The loop is alive: leases are renewed as long as beats come within ``stall_limit_s``."""
+
+    def statistics(self) -> dict[str, int]:
+        """Counters by name, from zero at :meth:`open`; gauges end in ``_now``."""
+
+
+class Versions:
+    """The numbers of one writer's writes, each given out once."""
+
+    def __init__(self, writer: int) -> None:
+        if not 0 < writer < 1 << WRITER_BITS:
+            raise ValueError(f"writer {writer}, expected 1…{(1 << WRITER_BITS) - 1}")
+        self._base = writer << SEQUENCE_BITS
+        self._next = 1
+
+    def take(self, count: int = 1) -> int:
+        """The first of ``count`` consecutive versions. The sequence begins again after 2⁴⁰: a year of 35,000/s."""
+        first = self._next
+        if first + count > _SEQUENCES:
+            first = 1
+        self._next = first + count
+        return self._base | first
+
+
+def writer_of(version: int) -> int:
+    return version >> SEQUENCE_BITS
+
+
+def carried(recent: bytes, version: int) -> bytes:
+    """``recent`` after the update ``version``: in front, without its writer's older one, the youngest ``RECENT``."""
+    writer = version.to_bytes(8, "big")[: WRITER_BITS // 8]
+    others = (recent[at : at + 8] for at in range(0, len(recent), 8))
+    kept = [one for one in others if one[: WRITER_BITS // 8] != writer]
+    return version.to_bytes(8, "big") + b"".join(kept[: RECENT - 1])
