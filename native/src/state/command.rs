@@ -16,7 +16,7 @@ pub const MOST_WRITTEN: usize = 512;
 /// Where a batch is cut, so that nobody waits long for the node while it serves one piece.
 pub const PIECE_BYTES: usize = 256 * 1024;
 /// Keys of one MGET: values may be long, and all have to be there before the answer is read.
-pub const MOST_READ: usize = 128;
+pub const MOST_READ: usize = 32;
 
 /// One command, for the node that has its slot.
 #[derive(Debug)]

@@ -57,7 +57,7 @@ pub static CHANGE: Script = Script::new(
 /// Keys (without the prefix) and values, in turn.
 pub static CLAIM: Script = Script::new(
     "local call,ttl,out,size=redis.call,KEYS[1],{},0 local prefix=string.sub(ttl,1,-5) \
-     for _,m in ipairs(call('ZRANGEBYSCORE',ttl,'-inf',ARGV[1],'2^25',0,ARGV[3])) do \
+     for _,m in ipairs(call('ZRANGEBYSCORE',ttl,'-inf',ARGV[1],'LIMIT',0,ARGV[3])) do \
      local v=call('GET',prefix..m) \
      if v then size=size+#v if size>2^25 and #out>0 then break end \
      call('ZADD',ttl,ARGV[2],m) out[#out+1]=m out[#out+1]=v else call('ZREM',ttl,m) end end \
