@@ -33,7 +33,6 @@ impl Cluster {
     }
 
     /// A node that is known to be there: its key came from a link, an owner, or [`Cluster::node`].
-    #[expect(clippy::expect_used, reason = "nodes with links in use are never removed")]
     pub(super) fn node_mut(&mut self, at: usize) -> &mut Node {
         self.nodes[at].as_mut().expect("a node in use")
     }
@@ -265,7 +264,11 @@ impl Cluster {
             None => None,
         };
         let is_healthy = why.is_none();
-        self.news.health(why);
+        // On the first way up there is nothing to tell yet.
+        let is_beginning = !self.news.has_told() && self.nodes.iter().flatten().all(|it| it.links[MAIN].why.is_empty());
+        if is_healthy || !is_beginning {
+            self.news.health(why);
+        }
         is_healthy
     }
 
