@@ -1,4 +1,4 @@
-"""The part of ``libvnf._native`` that talks to the store of shared tables; that module's stub has its names from here."""
+"""The part of ``libvnf._native`` that talks to the store of tables; that module's stub has its names from here."""
 
 from typing import Literal, Self, TypeAlias, final
 
@@ -79,8 +79,8 @@ class StoreClient:
     ) -> None:
         """Answer: ``Written``."""
     def scan(self, token: object, table: int, cursor: tuple[int, int, int] | None, count: int, /) -> None:
-        """Answer: the next cursor or None, and ``list[tuple[bytes, Stored]]``; or a ``StateError``. A cursor from before
-        the topology changed begins anew."""
+        """Answer: the next cursor or None, and ``list[tuple[bytes, Stored]]``; or a ``StateError``. A cursor from
+        before the topology changed begins anew."""
     def drop(self, token: object, table: int, /) -> None:
         """Answer: None or a ``StateError``."""
     def claim_expired(self, token: object, table: int, now_ms: int, claim_ms: int, most: int, /) -> None:
@@ -101,8 +101,8 @@ class StoreClient:
 
         ``("invalid", table, keys)``: others changed these; None: anything of the table may be stale.
         ``("lock_lost", table, key, owner)``: its lease ran out or it went to another owner.
-        ``("state", text, hopeless)``: "up" or "down: why", when that changes; hopeless when waiting does not help, since
-        the store refuses this client or is not of the kind that was named.
+        ``("state", text, hopeless)``: "up" or "down: why", when that changes; hopeless when waiting does not help,
+        since the store refuses this client or is not of the kind that was named.
         """
     def statistics(self, /) -> dict[str, int]:
         """Counters by name; what is now ends in ``_now``."""
