@@ -31,7 +31,7 @@ class StoreClient:
     ``timeout_s`` is over (each step of a scan or a drop has that time). ``StateFull`` when ``max_queued`` operations or
     ``max_queued_bytes`` wait, undrained answers included; ``StateError`` once it is closed.
 
-    ``nodes``: where to begin; the other nodes of a cluster are found. ``silence_s``: a node that owes an answer that
+    ``nodes``: hosts and ports to begin at (the path of a Unix socket and 0); the other nodes of a cluster are found. ``silence_s``: a node that owes an answer that
     long has its connection closed; an idle one is asked every half of it, so that a reader of cached entries misses no
     invalidation for longer than one and a half. ``replica_timeout_s``: how long replicas may take to acknowledge.
     ``stall_limit_s``: for how long after the last ``beat`` locks are renewed. ``max_reply_bytes``: a longer answer of a

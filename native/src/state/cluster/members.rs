@@ -2,6 +2,8 @@
 
 use super::*;
 
+pub type Gauges = [(&'static str, u64); 4];
+
 impl Cluster {
     /// The node of that address, made if there is room for it.
     pub(super) fn node(&mut self, address: &Address, now: Instant) -> Option<usize> {
@@ -167,8 +169,8 @@ impl Cluster {
             self.route(number, now);
         }
         let is_healthy = self.tell_health();
-        if !is_healthy && self.ask_at.is_none() {
-            self.ask(ASK_AGAIN, now);
+        if self.ask_at.is_none() {
+            self.ask(if is_healthy { ASK_ANYWAY } else { ASK_AGAIN }, now);
         }
         for key in 0..self.nodes.len() * LANES {
             self.mind(key, is_healthy, now);
@@ -273,7 +275,7 @@ impl Cluster {
     }
 
     /// Operations, nodes and connections now, for statistics.
-    pub fn gauges(&self) -> [(&'static str, u64); 4] {
+    pub fn gauges(&self) -> Gauges {
         let nodes = || self.nodes.iter().flatten();
         let up = nodes().flat_map(|node| &node.links).filter(|link| link.is_up()).count();
         [
