@@ -40,6 +40,12 @@ impl Bytes {
     }
 }
 
+impl From<Vec<u8>> for Bytes {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+}
+
 impl Drop for Bytes {
     fn drop(&mut self) {
         if self.0.capacity() < SMALLEST {
