@@ -243,7 +243,7 @@ impl<'a> Thread<'a> {
             for (key, generation, resolved) in inbox.resolved {
                 self.resolving -= 1;
                 match resolved {
-                    Ok(address) => self.connect(key, generation, address, now),
+                    Ok(address) => self.connect(key, generation, &Endpoint::Tcp(address), now),
                     Err(error) => self.cluster.lost(key, generation, error.to_string(), now),
                 }
             }
@@ -371,7 +371,10 @@ impl<'a> Thread<'a> {
     /// Connects to an address; a name becomes one first, on a thread that may take its time.
     fn find(&mut self, key: Key, generation: u32, address: Address, now: Instant) {
         if let Ok(ip) = address.host.parse::<IpAddr>() {
-            return self.connect(key, generation, SocketAddr::new(ip, address.port), now);
+            return self.connect(key, generation, &Endpoint::Tcp(SocketAddr::new(ip, address.port)), now);
+        }
+        if address.is_path() {
+            return self.connect(key, generation, &Endpoint::Unix(address.host.into()), now);
         }
         if self.resolving >= RESOLVING {
             return self.cluster.lost(key, generation, "too many names to resolve at once".to_owned(), now);
@@ -390,12 +393,12 @@ impl<'a> Thread<'a> {
         }
     }
 
-    fn connect(&mut self, key: Key, generation: u32, address: SocketAddr, now: Instant) {
+    fn connect(&mut self, key: Key, generation: u32, address: &Endpoint, now: Instant) {
         // It may have been given up while its name was resolved.
         if self.cluster.room(key, generation).is_none() {
             return;
         }
-        let connected = sys::connect(&Endpoint::Tcp(address)).and_then(|(fd, _)| {
+        let connected = sys::connect(address).and_then(|(fd, _)| {
             // Whether it is there already, its first event tells.
             self.epoll.add(&fd, token(key, generation))?;
             Ok(fd)

@@ -10,7 +10,7 @@ pub const MAX_NODES: usize = 1024;
 const NOBODY: u16 = u16::MAX;
 const _: () = assert!(MAX_NODES < NOBODY as usize);
 
-/// Where a node listens. The host is an address or a name.
+/// Where a node listens. The host is an address or a name, or the path of a Unix socket: only settings name such a one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Address {
     pub host: String,
@@ -20,6 +20,10 @@ pub struct Address {
 impl Address {
     pub fn new(host: &str, port: u16) -> Self {
         Self { host: host.to_owned(), port }
+    }
+
+    pub fn is_path(&self) -> bool {
+        self.host.starts_with('/')
     }
 
     /// `host:port` of a redirection. Without a host it is that of the node that sent it (Redis 7: endpoint type
@@ -32,7 +36,9 @@ impl Address {
 
 impl std::fmt::Display for Address {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.host.contains(':') {
+        if self.is_path() {
+            f.write_str(&self.host)
+        } else if self.host.contains(':') {
             write!(f, "[{}]:{}", self.host, self.port)
         } else {
             write!(f, "{}:{}", self.host, self.port)
@@ -46,7 +52,7 @@ fn host_of(host: &str, sender: &Address) -> Option<String> {
         // "?": a node that does not know its own name (Redis 7: endpoint type `hostname`).
         "?" => None,
         // RFC 1035 2.3.4: names have at most 255 octets.
-        host if host.len() <= 255 && host.bytes().all(|octet| octet.is_ascii_graphic()) => Some(host.to_owned()),
+        host if host.len() <= 255 && !host.starts_with('/') && host.bytes().all(|octet| octet.is_ascii_graphic()) => Some(host.to_owned()),
         _ => None,
     }
 }
@@ -182,6 +188,7 @@ mod tests {
             "MOVED 16384 a:1",
             "MOVED 1 a:0",
             "MOVED 1 a",
+            "MOVED 1 /a:1",
             "ASK 1 ?:7",
             "ASK x a:1",
             "MOVED -1 a:1",
