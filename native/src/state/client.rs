@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::cluster::{Cluster, Key, LANES, Order};
+use super::cluster::{Cluster, Gauges, Key, Order};
 use super::counters::Counters;
 use super::lease::Lapsed;
 use super::news::News;
@@ -73,7 +73,7 @@ struct Shared {
     /// Milliseconds from `began` to the last sign of life of the loop.
     beat: AtomicU64,
     began: Instant,
-    statistics: Mutex<Vec<(&'static str, u64)>>,
+    statistics: Mutex<(Counters, Gauges)>,
     queued_operations: usize,
     queued_bytes: usize,
 }
@@ -176,7 +176,8 @@ impl Client {
     }
 
     pub fn statistics(&self) -> Vec<(&'static str, u64)> {
-        let mut all = lock(&self.shared.statistics).clone();
+        let (counters, gauges) = *lock(&self.shared.statistics);
+        let mut all: Vec<_> = counters.named().chain(gauges).collect();
         all.push(("queued_bytes_now", self.shared.bytes.load(Ordering::Relaxed) as u64));
         all.push(("queued_operations_now", self.shared.operations.load(Ordering::Relaxed) as u64));
         all
@@ -370,11 +371,11 @@ impl<'a> Thread<'a> {
 
     /// Connects to an address; a name becomes one first, on a thread that may take its time.
     fn find(&mut self, key: Key, generation: u32, address: Address, now: Instant) {
-        if let Ok(ip) = address.host.parse::<IpAddr>() {
-            return self.connect(key, generation, &Endpoint::Tcp(SocketAddr::new(ip, address.port)), now);
-        }
         if address.is_path() {
             return self.connect(key, generation, &Endpoint::Unix(address.host.into()), now);
+        }
+        if let Ok(ip) = address.host.parse::<IpAddr>() {
+            return self.connect(key, generation, &Endpoint::Tcp(SocketAddr::new(ip, address.port)), now);
         }
         if self.resolving >= RESOLVING {
             return self.cluster.lost(key, generation, "too many names to resolve at once".to_owned(), now);
@@ -393,12 +394,12 @@ impl<'a> Thread<'a> {
         }
     }
 
-    fn connect(&mut self, key: Key, generation: u32, address: &Endpoint, now: Instant) {
+    fn connect(&mut self, key: Key, generation: u32, endpoint: &Endpoint, now: Instant) {
         // It may have been given up while its name was resolved.
         if self.cluster.room(key, generation).is_none() {
             return;
         }
-        let connected = sys::connect(address).and_then(|(fd, _)| {
+        let connected = sys::connect(endpoint).and_then(|(fd, _)| {
             // Whether it is there already, its first event tells.
             self.epoll.add(&fd, token(key, generation))?;
             Ok(fd)
@@ -412,12 +413,15 @@ impl<'a> Thread<'a> {
     }
 
     fn deliver(&mut self) {
-        *lock(&self.shared.statistics) = self.count();
+        let counters = Counters { answers_dropped: self.answers_dropped, ..self.cluster.counters };
+        *lock(&self.shared.statistics) = (counters, self.cluster.gauges());
         let cluster = &mut self.cluster;
         if cluster.done.is_empty() && cluster.news.is_empty() && cluster.lapsed.is_empty() {
             return;
         }
         let mut outbox = lock(&self.shared.outbox);
+        // What is in it already has been rung for.
+        let was_empty = outbox.done.is_empty() && outbox.news.is_empty() && outbox.lapsed.is_empty();
         for (id, mut answer) in cluster.done.drain(..) {
             let weight = answer.weight();
             if outbox.bytes + weight > self.shared.queued_bytes && !outbox.done.is_empty() && answer.give_up() {
@@ -430,12 +434,9 @@ impl<'a> Thread<'a> {
         outbox.news.append(&mut cluster.news);
         outbox.lapsed.append(&mut cluster.lapsed);
         drop(outbox);
-        self.shared.bell.ring();
-    }
-
-    fn count(&self) -> Vec<(&'static str, u64)> {
-        let counters = Counters { answers_dropped: self.answers_dropped, ..self.cluster.counters };
-        counters.named().chain(self.cluster.gauges()).collect()
+        if was_empty {
+            self.shared.bell.ring();
+        }
     }
 }
 
@@ -446,5 +447,3 @@ fn words(error: &io::Error) -> String {
         _ => error.to_string(),
     }
 }
-
-const _: () = assert!(LANES == 2);

@@ -39,6 +39,8 @@ const TRY_AGAIN: Duration = Duration::from_millis(5);
 const PUT_OFF: Duration = Duration::from_millis(25);
 /// Between two questions for the topology, while something is wrong.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// While nothing is wrong, or seems so: a master on the lesser side of a partition does not know.
+const ASK_ANYWAY: Duration = Duration::from_secs(2);
 const ASK_SOON: Duration = Duration::from_millis(20);
 /// Another node is asked when one has not said in that time who serves what.
 const ASK_ANOTHER: Duration = Duration::from_millis(250);
@@ -177,6 +179,9 @@ impl Cluster {
         }
         let masters = self.masters();
         let (operation, pieces) = Operation::begin(request, &self.tables, &masters, self.counters.topology_changes);
+        if self.deadlines.len() > 1024 + 2 * self.operations.len() {
+            self.deadlines.retain(|(_, id)| self.operations.contains_key(id));
+        }
         self.deadlines.push_back((deadline, id));
         self.wake_at(self.deadlines[0].0);
         let asked = Asked { operation, pieces: Vec::with_capacity(pieces.len()), since: now };
@@ -302,6 +307,8 @@ impl Cluster {
                 Ok(None) => break,
                 Err(malformed) => {
                     self.counters.garbage += 1;
+                    // Whoever greets like that is no store.
+                    self.news.hopeless |= self.link(key, generation).is_some_and(|link| !link.is_up());
                     format!("answered what is not RESP3: {malformed}")
                 }
             };
@@ -328,8 +335,8 @@ impl Cluster {
             Expected::Greeting => {
                 if let Reply::Error(error) = reply {
                     let text = words(error);
-                    // Still loading is not a refusal.
-                    self.news.hopeless |= !text.starts_with("LOADING");
+                    let will_pass = ["LOADING", "BUSY", "ERR max number of clients"];
+                    self.news.hopeless |= !will_pass.iter().any(|begins| text.starts_with(begins));
                     return Err(format!("refused: {text}"));
                 }
                 self.settings.fits(reply).inspect_err(|_| self.news.hopeless = true)?;
@@ -437,10 +444,13 @@ impl Cluster {
                 self.forget(number);
                 self.finish_if_over(id);
             }
-            Ok(_) => {
+            Ok(pieces) => {
                 held.doubtful = true;
+                let id = held.operation;
+                let lane = held.lane;
+                self.add(id, pieces, now);
                 let at = key / LANES;
-                let node = self.nodes[at].as_mut().filter(|node| node.links[WAITING].generation == held.lane);
+                let node = self.nodes[at].as_mut().filter(|node| node.links[WAITING].generation == lane);
                 match node {
                     Some(node) => {
                         node.written.push_back(number);
@@ -694,14 +704,18 @@ impl Cluster {
             Target::Node(node) => Some(node),
         };
         match node.and_then(|node| self.nodes.get(node)?.as_ref()) {
-            Some(node) if node.links[MAIN].why.is_empty() => format!("{} is slow", node.address),
-            Some(node) => format!("{}: {}", node.address, node.links[MAIN].why),
+            Some(node) => match node.links.iter().find(|link| !link.why.is_empty()) {
+                Some(link) => format!("{}: {}", node.address, link.why),
+                None => format!("{} is slow", node.address),
+            },
             None => "no node is known for it".to_owned(),
         }
     }
 }
 
 mod members;
+
+pub use members::Gauges;
 
 fn words(error: &[u8]) -> String {
     // Enough for a person; a store may say anything.

@@ -52,7 +52,7 @@ impl Leases {
     pub fn due(&mut self, lives: bool, now: Instant) -> (Vec<(Lock, Duration)>, Vec<Lapsed>) {
         let lapsed: Vec<Lapsed> =
             self.0.iter().filter(|(_, it)| it.until <= now).map(|(lock, _)| lock.clone()).collect();
-        lapsed.iter().for_each(|lock| drop(self.0.remove(lock)));
+        self.0.retain(|_, lease| lease.until > now);
         let mut renew = Vec::new();
         for (lock, lease) in self.0.iter_mut().filter(|(_, lease)| lease.renew_at <= now) {
             lease.renew_at = now + lease.span / 3;

@@ -73,6 +73,11 @@ impl News {
         }
     }
 
+    /// Whether the store's state has ever been told.
+    pub fn has_told(&self) -> bool {
+        self.told.is_some()
+    }
+
     /// Told once per change.
     pub fn health(&mut self, down: Option<String>) {
         if down.is_none() {

@@ -10,7 +10,7 @@ pub const MAX_NODES: usize = 1024;
 const NOBODY: u16 = u16::MAX;
 const _: () = assert!(MAX_NODES < NOBODY as usize);
 
-/// Where a node listens. The host is an address or a name, or the path of a Unix socket: only settings name such a one.
+/// Where a node listens. The host is an address, a name, or the path of a Unix socket (and the port of no meaning).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Address {
     pub host: String,
@@ -52,7 +52,9 @@ fn host_of(host: &str, sender: &Address) -> Option<String> {
         // "?": a node that does not know its own name (Redis 7: endpoint type `hostname`).
         "?" => None,
         // RFC 1035 2.3.4: names have at most 255 octets.
-        host if host.len() <= 255 && !host.starts_with('/') && host.bytes().all(|octet| octet.is_ascii_graphic()) => Some(host.to_owned()),
+        host if host.len() <= 255 && !host.starts_with('/') && host.bytes().all(|octet| octet.is_ascii_graphic()) => {
+            Some(host.to_owned())
+        }
         _ => None,
     }
 }
@@ -188,7 +190,6 @@ mod tests {
             "MOVED 16384 a:1",
             "MOVED 1 a:0",
             "MOVED 1 a",
-            "MOVED 1 /a:1",
             "ASK 1 ?:7",
             "ASK x a:1",
             "MOVED -1 a:1",

@@ -2,6 +2,8 @@
 
 use super::*;
 
+pub type Gauges = [(&'static str, u64); 4];
+
 impl Cluster {
     /// The node of that address, made if there is room for it.
     pub(super) fn node(&mut self, address: &Address, now: Instant) -> Option<usize> {
@@ -33,7 +35,6 @@ impl Cluster {
     }
 
     /// A node that is known to be there: its key came from a link, an owner, or [`Cluster::node`].
-    #[expect(clippy::expect_used, reason = "nodes with links in use are never removed")]
     pub(super) fn node_mut(&mut self, at: usize) -> &mut Node {
         self.nodes[at].as_mut().expect("a node in use")
     }
@@ -168,8 +169,8 @@ impl Cluster {
             self.route(number, now);
         }
         let is_healthy = self.tell_health();
-        if !is_healthy && self.ask_at.is_none() {
-            self.ask(ASK_AGAIN, now);
+        if self.ask_at.is_none() {
+            self.ask(if is_healthy { ASK_ANYWAY } else { ASK_AGAIN }, now);
         }
         for key in 0..self.nodes.len() * LANES {
             self.mind(key, is_healthy, now);
@@ -265,12 +266,16 @@ impl Cluster {
             None => None,
         };
         let is_healthy = why.is_none();
-        self.news.health(why);
+        // On the first way up there is nothing to tell yet.
+        let is_beginning = !self.news.has_told() && self.nodes.iter().flatten().all(|it| it.links[MAIN].why.is_empty());
+        if is_healthy || !is_beginning {
+            self.news.health(why);
+        }
         is_healthy
     }
 
     /// Operations, nodes and connections now, for statistics.
-    pub fn gauges(&self) -> [(&'static str, u64); 4] {
+    pub fn gauges(&self) -> Gauges {
         let nodes = || self.nodes.iter().flatten();
         let up = nodes().flat_map(|node| &node.links).filter(|link| link.is_up()).count();
         [
