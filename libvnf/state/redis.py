@@ -162,9 +162,7 @@ class RedisStore:
         replicas: int = 0,
         guard: tuple[bytes, int] | None = None,
     ) -> None:
-        self._client.write(
-            done, table, keys, expected, first, payloads, deadlines, recents, update, replicas, guard
-        )
+        self._client.write(done, table, keys, expected, first, payloads, deadlines, recents, update, replicas, guard)
 
     def scan(
         self,

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,6 +25,7 @@ from tests.integration.inside import until
 KINDS = ["memory", "embedded", "redis", "acl", "cluster"]
 SHARED = pytest.mark.parametrize("world", KINDS[1:], indirect=True)
 DONE = Written([], [])
+FUNCTION_SCOPED = hypothesis.HealthCheck.function_scoped_fixture
 HOUR_MS = 3_600_000
 
 
@@ -280,7 +282,9 @@ async def test_an_entry_ends_at_its_deadline(world: World) -> None:
     client = await world.client()
     table = client.store.table("t")
     soon, late = now_ms() + 150, now_ms() + HOUR_MS
-    first, written = await client.write(table, {b"a": b"1", b"b": b"1", b"c": b"1"}, deadlines=[soon, late, now_ms() - 1])
+    first, written = await client.write(
+        table, {b"a": b"1", b"b": b"1", b"c": b"1"}, deadlines=[soon, late, now_ms() - 1]
+    )
     assert written == DONE
     assert await client.read(table, b"b", b"c") == [Stored(first + 1, late, b"", b"1"), None]
     while await client.read(table, b"a") != [None]:
@@ -293,8 +297,8 @@ async def test_an_entry_ends_at_its_deadline(world: World) -> None:
 
 async def test_an_expired_entry_is_given_to_one_client_and_removed_when_that_is_done(world: World) -> None:
     here, there = await world.client(), await world.client()
-    table = here.store.table("t", keeps_expired=True)
-    assert table == there.store.table("t", keeps_expired=True)
+    table = here.store.table("t", partitions=1, keeps_expired=True)
+    assert table == there.store.table("t", partitions=1, keeps_expired=True)
     at = now_ms()
     entries = {b"%d" % number: b"v" for number in range(5)}
     first, _ = await here.write(table, entries, deadlines=[at - 3, at - 2, at - 1, at + HOUR_MS, 0])
@@ -353,15 +357,28 @@ async def test_who_has_written_an_entry_is_told_of_anothers_change_and_not_of_it
 
 
 async def test_an_end_by_deadline_is_told(world: World) -> None:
-    client = await world.client()
-    if world.kind == "memory":
-        await world.client()  # who is alone is not told what it knows
-    table = client.store.table("t")
-    await client.write(table, {b"k": b"1"}, deadlines=[now_ms() + 50])
-    while await client.read(table, b"k") != [None]:
+    here, there = await world.client(), await world.client()
+    table = here.store.table("t")
+    there.store.table("t")
+    await here.write(table, {b"k": b"1"}, deadlines=[now_ms() + 50])
+    while await there.read(table, b"k") != [None]:
         await asyncio.sleep(0.01)
-    if client.invalid or world.kind != "memory":
-        assert await client.told() == [(table, [b"k"])]
+    assert await here.told() == [(table, [b"k"])]
+
+
+async def test_expired_entries_of_all_partitions_are_found(world: World) -> None:
+    client = await world.client()
+    table = client.store.table("t", keeps_expired=True)
+    entries = {b"%d" % number: b"" for number in range(1000)}
+    first, _ = await client.write(table, entries, deadlines=[1] * 1000)
+    claimed: list[tuple[bytes, Stored]] = []
+    while some := await client.ask(client.store.claim_expired, table, now_ms(), 60_000, 128):
+        claimed += some
+        assert len(some) <= 128
+    assert {key: stored.version for key, stored in claimed} == {key: first + at for at, key in enumerate(entries)}
+    versions = [stored.version for _, stored in claimed]
+    assert await client.ask(client.store.expired, table, [key for key, _ in claimed], versions) is None
+    assert await client.all(table) == []
 
 
 async def test_a_scan_finds_what_stands_there(world: World) -> None:
@@ -549,7 +566,8 @@ async def play(clients: list[Client], table: int, steps: list[Any]) -> list[Any]
     return answers
 
 
-@settings(max_examples=40)
+# The fixture is the same for all examples; each has an empty table.
+@settings(max_examples=40, suppress_health_check=[*hypothesis.settings().suppress_health_check, FUNCTION_SCOPED])
 @given(steps=st.lists(STEP, max_size=15))
 async def test_a_program_has_the_answers_it_has_in_memory(steps: list[Any], kept: Any) -> None:
     ours, name = kept
