@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from .._native import StoreClient
 from ..errors import StateError, StoreUnavailable
@@ -29,7 +29,7 @@ def _ignore(*_: object) -> None:
 
 
 class RedisStore:
-    """See :class:`libvnf.state.store.Store`. ``limits`` are the native client's (``StoreClient`` in ``_native.pyi``)."""
+    """See :class:`libvnf.state.store.Store`. ``limits`` are those of the native ``StoreClient``."""
 
     def __init__(self, url: StoreURL, **limits: Any) -> None:
         self.url, self.writer = url, 0
@@ -101,7 +101,7 @@ class RedisStore:
         done, events = self._client.drain()
         # Answers first: a value that was read, and then changed by another, must be in the cache when that is told.
         for token, answer in done:
-            self._told(token, answer)
+            self._told(cast("Callable[[object], object]", token), answer)
         for event in events:
             match event:
                 case "invalid", table, keys:
@@ -177,7 +177,7 @@ class RedisStore:
             else:
                 done(*answer)
 
-        self._client.scan(found, table, cursor, count)
+        self._client.scan(found, table, cast("tuple[int, int, int] | None", cursor), count)
 
     def drop(self, table: int, done: Callable[[StateError | None], object]) -> None:
         self._client.drop(done, table)
