@@ -267,12 +267,12 @@ impl Cluster {
         }
     }
 
-    /// There is something to send, and a time after which silence is a failure.
+    /// There is something to send; then it is seen to that it is answered, and after that that somebody still is there.
     fn touched(&mut self, key: Key, now: Instant) {
         if self.dirty.last() != Some(&key) {
             self.dirty.push(key);
         }
-        self.wake_at(now + self.settings.silence);
+        self.wake_at(now + self.settings.silence / 2);
     }
 
     // --- what connections tell ----------------------------------------------------------------------------------------
@@ -714,6 +714,8 @@ impl Cluster {
 }
 
 mod members;
+#[cfg(test)]
+mod tests;
 
 pub use members::Gauges;
 
