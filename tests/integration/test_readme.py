@@ -82,15 +82,10 @@ def refused(what: str, tmp_path: Path) -> str:
         tried = [lambda: start_on_memif("tcp://:5000", tmp_path)]
     elif "sctp" in what:
         tried = [lambda: vnf.server("sctp://:1")]
-    elif "durability" in what:
-        tried = [
-            lambda: vnf.table("t", key=str, value=int, durability="written through"),
-            lambda: api.getState("t", "key", api.REMOTE, print, None),
-        ]
     elif "commit" in what:
         tried = [lambda: vnf.server("tcp://:1", commit="before_send")]
     elif "replicas" in what:
-        files = ["[vnf.b]\nreplicas = 3", '[vnf.b]\nserves = "tcp://:1"', "[store]", "[lb]", "[cluster]"]
+        files = ["[vnf.b]\nreplicas = 3", '[vnf.b]\nserves = "tcp://:1"', "[lb]", "[cluster]"]
         assert len(files) == len(words)
         tried = [lambda text=text: Config.read(file_of(text, tmp_path), environment={}) for text in files]
     assert tried, what
