@@ -522,7 +522,7 @@ class FlowTable:
     def on_ended(
         self, told: Callable[[list[tuple[Any, str, tuple[int, int, int, int, float]]]], object] | None, /
     ) -> None:
-        """``told`` is called with (match, "idle" or "hard", figures) of rules that have ended: some hundreds at most.
+        """``told`` is called with (match, "idle" or "hard", figures) of rules that have ended: a few at once.
         None: nobody is."""
     def counters(self, /) -> dict[str, int]: ...
     def __len__(self, /) -> int: ...

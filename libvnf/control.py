@@ -18,6 +18,7 @@ import socket
 import stat
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from typing import Any, Protocol, cast
 from .config import control_directories
 from .errors import VNFError
 
-__all__ = ["Answer", "Control", "NoAnswer", "Peer", "Question", "Refused", "Stream", "answering", "find"]
+__all__ = ["Answer", "Control", "NoAnswer", "Peer", "Question", "Refused", "Stream", "answering", "find", "printable"]
 
 Answer = dict[str, Any]
 
@@ -110,30 +111,52 @@ class Peer:
         return next(self.listen(question, timeout_s, **fields))
 
     def listen(self, question: str, timeout_s: float | None = 5.0, **fields: Any) -> Iterator[Answer]:
-        """The items of a stream, then its answer. ``timeout_s`` is how long to wait for each line."""
+        """The items of a stream, then its answer. ``timeout_s`` is how long to wait for each line, whole."""
         try:
             with socket.socket(socket.AF_UNIX) as sock:
                 sock.settimeout(timeout_s)
                 sock.connect(str(self.path))
                 sock.sendall(json.dumps({"ask": question, **fields}).encode() + b"\n")
-                with sock.makefile("rb") as lines:
-                    while line := lines.readline(ANSWER_BYTES):
-                        told = json.loads(line)
-                        if "refused" in told:
-                            raise Refused(f"{self}: {told['refused']}")
-                        found = told.get("item", told.get("answer"))
-                        if not isinstance(found, dict):
-                            raise ValueError(f"{line[:80]!r} is no answer")
-                        yield found
-                        if "answer" in told:
-                            return
+                for line in lines(sock, timeout_s):
+                    told = json.loads(line)
+                    if "refused" in told:
+                        raise Refused(f"{self}: {printable(told['refused'])}")
+                    found = told.get("item", told.get("answer"))
+                    if not isinstance(found, dict):
+                        raise ValueError(f"{line[:80]!r} is no answer")
+                    yield found
+                    if "answer" in told:
+                        return
         except TimeoutError:
             held = "a handler holds its loop, or it is stopped"
             raise NoAnswer(f"{self} does not answer within {timeout_s:g} s: {held}") from None
-        except (OSError, ValueError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             why = error.strerror if isinstance(error, OSError) else error
             raise NoAnswer(f"{self} does not answer: {why}") from None
         raise NoAnswer(f"{self} has gone")
+
+
+def lines(sock: socket.socket, timeout_s: float | None) -> Iterator[bytes]:
+    """What comes, line by line. However slowly its bytes come, ``timeout_s`` is for the whole of one."""
+    came = b""
+    while True:
+        until_s = time.monotonic() + (timeout_s or 0)
+        while b"\n" not in came:
+            if len(came) > ANSWER_BYTES:
+                raise ValueError(f"a line of more than {ANSWER_BYTES} bytes")
+            if timeout_s is not None:
+                sock.settimeout(max(until_s - time.monotonic(), 1e-6))
+            piece = sock.recv(1 << 16)
+            if not piece:
+                return
+            came += piece
+        line, _, came = came.partition(b"\n")
+        yield line
+
+
+def printable(text: object) -> str:
+    """What others say, fit for a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(text))
 
 
 def find(wanted: str = "") -> list[Peer]:
@@ -150,7 +173,7 @@ def find(wanted: str = "") -> list[Peer]:
             continue
         for path in paths:
             name, _, pid = path.name.removesuffix(".sock").rpartition(".")
-            if not name or not (pid.isascii() and pid.isdecimal()):
+            if not name or not name.isprintable() or not (pid.isascii() and pid.isdecimal()):
                 continue
             if wanted not in ("", name, pid):
                 continue

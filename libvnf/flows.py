@@ -140,7 +140,7 @@ class Flows:
         return {} if self._table is None else self._table.counters()
 
     def _ended(self, rows: list[tuple[Any, str, tuple[int, int, int, int, float]]]) -> None:
-        """Called natively, with some hundreds at most."""
+        """Called natively, with a few at once."""
         for fields, reason, figures in rows:
             match, statistics = Match(*fields), Statistics(*figures)
             for fn in self._handlers:

@@ -83,6 +83,32 @@ def complain(error: BaseException) -> None:
     print(error, file=sys.stderr, flush=True)
 
 
+# --- commands that wait ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Inside, SIGTERM is what Ctrl-C is: ``KeyboardInterrupt``. Not where it is ignored."""
+    before = signal.getsignal(signal.SIGTERM)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def pause(seconds: float) -> None:
+    """Sleeps until a signal: ``KeyboardInterrupt``. ``time.sleep`` would sleep on when that came on its way in."""
+    ends = {number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+    try:
+        if signal.sigtimedwait(ends, seconds) is not None:
+            raise KeyboardInterrupt
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 # --- loading -----------------------------------------------------------------------------------------------------
 
 
@@ -301,8 +327,13 @@ async def _serve_until(vnf: VNF, kind: str, signals: Signals, places: list[tuple
     for place, transport in places:
         say(vnf, f"serving {place} ({transport})")
     say(vnf, f"ready in {_age_s():.2f} s ({kind}, pid {os.getpid()})")
-    number = await signals.first
-    if number == signal.SIGINT:
+    over = asyncio.ensure_future(vnf.wait_closed())
+    await asyncio.wait((signals.first, over), return_when=asyncio.FIRST_COMPLETED)
+    over.cancel()
+    if vnf.closed:
+        say(vnf, "closed by itself")
+        return 0
+    if signals.first.result() == signal.SIGINT:
         await vnf.close()
         return INTERRUPTED
     until_s = asyncio.get_running_loop().time() + vnf.limits.grace_s + vnf.limits.drain_s

@@ -54,6 +54,7 @@ class VNF:
         self.limits = self.config.limits(name, limits or Limits())
         self.log = logging.getLogger(f"vnf.{name}")
         self.closed = False
+        self._over = asyncio.Event()
         self._settings: set[str] = set()
         self._servers: list[Server] = []
         self._clients: list[Client] = []
@@ -441,7 +442,12 @@ class VNF:
         await self.tables.close()
         ASK_S.pop(core, None)
         self._core = None
+        self._over.set()
         await asyncio.sleep(0)  # aborted transports report connection_lost in the next round of the loop
+
+    async def wait_closed(self) -> None:
+        """Until ``close`` was called, by whomever."""
+        await self._over.wait()
 
     def failed(
         self, connection: _native.Connection | None, request: _native.Request | None, error: BaseException

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
 
-from ..control import NoAnswer, Peer, find
+from ..control import NoAnswer, Peer, find, printable
 from ..errors import ConfigError, VNFError
-from ..runtime import INTERRUPTED, USAGE, complain
+from ..runtime import INTERRUPTED, USAGE, complain, pause, terminable
 
-__all__ = ["chosen", "ports", "printable", "table"]
+__all__ = ["STRANGE", "chosen", "ports", "table"]
 
 RATES = ("rx_frames", "tx_frames", "rx_bytes", "tx_bytes")
+STRANGE = (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError)
+"""What words that this version does not know, or that were chosen to be such, end in."""
+LONGEST_CELL = 250
+"""Letters: one long text would widen every row."""
 
 
 def chosen(wanted: str | None) -> list[Peer]:
@@ -30,10 +33,6 @@ def chosen(wanted: str | None) -> list[Peer]:
         others = ", ".join(map(str, find())) or "none"
         raise ConfigError(f"{wanted}: no VNF of that name or pid runs here; running: {others}")
     return found
-
-
-def printable(text: object) -> str:
-    return "".join(letter if letter.isprintable() else "?" for letter in str(text))
 
 
 def per_second(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,6 +73,7 @@ def bits(rate: float) -> str:
 
 def aligned(rows: Sequence[Sequence[str]], right: Sequence[int]) -> Iterator[str]:
     """Columns side by side; those in ``right`` hold numbers."""
+    rows = [[printable(cell[:LONGEST_CELL]) for cell in row] for row in rows]
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     for row in rows:
         cells = [
@@ -84,8 +84,8 @@ def aligned(rows: Sequence[Sequence[str]], right: Sequence[int]) -> Iterator[str
 
 def table(vnf: Mapping[str, Any]) -> str:
     """One VNF, with its rates."""
-    core, times = vnf["core"], f"{vnf['vnf']} (pid {vnf['pid']}): up {span(vnf['up_s'])}"
-    lines = [times]
+    core = vnf["core"]
+    lines = [printable(f"{vnf['vnf']} (pid {vnf['pid']}): up {span(vnf['up_s'])}")]
     if core:  # a bridge has neither connections nor messages
         lines[0] += (
             f", {core['connections_open']:,} connections, {vnf['messages_in_per_s']:,.0f} messages/s in, "
@@ -104,11 +104,11 @@ def table(vnf: Mapping[str, Any]) -> str:
             frames = (f"{port['rx_frames_per_s']:,.0f}", f"{port['tx_frames_per_s']:,.0f}")
             numbers = (*frames, bits(port["rx_bytes_per_s"] * 8), bits(port["tx_bytes_per_s"] * 8))
         texts = (port["place"], " ".join(port.get("addresses", ())), link)
-        rows.append((printable(port["name"]), *numbers, *map(printable, texts)))
+        rows.append((port["name"], *numbers, *texts))
     lines += aligned(rows, right=(1, 2, 3, 4))
     places = [(port["name"], port) for port in vnf["ports"]] + [(vnf["vnf"], vnf)]
     rows = [
-        (printable(place), name, f"{count:,}", f"{told['drops_per_s'][name]:,.0f}")
+        (place, name, f"{count:,}", f"{told['drops_per_s'][name]:,.0f}")
         for place, told in places
         for name, count in told["drops"].items()
     ]
@@ -120,23 +120,27 @@ def table(vnf: Mapping[str, Any]) -> str:
 # --- the command --------------------------------------------------------------------------------------------------
 
 
-def answers(peers: Iterable[Peer]) -> tuple[dict[Peer, dict[str, Any]], bool]:
+def answers(
+    peers: Iterable[Peer], before: Mapping[Peer, dict[str, Any]] | None = None
+) -> tuple[dict[Peer, dict[str, Any]], bool]:
     """What each says, and whether all did; those that do not are named on standard error."""
     told, all_did = {}, True
     for peer in peers:
         try:
-            told[peer] = understood(peer, peer.ask("ports"))
-        except NoAnswer as error:
+            answer = peer.ask("ports")
+            told[peer] = understood(peer, (before or {}).get(peer, answer), answer)
+        except VNFError as error:
             all_did = False
             complain(error)
     return told, all_did
 
 
-def understood(peer: Peer, told: dict[str, Any]) -> dict[str, Any]:
-    """``told``, if it has all that is shown."""
+def understood(peer: Peer, before: Mapping[str, Any], told: dict[str, Any]) -> dict[str, Any]:
+    """``told``, if it has all that is shown of it, and fits what was told ``before``."""
     try:
-        table(per_second(told, told))
-    except (AttributeError, KeyError, TypeError, ValueError):
+        table(per_second(before, told))
+        json.dumps(told, indent=2)
+    except STRANGE:
         raise NoAnswer(f"{peer} answers in words that this version of vnf does not know") from None
     return told
 
@@ -170,7 +174,8 @@ def ports(vnf: str | None, as_json: bool, watches: bool, interval_s: float) -> N
     Those of this user are shown; root sees everybody's. The exit code is 1 when one of them does not answer.
     """
     try:
-        sys.exit(watch(vnf, as_json=as_json, watches=watches, interval_s=interval_s))
+        with terminable():
+            sys.exit(watch(vnf, as_json=as_json, watches=watches, interval_s=interval_s))
     except KeyboardInterrupt:
         sys.exit(0 if watches else INTERRUPTED)
     except VNFError as error:
@@ -185,9 +190,9 @@ def watch(vnf: str | None, *, as_json: bool, watches: bool, interval_s: float) -
         return 0
     before, all_did = answers(peers)
     while True:
-        if before:
-            time.sleep(interval_s)
-        now, did = answers(chosen(vnf) if watches else before)
+        if before or watches:
+            pause(interval_s)
+        now, did = answers(chosen(vnf) if watches else before, before)
         show([per_second(before.get(peer, told), told) for peer, told in now.items()], as_json=as_json, watches=watches)
         if not watches:
             return 0 if all_did and did else 1

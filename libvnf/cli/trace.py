@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
-from ..control import NoAnswer, find
+from ..control import NoAnswer, find, printable
 from ..errors import ConfigError, VNFError
-from ..runtime import INTERRUPTED, USAGE, complain
-from .ports import chosen, printable
+from ..runtime import INTERRUPTED, USAGE, complain, terminable
+from .ports import STRANGE, chosen
 
 __all__ = ["lines", "told", "trace"]
 
@@ -140,14 +140,9 @@ def trace(vnf: str | None, count: int, as_json: bool, **match: Any) -> None:
     it is traced, and is slower.
     """
     try:
-        sys.exit(
-            follow(
-                vnf,
-                count,
-                as_json,
-                {key: value for key, value in match.items() if value is not None and value is not False},
-            )
-        )
+        asked = {key: value for key, value in match.items() if value is not None and value is not False}
+        with terminable():
+            sys.exit(follow(vnf, count, as_json, asked))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except VNFError as error:
@@ -167,14 +162,16 @@ def follow(vnf: str | None, count: int, as_json: bool, match: dict[str, Any]) ->
     number = 0
     # No time-out: the next packet may come when it likes.
     for told_of in peer.listen("trace", None, count=count, match=match):
-        if "frame" not in told_of:
-            if told_of["missing"]:
-                click.echo(f"{told_of['missing']} packets of {count} did not come", err=True)
-            return 0
         number += 1
         try:
+            if "frame" not in told_of:
+                if missing := int(told_of["missing"]):
+                    click.echo(f"{missing} packets of {count} did not come", err=True)
+                return 0
+            if number > count:
+                raise ValueError("more than were asked for")
             text = json.dumps(told_of) if as_json else "\n".join(map(printable, lines(told_of, number, peer.name)))
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except STRANGE:
             raise NoAnswer(f"{peer} answers in words that this version of vnf does not know") from None
         click.echo(text)
     return 1

@@ -10,6 +10,7 @@ use std::hint::black_box;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use libvnf_native::flow::table::AT_ONCE;
 use libvnf_native::flow::{Action, Head, Match, Rewrite, Rule, Table};
 use libvnf_native::packet::headers::Headers;
 use libvnf_native::packet::{ethernet, ipv4, protocol, udp};
@@ -197,7 +198,7 @@ fn expiry(flows: u32) {
     while !table.is_empty() {
         ended.clear();
         let start = cpu_time();
-        table.expire(end, &mut ended);
+        table.expire(end, AT_ONCE, &mut ended);
         let took = cpu_time() - start;
         all += took;
         longest = longest.max(took);

@@ -8,6 +8,7 @@
 //! * [`flow`] — what is done with packets that match: matches, actions, their edits. Sans-I/O.
 //! * [`forward`] — the way of frames from port to port, by flows, bridges and routes.
 //! * [`stack`] — one host's ARP/NDP, ICMP and UDP on a port. Sans-I/O: frames and the time come in as arguments.
+//! * [`state`] — the client of the store behind shared tables.
 //! * [`splice`] — joins two kernel sockets without touching their bytes.
 //! * [`load`] — the load generator and responder behind `vnf load`.
 //! * `py` — the Python module `libvnf._native` (feature `python`): the only place that knows Python.
@@ -22,6 +23,7 @@ pub mod packet;
 pub mod port;
 pub mod splice;
 pub mod stack;
+pub mod state;
 
 #[cfg(feature = "python")]
 mod py;

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scapy.packet import Raw
+from scapy.utils import wrpcap
 
 from tests.integration.bridge import NetNS
 from tests.integration.cable import OWN, Cable
+from tests.integration.programs import inside
 
 pytestmark = pytest.mark.needs("ip", "root", "ethtool")
 
@@ -124,6 +127,20 @@ def test_a_link_that_goes_down_and_comes_back_is_announced_again(cable: Cable) -
         assert (counters["connects"], counters["disconnects"]) == (3, 2)
 
 
+def test_a_ring_that_was_full_when_the_link_went_down_is_sent_when_it_is_back(cable: Cable, process: Any) -> None:
+    """What comes before it is seen that the interface is down fills the ring with frames that the kernel refuses."""
+    capture = cable.path / "in.pcap"
+    wrpcap(str(capture), [Raw(b"\2" + bytes(99))] * 1000, linktype=1)
+    ports = [f"pcap:{capture},repeat=true", "af_xdp:eth1,take=all,ring_slots=64"]
+    ours = process([*inside(cable.near)[:4], sys.executable, "-m", "libvnf", "bridge", *ports])
+    ours.wait_for("bridging")
+    for _ in range(3):
+        cable.near.run("ip", "link", "set", "eth1", "down")
+        cable.near.run("ip", "link", "set", "eth1", "up")
+        come = "$(cat /sys/class/net/far/statistics/rx_packets)"
+        cable.far.run("sh", "-c", f"before={come}; until [ {come} -gt $((before + 1000)) ]; do :; done")
+
+
 def test_an_interface_removed_under_it_is_used_again_when_it_is_back(cable: Cable) -> None:
     with cable.vnf():
         assert cable.ask(b"hello") == b"hello"
@@ -139,6 +156,24 @@ def test_an_interface_removed_under_it_is_used_again_when_it_is_back(cable: Cabl
         # Down it is also while the interface that is back has not been brought up.
         counters = after["transports"]["port0"]["counters"]
         assert counters["connects"] == counters["disconnects"] + 1 >= 4
+
+
+def test_an_interface_that_left_and_came_back_while_nobody_looked_is_opened_again(cable: Cable, netns: NetNS) -> None:
+    """In a namespace without others, and so without another number."""
+    aside = netns()
+    with cable.vnf() as program:
+        assert cable.ask(b"hello") == b"hello"
+        before = cable.near.run("cat", "/sys/class/net/eth1/ifindex")
+        program.signal(signal.SIGSTOP)
+        try:
+            cable.near.run("ip", "link", "set", "eth1", "netns", aside.name)
+            aside.run("ip", "link", "set", "eth1", "netns", cable.near.name)
+            cable.near.run("ip", "link", "set", "eth1", "up")
+        finally:
+            program.signal(signal.SIGCONT)
+        assert cable.near.run("cat", "/sys/class/net/eth1/ifindex") == before
+        cable.window.wait(lambda now: now["transports"]["port0"]["counters"]["connects"] == 2)
+        assert cable.ask(b"again") == b"again"
 
 
 def test_a_renamed_interface_is_let_go(cable: Cable) -> None:

@@ -129,8 +129,9 @@ def test_a_vnf_without_a_control_socket_serves_and_says_so_once(start: Callable[
     assert "vnf ports and vnf trace will not find this VNF: no control socket: " in warnings[0]
 
 
-def test_watching_ends_with_ctrl_c(
-    start: Callable[[], Process], process: Callable[..., Process], tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_watching_ends_with_a_signal(
+    start: Callable[[], Process], process: Callable[..., Process], tmp_path: Path, number: signal.Signals
 ) -> None:
     start()
     command = [sys.executable, "-m", "libvnf", "ports", "--watch", "--json", "--interval", "0.1"]
@@ -138,7 +139,7 @@ def test_watching_ends_with_ctrl_c(
     for _ in range(3):
         [b] = json.loads(watching.wait_for(r"^(\[.*\])$")[1])
         assert b["vnf"] == "b"
-    watching.send_signal(signal.SIGINT)
+    watching.send_signal(number)
     assert watching.wait() == 0
     assert "Traceback" not in watching.output
 

@@ -137,6 +137,22 @@ def test_ctrl_c_stops_at_once_without_a_traceback(tmp_path: Path, source: str) -
         assert program.errors == []
 
 
+@pytest.mark.parametrize("call", ["await vnf.close()", "vnf.spawn(vnf.close())"])
+def test_a_vnf_that_closes_itself_ends_its_program(tmp_path: Path, call: str) -> None:
+    source = f"""
+from libvnf import VNF, Fixed
+vnf = VNF("b")
+
+@vnf.server("tcp://:0", framing=Fixed(4))
+async def last(conn, request, packet):
+    {call}
+"""
+    with running(tmp_path, source) as program, connect(program.port()) as sock:
+        sock.sendall(b"quit")
+        assert program.exit() == 0
+        assert (program.output[-1], program.errors) == ("b: closed by itself", [])
+
+
 def test_ctrl_c_while_the_file_is_loaded_leaves_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "b.py").write_text("import signal\nprint('loading', flush=True)\nsignal.pause()\n")
     process = subprocess.Popen(

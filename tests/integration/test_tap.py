@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -255,6 +256,29 @@ def test_an_interface_set_down_or_removed_is_told_and_taken_again(tmp_path: Path
         ask(b"made again")
         counters = link.counters()
         assert (counters["connects"], counters["disconnects"]) == (3, 2)
+
+
+# As virtual machines leave it: persistent, its kernel told that checksums and segments are finished by who reads
+# (linux/if_tun.h: TUNSETIFF of a TAP with IFF_VNET_HDR, TUNSETOFFLOAD, TUNSETPERSIST).
+MACHINE = """
+import fcntl, os, struct
+device = os.open("/dev/net/tun", os.O_RDWR)
+fcntl.ioctl(device, 0x400454ca, struct.pack("16sH22x", b"vnf0", 0x0002 | 0x1000 | 0x4000))
+fcntl.ioctl(device, 0x400454d0, 1 | 2 | 4)
+fcntl.ioctl(device, 0x400454cb, 1)
+"""
+
+
+def test_what_a_predecessor_promised_the_kernel_does_not_bind_the_vnf(tmp_path: Path, netns: NetNS) -> None:
+    namespace = netns()
+    namespace.run(sys.executable, "-c", MACHINE)
+    namespace.run("ip", "link", "set", DEVICE, "up")
+    with tap(tmp_path, namespace, ECHO) as link:
+        with namespace.socket(kind=socket.SOCK_DGRAM) as sock:
+            sock.connect(("10.0.0.2", 5000))
+            sock.send(b"hello")
+            assert sock.recv(100) == b"hello"
+        assert link.counters()["drop_udp_checksum"] == 0
 
 
 def refused(tmp_path: Path, namespace: Namespace, keys: str = "", layer: str = "ethernet", drop: bool = False) -> str:

@@ -10,7 +10,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -334,44 +335,72 @@ async def test_who_does_not_read_is_dropped(directory: Path) -> None:
     made.close()
 
 
-@pytest.mark.parametrize("answer", [b"nonsense\n", b"[]\n", b"{}\n", b'{"answer": 1}\n', b'{"answer": {}', b""])
-def test_a_peer_that_answers_nonsense_does_not_answer(tmp_path: Path, answer: bytes) -> None:
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(tmp_path / "s"))
-        listener.listen()
+@contextmanager
+def saying(path: Path, say: Callable[[socket.socket], None]) -> Iterator[Peer]:
+    """A peer that ``say`` speaks for, once, until it is not heard any more."""
 
-        def serve() -> None:
-            with listener.accept()[0] as one:
-                one.recv(4096)
-                one.sendall(answer)
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        with pytest.raises(NoAnswer):
-            Peer("b", 1, tmp_path / "s").ask("ports")
-        thread.join()
-
-
-def test_who_answers_one_question_without_end_is_not_listened_to(tmp_path: Path) -> None:
-    """Root asks programs of others too, and those may say what they like."""
-    path = tmp_path / "b.1.sock"
-
-    def chatter(listener: socket.socket) -> None:
-        with listener.accept()[0] as client:
-            client.settimeout(10)
-            try:
-                while True:
-                    client.sendall(b'{"item": {}}\n' * 1000)
-            except (BrokenPipeError, ConnectionResetError):
-                pass
+    def serve() -> None:
+        with listener.accept()[0] as one, suppress(BrokenPipeError, ConnectionResetError):
+            one.recv(QUESTION_BYTES)
+            say(one)
 
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
-        thread = threading.Thread(target=chatter, args=(listener,))
+        thread = threading.Thread(target=serve)
         thread.start()
-        assert Peer("b", 1, path).ask("ports") == {}
+        yield Peer("b", 1, path)
         thread.join()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(b"nonsense\n", b"[]\n", b"5\n", b"null\n", b"{}\n", b'{"answer": 1}\n', b'{"answer": {}', b""),
+        *(b"[" * 100_000 + b"\n", b"1" * 10_000 + b"\n", b" " * 2 * ANSWER_BYTES),
+    ],
+    ids=lambda answer: answer[:9].decode(),
+)
+def test_a_peer_that_answers_nonsense_does_not_answer(tmp_path: Path, answer: bytes) -> None:
+    with saying(tmp_path / "s", lambda one: one.sendall(answer)) as peer, pytest.raises(NoAnswer):
+        peer.ask("ports")
+
+
+def test_the_whole_of_an_answer_has_its_time_however_slowly_it_comes(tmp_path: Path) -> None:
+    never = threading.Event()
+
+    def drip(one: socket.socket) -> None:
+        while not never.wait(0.01):
+            one.sendall(b" ")
+
+    with saying(tmp_path / "s", drip) as peer, pytest.raises(NoAnswer, match=r"within 0\.1 s"):
+        peer.ask("ports", timeout_s=0.1)
+
+
+def test_a_refusal_steers_no_terminal(tmp_path: Path) -> None:
+    words = json.dumps({"refused": "\x1b[2J\nno"}).encode() + b"\n"
+    with saying(tmp_path / "s", lambda one: one.sendall(words)) as peer, pytest.raises(Refused) as refusal:
+        peer.ask("ports")
+    assert str(refusal.value) == "b (pid 1): ?[2J?no"
+
+
+def test_a_socket_whose_name_would_steer_a_terminal_is_not_found(directory: Path) -> None:
+    directory.mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(directory / f"\x1b[2J.{os.getpid()}.sock"))
+        listener.listen()
+        assert find() == []
+
+
+def test_who_answers_one_question_without_end_is_not_listened_to(tmp_path: Path) -> None:
+    """Root asks programs of others too, and those may say what they like."""
+
+    def chatter(one: socket.socket) -> None:
+        while True:
+            one.sendall(b'{"item": {}}\n' * 1000)
+
+    with saying(tmp_path / "s", chatter) as peer:
+        assert peer.ask("ports") == {}
 
 
 def test_a_program_without_a_loop_answers_from_a_thread(directory: Path) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import runpy
+import subprocess
+import sys
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +16,8 @@ from scapy.contrib.gtp import GTP_U_Header
 from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.l2 import ARP, Ether
 
-from libvnf import VNF, ConfigError, FlowsFull, Limits
+from libvnf import VNF, ConfigError, Connection, FlowsFull, Limits, Request
+from libvnf._native import Frame
 from libvnf.config import Config, parse_transport
 from libvnf.flow import (
     FiveTuple,
@@ -32,6 +37,7 @@ from libvnf.flow import (
 )
 from tests.byhand import MACS, by_hand
 
+ROOT = Path(__file__).parents[2]
 CLIENT, SERVER = "02:00:00:00:00:01", "02:00:00:00:00:02"
 ASKED = FiveTuple("udp", "10.0.0.1", 5000, "10.1.0.1", 53)
 
@@ -257,6 +263,60 @@ async def test_a_handler_of_expiry_that_raises_is_reported_and_the_next_one_is_t
         def short(match: Match) -> None: ...
 
 
+async def test_rules_that_end_together_end_a_few_per_turn_and_at_once() -> None:
+    vnf = VNF("nat")
+    told: list[Match] = []
+
+    @vnf.flows.on_expire
+    def again(match: Match, reason: str, statistics: Statistics) -> None:
+        told.append(match)
+        vnf.flows.install(match, drop, hard_s=1)
+
+    async with by_hand(vnf) as hand:
+        rules = [Match(src_port=number) for number in range(600)]
+        for match in rules:
+            vnf.flows.install(match, drop, hard_s=1)
+        hand.driver.time_s += 2
+        assert hand.driver.engine.turn() == 0.0
+        assert 0 < len(told) <= 16
+        hand.turn()
+        assert sorted(told, key=str) == sorted(rules, key=str)
+        assert len(vnf.flows) == 600
+
+
+async def test_a_handler_of_expiry_that_ends_the_program_does_so() -> None:
+    vnf = VNF("nat")
+
+    @vnf.flows.on_expire
+    def ends(match: Match, reason: str, statistics: Statistics) -> None:
+        raise SystemExit(3)
+
+    async with by_hand(vnf) as hand:
+        vnf.flows.install(Match(), drop, hard_s=1)
+        with pytest.raises(SystemExit):
+            hand.turn(after_s=2)
+
+
+async def test_rules_belong_to_the_thread_of_the_loop_and_names_of_ports_to_none() -> None:
+    vnf, kept = VNF("nat"), []
+
+    @vnf.frames("a", per_packet=True)
+    def take(port: Connection, request: Request, packet: Frame) -> None:
+        kept.append(packet)
+
+    async with by_hand(vnf) as hand:
+        hand.give("a", QUESTION)
+        for call in (lambda: vnf.flows.on_expire(lambda match, reason, statistics: None), lambda: len(vnf.flows)):
+            with pytest.raises(RuntimeError, match="belongs to the event loop's thread"):
+                await asyncio.to_thread(call)
+        with pytest.raises(RuntimeError, match="belongs to the event loop's thread"):
+            await asyncio.to_thread(kept[0].forward, "b")
+        assert await asyncio.to_thread(lambda: kept[0].port) == "a"
+    assert kept[0].port == "a"
+    with pytest.raises(ValueError, match="the ports are closed"):
+        kept[0].forward("b")
+
+
 async def test_the_loop_is_woken_for_a_rule_that_ends_sooner_than_it_sleeps() -> None:
     vnf = VNF("nat")
     async with by_hand(vnf) as hand:
@@ -275,6 +335,30 @@ async def test_over_the_limit_a_rule_is_refused_and_the_others_stand() -> None:
             vnf.flows.install(Match(src_port=3), drop)
         assert vnf.flows.install(Match(src_port=2), count) is True
         assert sorted(match.src_port or 0 for match in vnf.flows) == [1, 2]
+
+
+def test_a_limit_that_memory_is_too_small_for_is_told_and_ends_nothing() -> None:
+    code = """
+import asyncio, resource
+from libvnf import VNF, FlowsFull, Limits
+from libvnf.flow import Match, drop
+from tests.byhand import by_hand
+
+async def run():
+    vnf = VNF("b", limits=Limits(max_flows=1 << 28))
+    async with by_hand(vnf) as hand:
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 34, 1 << 34))
+        try:
+            vnf.flows.install(Match(), drop)
+        except FlowsFull as error:
+            print(error)
+        hand.turn()
+
+asyncio.run(run())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    told = "Match(): there is no memory for so many flows: limits.max_flows is 268435456\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, told, "")
 
 
 async def test_rules_are_listed_in_pages_that_changes_do_not_confuse() -> None:

@@ -5,6 +5,8 @@
 //! pending: whoever asks takes them one by one, ends them, or puts them back, into a finer slot or to a later time. No
 //! step of it takes longer the more rules there are.
 
+use std::collections::TryReserveError;
+
 const SLOTS: usize = 64;
 const BITS: u32 = 6;
 const LEVELS: usize = 11;
@@ -37,10 +39,8 @@ impl Wheel {
     }
 
     /// Room for so many rules, so that growing copies nothing.
-    pub fn reserve(&mut self, rules: usize) {
-        if self.links.capacity() == 0 {
-            self.links.reserve_exact(rules);
-        }
+    pub fn reserve(&mut self, rules: usize) -> Result<(), TryReserveError> {
+        if self.links.capacity() < rules { self.links.try_reserve_exact(rules) } else { Ok(()) }
     }
 
     /// Bytes of memory.

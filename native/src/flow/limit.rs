@@ -11,7 +11,13 @@ impl Limit {
     /// What is in the bucket `nanos` after `tokens` were.
     #[inline]
     pub(super) fn refill(&self, tokens: f64, nanos: u64) -> f64 {
-        (tokens + nanos as f64 * self.bits_per_s / 8e9).min(self.burst_bytes)
+        (tokens + self.gained(nanos)).min(self.burst_bytes)
+    }
+
+    /// What comes into a bucket that is never full.
+    #[inline]
+    pub(super) fn gained(&self, nanos: u64) -> f64 {
+        nanos as f64 * self.bits_per_s / 8e9
     }
 }
 

@@ -9,6 +9,8 @@ use super::{Action, Rule};
 pub enum Refused {
     /// There are as many rules as there may be.
     Full,
+    /// The system has no memory for so many.
+    Memory,
     /// There are as many kinds of matches as there may be.
     Shapes,
     /// A prefix is longer than its address.
@@ -33,6 +35,7 @@ impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Full => "there are as many flows as there may be",
+            Self::Memory => "there is no memory for so many flows",
             Self::Shapes => "there are 256 kinds of matches (fields, prefix lengths) already",
             Self::Prefix => "a prefix is longer than its address",
             Self::Family => "source and destination are of two versions of IP",

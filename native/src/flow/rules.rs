@@ -1,5 +1,6 @@
 //! The rules of a table: what is installed, by number. A packet that an IPv4 rule matches touches one cache line of it.
 
+use std::collections::TryReserveError;
 use std::time::Duration;
 
 use super::key::NARROW;
@@ -19,14 +20,14 @@ pub(super) struct Entry {
     pub narrow: [u64; NARROW],
     pub packets: u64,
     pub bytes: u64,
-    /// When the last packet came, or it was installed.
+    /// When the last packet came (an ICMP error about the flow is none), or it was installed.
     pub seen: u64,
     pub program: Program,
     // The second line.
     pub more: [u64; MORE],
     /// Counts installations: of two rules the one with the smaller number is older.
     pub order: u64,
-    /// In its token bucket at `seen`.
+    /// In its token bucket at `seen`, less what errors have taken since: so there may be a debt.
     pub tokens: f64,
     pub priority: i32,
     /// The next less important rule with the same key; of an empty place, the next empty one.
@@ -96,8 +97,16 @@ impl Rules {
         self.entries.len() * size_of::<Entry>() + self.cold.len() * size_of::<Cold>()
     }
 
-    /// An empty place. The first one reserves memory for all: it is not touched before it is needed, and none of them
-    /// is ever copied.
+    /// Memory for all, before the first: it is not touched before it is needed, and no rule is ever copied.
+    pub fn reserve(&mut self) -> Result<(), TryReserveError> {
+        if self.entries.capacity() < self.capacity {
+            self.entries.try_reserve_exact(self.capacity)?;
+            self.cold.try_reserve_exact(self.capacity)?;
+        }
+        Ok(())
+    }
+
+    /// An empty place.
     pub fn take(&mut self) -> u32 {
         debug_assert!(!self.is_full());
         self.used += 1;
@@ -105,10 +114,6 @@ impl Rules {
             let rule = self.free;
             self.free = self.entries[rule as usize].next;
             return rule;
-        }
-        if self.entries.is_empty() {
-            self.entries.reserve_exact(self.capacity);
-            self.cold.reserve_exact(self.capacity);
         }
         self.entries.push(Entry {
             narrow: [0; NARROW],

@@ -167,10 +167,13 @@ impl Table {
     }
 
     /// An ICMP error about a packet of a flow whose other direction is translated by an exact rule is that rule's, unless
-    /// a more important one matches the error itself.
+    /// a more important one matches the error itself. It goes to who sent what it quotes (RFC 792, RFC 4443 §3.1); one to
+    /// somebody else is forged, to get past what guards that one.
     #[cold]
     fn flow_of_quoted(&mut self, at: usize, port: PortIndex, head: &Head, headers: &Headers) -> Option<()> {
         let quoted = headers.quoted(head.bytes())?;
+        let (sender, _) = quoted.addresses(head.bytes())?;
+        headers.addresses(head.bytes()).filter(|(_, told)| *told == sender)?;
         let mut facts = Facts::default();
         facts.read(port, head.bytes(), &Headers { vlan: headers.vlan, ..quoted });
         let facts = facts.reversed();
@@ -220,7 +223,8 @@ impl Table {
         let waited = now.saturating_sub(entry.seen);
         entry.packets += 1;
         entry.bytes += length as u64;
-        entry.seen = now;
+        // An error keeps no flow alive: anybody can say one (RFC 5508, REQ-6).
+        entry.seen = if is_quote { entry.seen } else { now };
         self.counters.matched += 1;
         let verdict = entry.program.verdict();
         self.counters.drop_by_rule += u64::from(verdict == Verdict::Drop);
@@ -233,7 +237,11 @@ impl Table {
         for (number, step) in steps.iter().enumerate() {
             if let Action::Limit(limit) = step {
                 entry.tokens = limit.refill(entry.tokens, waited);
-                if !limit::take(&mut entry.tokens, length) {
+                let passes = limit::take(&mut entry.tokens, length);
+                if is_quote {
+                    entry.tokens -= limit.gained(waited);
+                }
+                if !passes {
                     self.counters.drop_by_rule -= u64::from(verdict == Verdict::Drop);
                     self.rules.cold[rule].limited += 1;
                     self.counters.drop_limited += 1;
@@ -241,7 +249,7 @@ impl Table {
                 }
             } else if !edited.step(step) {
                 // A bucket behind this step has been filling all the same.
-                for limit in steps[number..].iter().filter_map(Action::limit) {
+                for limit in steps[number..].iter().filter_map(Action::limit).filter(|_| !is_quote) {
                     entry.tokens = limit.refill(entry.tokens, waited);
                 }
                 self.counters.drop_by_rule -= u64::from(verdict == Verdict::Drop);

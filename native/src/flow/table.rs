@@ -8,7 +8,7 @@
 //! Everything is bounded: rules by the capacity, shapes by [`MOST_SHAPES`], the work of each call by a constant and the number
 //! of shapes; but that rules of one key are walked through, when they are installed or removed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, TryReserveError};
 use std::time::{Duration, Instant};
 
 use foldhash::fast::SeedableRandomState;
@@ -24,8 +24,8 @@ use crate::stack::random::Random;
 
 /// Kinds of matches at once: each is a look-up for every packet that no more important rule matches.
 pub const MOST_SHAPES: usize = 256;
-/// Rules that one call of [`Table::expire`] looks at: some tens of microseconds.
-const LOOKED_AT: usize = 256;
+/// Rules for one call of [`Table::expire`]: some tens of microseconds.
+pub const AT_ONCE: usize = 256;
 /// Nanoseconds of the wheel's tick.
 const TICK: u64 = 1_000_000;
 
@@ -199,6 +199,7 @@ impl Table {
         if found.is_none() && self.rules.is_full() {
             return Err(Refused::Full);
         }
+        self.reserve().map_err(|_| Refused::Memory)?;
         let number = match found {
             Some(number) => {
                 self.wheel.remove(number);
@@ -216,6 +217,11 @@ impl Table {
         self.rules.cold[number as usize] = Cold { installed: now, idle, hard, limited: 0, failed: 0 };
         self.arm(number);
         Ok(found.is_some())
+    }
+
+    fn reserve(&mut self) -> Result<(), TryReserveError> {
+        self.rules.reserve()?;
+        self.wheel.reserve(self.rules.capacity())
     }
 
     /// Ends a rule; what it had done.
@@ -282,12 +288,12 @@ impl Table {
         self.clock.epoch?.checked_add(Duration::from_nanos(tick.saturating_mul(TICK)))
     }
 
-    /// Ends the rules whose time has come, and appends them to `ended`; some hundreds at most: ask for the deadline again. A
+    /// Ends rules whose time has come, and appends them to `ended`. It looks at `most` of them: ask for the deadline again. A
     /// rule ends here and nowhere else; a packet that comes before finds it.
-    pub fn expire(&mut self, now: Instant, ended: &mut Vec<(Match, Expiry, Statistics)>) {
+    pub fn expire(&mut self, now: Instant, most: usize, ended: &mut Vec<(Match, Expiry, Statistics)>) {
         let now = self.clock.tell(now);
         self.wheel.advance(now / TICK);
-        for _ in 0..LOOKED_AT {
+        for _ in 0..most {
             let Some(number) = self.wheel.pop() else { break };
             let (at, why) = self.ending(number);
             if at > now {
@@ -313,7 +319,6 @@ impl Table {
     fn arm(&mut self, number: u32) {
         let (at, _) = self.ending(number);
         if at != NEVER {
-            self.wheel.reserve(self.rules.capacity());
             self.wheel.insert(number, at.div_ceil(TICK));
         }
     }

@@ -27,6 +27,14 @@ fn datagram(source: ([u8; 4], u16), destination: ([u8; 4], u16)) -> Vec<u8> {
     frame(source.0, destination.0, protocol::UDP, &segment)
 }
 
+/// What a router says of the packet in a frame.
+fn unreachable(router: [u8; 4], told: [u8; 4], about: &[u8]) -> Vec<u8> {
+    let mut error = [&[icmp::v4::UNREACHABLE, 1, 0, 0, 0, 0, 0, 0][..], &about[ethernet::HEADER..]].concat();
+    let sum = crate::packet::checksum::Sum::ZERO.bytes(&error).finish();
+    error[2..4].copy_from_slice(&sum.to_be_bytes());
+    frame(router, told, protocol::ICMP, &error)
+}
+
 fn exact(source: ([u8; 4], u16), destination: ([u8; 4], u16)) -> Match {
     let host = |address: [u8; 4]| Some(Cidr { address: address.into(), prefix: 32 });
     Match {
@@ -80,7 +88,7 @@ impl Stage {
 
     fn ended(&mut self) -> Vec<(Match, Expiry)> {
         let mut ended = Vec::new();
-        self.table.expire(self.now, &mut ended);
+        self.table.expire(self.now, table::AT_ONCE, &mut ended);
         ended.into_iter().map(|(m, why, _)| (m, why)).collect()
     }
 }
@@ -174,7 +182,7 @@ fn a_rule_ends_when_it_is_idle_or_old_and_tells_what_it_did() {
     assert_eq!(stage.ended(), []);
     stage.now += Duration::from_millis(1);
     let mut ended = Vec::new();
-    stage.table.expire(stage.now, &mut ended);
+    stage.table.expire(stage.now, 1, &mut ended);
     let statistics = Statistics { packets: 4, bytes: 4 * 50, idle: Duration::from_secs(10), ..Statistics::default() };
     assert_eq!(ended, [(idle, Expiry::Idle, statistics)]);
     assert_eq!((stage.table.deadline(), stage.table.len()), (None, 0));
@@ -222,12 +230,8 @@ fn an_icmp_error_about_a_translated_flow_is_translated_and_goes_its_way() {
     let inside = Rewrite { destination: Some(INSIDE.into()), destination_port: Some(5_000), ..Rewrite::default() };
     let back = exact((SERVER, 9), (OUTSIDE, 40_000));
     stage.install(back, rule([Action::Rewrite(inside), Action::Forward(3)])).unwrap();
-    let sent = datagram((OUTSIDE, 40_000), (SERVER, 9));
-    let mut error = [&[icmp::v4::UNREACHABLE, 1, 0, 0, 0, 0, 0, 0][..], &sent[ethernet::HEADER..]].concat();
-    let sum = crate::packet::checksum::Sum::ZERO.bytes(&error).finish();
-    error[2..4].copy_from_slice(&sum.to_be_bytes());
-    let router = [203, 0, 113, 9];
-    let (verdict, bytes) = stage.pass(&frame(router, OUTSIDE, protocol::ICMP, &error));
+    let (router, sent) = ([203, 0, 113, 9], datagram((OUTSIDE, 40_000), (SERVER, 9)));
+    let (verdict, bytes) = stage.pass(&unreachable(router, OUTSIDE, &sent));
     assert_eq!(verdict, Verdict::Forward(3));
     let headers = Headers::read(&bytes, bytes.len());
     assert_eq!(headers.addresses(&bytes), Some((router.into(), INSIDE.into())));
@@ -237,11 +241,38 @@ fn an_icmp_error_about_a_translated_flow_is_translated_and_goes_its_way() {
     assert_eq!((stage.table.counters().translated, stage.table.statistics(&back, stage.now).unwrap().packets), (1, 1));
     // Of another flow, and of one that a more important rule is for.
     let other = datagram((OUTSIDE, 40_001), (SERVER, 9));
-    let other = [&[icmp::v4::UNREACHABLE, 1, 0, 0, 0, 0, 0, 0][..], &other[ethernet::HEADER..]].concat();
-    assert_eq!(stage.verdict(&frame(router, OUTSIDE, protocol::ICMP, &other)), Verdict::Miss);
+    assert_eq!(stage.verdict(&unreachable(router, OUTSIDE, &other)), Verdict::Miss);
+    // And one to somebody else than who sent what it quotes.
+    assert_eq!(stage.verdict(&unreachable(router, [198, 51, 100, 2], &sent)), Verdict::Miss);
     let no_icmp = Match { protocol: Some(protocol::ICMP), priority: 1, ..Match::default() };
     stage.install(no_icmp, rule([Action::Drop])).unwrap();
-    assert_eq!(stage.verdict(&frame(router, OUTSIDE, protocol::ICMP, &error)), Verdict::Drop);
+    assert_eq!(stage.verdict(&unreachable(router, OUTSIDE, &sent)), Verdict::Drop);
+}
+
+#[test]
+fn an_icmp_error_keeps_no_flow_alive_and_takes_what_its_limit_gives() {
+    let mut stage = Stage::new(1);
+    let inside = Rewrite { destination: Some(INSIDE.into()), ..Rewrite::default() };
+    // An error of 78 bytes at once, and 60 bytes a second.
+    let limit = Action::Limit(Limit { bits_per_s: 480.0, burst_bytes: 80.0 });
+    let back = exact((SERVER, 9), (OUTSIDE, 40_000));
+    let idle = Some(Duration::from_secs(10));
+    stage.install(back, Rule { idle, ..rule([Action::Rewrite(inside), limit, Action::Forward(3)]) }).unwrap();
+    let error = unreachable([203, 0, 113, 9], OUTSIDE, &datagram((OUTSIDE, 40_000), (SERVER, 9)));
+    let packet = datagram((SERVER, 9), (OUTSIDE, 40_000));
+    for _ in 0..4 {
+        stage.now += Duration::from_secs(2);
+        assert_eq!(stage.verdict(&error), Verdict::Forward(3));
+        assert_eq!(stage.verdict(&error), Verdict::Drop, "its bucket was full, and no more than that");
+    }
+    assert_eq!(stage.table.statistics(&back, stage.now).unwrap().idle, Duration::from_secs(8));
+    stage.now += Duration::from_secs(1);
+    assert_eq!(stage.verdict(&packet), Verdict::Forward(3), "62 bytes are in the bucket");
+    assert_eq!(stage.verdict(&packet), Verdict::Drop);
+    stage.now += Duration::from_secs(9);
+    assert_eq!((stage.verdict(&error), stage.ended()), (Verdict::Forward(3), vec![]));
+    stage.now += Duration::from_secs(1);
+    assert_eq!(stage.ended(), [(back, Expiry::Idle)]);
 }
 
 /// Through every doubling of the index, with removals between any two bursts, hot flows included.

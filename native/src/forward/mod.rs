@@ -68,7 +68,7 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Frames that rules, a bridge or a handler sent on, to a port that may still have dropped and counted them.
+    /// Frames that rules or a bridge sent on, to a port that may still have dropped and counted them.
     forwarded,
     /// By a rule: `drop`, over its limit, or an action that was not possible.
     drop_flow,
@@ -172,9 +172,9 @@ impl Forwarder {
     }
 
     /// See [`Table::expire`].
-    pub fn expire(&mut self, now: Instant, ended: &mut Vec<(Match, Expiry, Statistics)>) {
+    pub fn expire(&mut self, now: Instant, most: usize, ended: &mut Vec<(Match, Expiry, Statistics)>) {
         let before = ended.len();
-        self.table.expire(now, ended);
+        self.table.expire(now, most, ended);
         for (matching, ..) in &ended[before..] {
             *self.rules(matching) -= 1;
         }

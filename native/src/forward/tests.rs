@@ -250,7 +250,7 @@ fn rules_that_end_give_the_bridge_back_its_speed() {
     assert_eq!(world.forwarder.install(matching, rule, world.now), Ok(false));
     assert_eq!(*world.forwarder.rules(&matching), 1);
     let (mut ended, later) = (Vec::new(), world.now + std::time::Duration::from_secs(2));
-    world.forwarder.expire(later, &mut ended);
+    world.forwarder.expire(later, 1, &mut ended);
     assert_eq!((ended.len(), *world.forwarder.rules(&matching)), (1, 0));
 }
 

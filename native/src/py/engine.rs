@@ -101,8 +101,12 @@ impl State {
         if self.pending || self.ports.iter().any(|open| !open.events.is_empty()) {
             return Sleep::No;
         }
-        let deadlines = self.ports.iter().flat_map(|open| [open.port.deadline(), open.host.deadline()]);
         let rules = self.forwarder.as_ref().and_then(|forwarder| forwarder.table().deadline());
+        // Rules that end together end over many turns.
+        if rules.is_some_and(|deadline| deadline <= self.polling.now()) {
+            return Sleep::No;
+        }
+        let deadlines = self.ports.iter().flat_map(|open| [open.port.deadline(), open.host.deadline()]);
         let deadline = deadlines.flatten().chain(rules).min();
         self.armed = self.ports.iter_mut().all(|open| open.port.arm());
         if !self.armed {
@@ -136,6 +140,8 @@ impl Target {
 pub struct Engine {
     pub core: Py<Core>,
     pub state: GilCell<State>,
+    /// Of the ports, by place: they are told on any thread, and when the ports are closed.
+    pub names: GilCell<Vec<String>>,
     pub connect_s: f64,
     clock: Option<Clock>,
     /// Makes the event loop call `turn` soon.
@@ -380,6 +386,7 @@ impl Engine {
                     forwarder: Some(Box::new(Forwarder::new(Table::new(core.get().limits.max_flows)))),
                 }),
                 core: core.clone_ref(py),
+                names: GilCell::new(Vec::new()),
                 connect_s,
                 clock: clock.map(|read| Clock { read, base }),
                 wake: GilCell::new(wake),
@@ -404,7 +411,7 @@ impl Engine {
         self.core.get().check_thread()?;
         let (kind, port, host) = ports::open(&name, options, capture)?;
         let open = Open::new(name, kind, port, None, host, None);
-        self.state.with(py, |state| state.ports.push(open));
+        self.add(py, open);
         Ok(())
     }
 
@@ -421,7 +428,7 @@ impl Engine {
         let queue = Queue::default();
         let port = Box::new(QueuePort::new(config.mtu, queue.clone()));
         let open = Open::new(name, "queue", port, Some(queue), config, seed);
-        self.state.with(py, |state| state.ports.push(open));
+        self.add(py, open);
         Ok(())
     }
 
@@ -624,6 +631,7 @@ impl Engine {
     }
 
     fn ports<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        self.core.get().check_thread()?;
         let rows = self.state.with(py, |state| state.ports.iter().map(Open::row).collect::<Vec<_>>());
         let list = PyList::empty(py);
         for row in rows {
@@ -642,6 +650,7 @@ impl Engine {
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         let core = self.core.get();
+        core.check_thread()?;
         let flows: Vec<Py<Connection>> = self.state.with(py, |state| {
             state.ports.iter().flat_map(|open| open.flows.iter().flatten()).map(|flow| flow.clone_ref(py)).collect()
         });

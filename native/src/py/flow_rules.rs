@@ -11,11 +11,17 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString};
 use pyo3::{PyTraverseError, PyVisit, intern};
 
+use super::core::Core;
 use super::engine::Engine;
+use super::frames::CLOSED;
+use crate::flow::table::AT_ONCE;
 use crate::flow::{Action, Encapsulate, Expiry, Limit, Match, PortIndex, Refused, Rewrite, Rule, Statistics};
 use crate::packet::ethernet::{mac_text, parse_mac};
 use crate::port::options;
 use crate::stack::Cidr;
+
+/// Rules whose end Python is told of at once: some hundreds of microseconds, and frames are waiting.
+const TOLD_AT_ONCE: usize = 16;
 
 /// The fields of `flow.Match`.
 type Fields = (
@@ -74,7 +80,7 @@ impl FlowTable {
             engine.call_wake(py);
         }
         installed.map_err(|refused| match refused {
-            Refused::Full => PyOverflowError::new_err(refused.to_string()),
+            Refused::Full | Refused::Memory => PyOverflowError::new_err(refused.to_string()),
             refused => PyValueError::new_err(refused.to_string()),
         })
     }
@@ -106,9 +112,12 @@ impl FlowTable {
 
     /// `None` for nobody.
     #[pyo3(signature = (told, /))]
-    fn on_ended(&self, py: Python<'_>, told: Option<Py<PyAny>>) {
-        let old = self.engine.get().on_ended.with(py, |kept| std::mem::replace(kept, told));
+    fn on_ended(&self, py: Python<'_>, told: Option<Py<PyAny>>) -> PyResult<()> {
+        let engine = self.engine.get();
+        engine.core.get().check_thread()?;
+        let old = engine.on_ended.with(py, |kept| std::mem::replace(kept, told));
         drop(old);
+        Ok(())
     }
 
     fn counters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
@@ -126,11 +135,10 @@ impl FlowTable {
         Ok(found)
     }
 
-    fn __len__(&self, py: Python<'_>) -> usize {
-        self.engine
-            .get()
-            .state
-            .with(py, |state| state.forwarder.as_ref().map_or(0, |forwarder| forwarder.table().len()))
+    fn __len__(&self, py: Python<'_>) -> PyResult<usize> {
+        let engine = self.engine.get();
+        engine.core.get().check_thread()?;
+        Ok(engine.state.with(py, |state| state.forwarder.as_ref().map_or(0, |forwarder| forwarder.table().len())))
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
@@ -143,7 +151,7 @@ impl FlowTable {
         let engine = self.engine.get();
         engine.core.get().check_thread()?;
         if engine.state.with(py, |state| state.ports.is_empty()) {
-            return Err(PyValueError::new_err("the ports are closed"));
+            return Err(PyValueError::new_err(CLOSED));
         }
         Ok(engine)
     }
@@ -152,19 +160,18 @@ impl FlowTable {
 impl Engine {
     /// Ends the rules whose time has come, and tells of them.
     pub fn expire(&self, py: Python<'_>, now: Instant) {
+        let told = self.on_ended.with(py, |told| told.as_ref().map(|told| told.clone_ref(py)));
+        let most = if told.is_some() { TOLD_AT_ONCE } else { AT_ONCE };
         let ended = self.state.with(py, |state| {
             let mut ended = Vec::new();
             if let Some(forwarder) = &mut state.forwarder
                 && forwarder.table().deadline().is_some_and(|deadline| deadline <= now)
             {
-                forwarder.expire(now, &mut ended);
+                forwarder.expire(now, most, &mut ended);
             }
             ended
         });
-        if ended.is_empty() {
-            return;
-        }
-        let Some(told) = self.on_ended.with(py, |told| told.as_ref().map(|told| told.clone_ref(py))) else { return };
+        let Some(told) = told.filter(|_| !ended.is_empty()) else { return };
         let names = self.port_names(py);
         let rows: Vec<_> = ended
             .iter()
@@ -173,12 +180,12 @@ impl Engine {
             })
             .collect();
         if let Err(error) = PyList::new(py, rows).and_then(|rows| told.call1(py, (rows,))) {
-            error.write_unraisable(py, None);
+            Core::failed(&self.core, py, None, None, error);
         }
     }
 
     fn port_names(&self, py: Python<'_>) -> Vec<String> {
-        self.state.with(py, |state| state.ports.iter().map(|open| open.name.clone()).collect())
+        self.names.with(py, |names| names.clone())
     }
 
     fn read_match(&self, py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<Match> {

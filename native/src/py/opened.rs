@@ -12,6 +12,7 @@ use pyo3::{PyTraverseError, PyVisit};
 
 use super::connection::Connection;
 use super::endpoint::Endpoint;
+use super::engine::Engine;
 use super::frames::Handler;
 use crate::flow::PortIndex;
 use crate::forward::Counters;
@@ -77,6 +78,13 @@ impl Gate {
     /// How many have been refused since.
     pub fn take_refused(&self) -> u64 {
         self.refused.swap(0, Ordering::Relaxed)
+    }
+}
+
+impl Engine {
+    pub fn add(&self, py: Python<'_>, open: Open) {
+        self.names.with(py, |names| names.push(open.name.clone()));
+        self.state.with(py, |state| state.ports.push(open));
     }
 }
 

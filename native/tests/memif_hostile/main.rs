@@ -7,11 +7,15 @@ mod puppet;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
+use libvnf_native::port::lent::BURST;
 use libvnf_native::port::memif::control::{AddRing, Hello, Message, Text};
+use libvnf_native::port::memif::region::Region;
 use libvnf_native::port::memif::ring::{Descriptor, Index, NEXT, Ring};
 use libvnf_native::port::memif::{HANDSHAKE_TIMEOUT, MAX_HALF_OPEN, Memif, MemifConfig, Role};
+use libvnf_native::port::pair::pair;
 use libvnf_native::port::{Link, Port, Sent};
 
 use puppet::*;
@@ -87,6 +91,37 @@ fn regions_that_could_fault_or_exhaust_us_are_refused() {
 }
 
 #[test]
+fn a_peers_regions_take_no_descriptors_of_ours() {
+    let _alone = alone();
+    let mut server = server();
+    let puppet = Puppet::new();
+    puppet.play(&mut server, 1);
+    let (memory, before) = (memfd(4096, libc::F_SEAL_SHRINK), held());
+    for index in 0..=255 {
+        puppet.socket.send(&Message::AddRegion { index, bytes: 4096 }, Some(&memory));
+        server.service(Instant::now());
+        assert_eq!(puppet.socket.heard(), Some(Message::Ack));
+    }
+    assert_eq!(held(), (before.0, before.1 + 256));
+}
+
+#[test]
+fn without_descriptors_left_a_server_sleeps_and_accepts_later() {
+    let _alone = alone();
+    let mut server = server();
+    let (_client, now) = (Raw::connect(), Instant::now());
+    let before = limit_descriptors(0);
+    server.service(now);
+    let (is_awake, down, later) = (is_readable(server.wake_fd()), down(&server), server.deadline());
+    limit_descriptors(before);
+    assert_eq!((is_awake, later), (false, Some(now + Duration::from_secs(1))));
+    assert!(down.starts_with("cannot accept a client: Too many open files"), "{down}");
+    server.service(later.unwrap());
+    assert!(is_readable(server.wake_fd()));
+    Puppet::connected(&mut server);
+}
+
+#[test]
 fn the_sum_of_regions_is_capped() {
     let _alone = alone();
     let mut server = server();
@@ -108,13 +143,13 @@ fn a_mapped_region_cannot_be_truncated_under_us() {
     let mut server = server();
     let puppet = Puppet::connected(&mut server);
     // SAFETY: no pointers.
-    let result = unsafe { libc::ftruncate((*puppet.region).as_fd().as_raw_fd(), 0) };
+    let result = unsafe { libc::ftruncate((*puppet.region).memfd().unwrap().as_raw_fd(), 0) };
     assert_eq!((result, io::Error::last_os_error().raw_os_error()), (-1, Some(libc::EPERM)));
     // A hole can be punched; it reads as zeros.
     // SAFETY: no pointers.
     let punched = unsafe {
         let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-        libc::fallocate((*puppet.region).as_fd().as_raw_fd(), mode, 0, REGION_BYTES as i64)
+        libc::fallocate((*puppet.region).memfd().unwrap().as_raw_fd(), mode, 0, REGION_BYTES as i64)
     };
     assert_eq!(punched, 0);
     puppet.publish(0, &[good()]);
@@ -214,6 +249,61 @@ fn chains_without_end_or_with_a_lie_in_them_are_dropped_whole() {
     assert_eq!(puppet.outgoing.descriptor(14).flags, 0);
 }
 
+/// Rewrites rings and buffers until `over`: mostly what could be, so that the connection lasts, now and then anything.
+fn rewrite(region: &Arc<Region>, mut random: u32, over: &AtomicBool) {
+    let rings = [0, INCOMING_AT].map(|offset| Ring::new(region, offset, LOG2_SLOTS).unwrap());
+    let mut next = || {
+        // Marsaglia's xorshift32.
+        random ^= random << 13;
+        random ^= random >> 17;
+        random ^= random << 5;
+        random
+    };
+    while !over.load(Ordering::Relaxed) {
+        let (ring, any) = (&rings[(next() & 1) as usize], next());
+        let length = [0, 1, 60, 1518, 1519, 5000, u32::MAX][next() as usize % 7];
+        let offset = [0, BUFFERS_AT, REGION_BYTES as u32 - 60, any][next() as usize % 4];
+        let (flags, region) = ((next() & 1) as u16, u16::from(next().is_multiple_of(16)));
+        ring.set_descriptor(any as u16, Descriptor { flags, region, length, offset });
+        let head = if any.is_multiple_of(512) { next() as u16 } else { (any >> 16) as u16 % (SLOTS + 1) };
+        ring.store(Index::Head, ring.load(Index::Tail).wrapping_add(head));
+    }
+}
+
+#[test]
+fn memory_that_is_rewritten_all_the_time_harms_nobody() {
+    let _alone = alone();
+    let mut server = server();
+    let (mut near, mut far) = pair(1500, 64);
+    let mut passed = 0;
+    for round in 1..=40 {
+        let puppet = Puppet::connected(&mut server);
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| rewrite(&puppet.region, round, &over));
+            for _ in 0..2000 {
+                for frame in server.lend(BURST).iter() {
+                    assert!((1..=1518).contains(&frame.len()));
+                    near.send_lent(b"", *frame);
+                }
+                server.give_back(0);
+                near.flush();
+                for frame in far.lend(BURST).iter() {
+                    server.send_lent(b"back", *frame);
+                    passed += 1;
+                }
+                far.give_back(0);
+                server.flush();
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+        drop(puppet);
+        server.service(Instant::now());
+    }
+    assert!(passed > 0 && counter(&server, "connects") == counter(&server, "disconnects"));
+    Puppet::connected(&mut server);
+}
+
 #[test]
 fn an_empty_buffer_outside_its_region_ends_the_connection() {
     let _alone = alone();
@@ -277,13 +367,9 @@ fn wake_ups_come_through_an_eventfd_that_is_never_read_and_may_block() {
         assert!(server.arm());
         assert!(puppet.outgoing.wants_kick());
         puppet.publish(index, &[good()]);
-        // SAFETY: eight readable bytes, one pollfd.
-        let woken = unsafe {
-            libc::write(puppet.outgoing_eventfd.as_raw_fd(), 1u64.to_ne_bytes().as_ptr().cast(), 8);
-            let mut poll = libc::pollfd { fd: server.wake_fd(), events: libc::POLLIN, revents: 0 };
-            libc::poll(&raw mut poll, 1, 0)
-        };
-        assert_eq!(woken, 1);
+        // SAFETY: eight readable bytes.
+        unsafe { libc::write(puppet.outgoing_eventfd.as_raw_fd(), 1u64.to_ne_bytes().as_ptr().cast(), 8) };
+        assert!(is_readable(server.wake_fd()));
         server.disarm();
         assert!(!puppet.outgoing.wants_kick());
         server.service(Instant::now());
@@ -324,7 +410,7 @@ fn descriptors_where_none_belong_are_closed_however_they_come() {
     // Credentials beside the descriptor are no reason to refuse.
     let puppet = Puppet::new();
     puppet.play(&mut server, 1);
-    puppet.socket.send_raw(&puppet.add_region().emit(), &[(*puppet.region).as_fd()], true);
+    puppet.socket.send_raw(&puppet.add_region().emit(), &[(*puppet.region).memfd().unwrap()], true);
     server.service(Instant::now());
     assert_eq!(puppet.socket.heard(), Some(Message::Ack));
 }
@@ -334,7 +420,7 @@ fn talking_out_of_turn_while_connected_ends_the_connection() {
     let _alone = alone();
     let mut server = server();
     let puppet = Puppet::connected(&mut server);
-    let region = (*puppet.region).as_fd().try_clone_to_owned().unwrap();
+    let region = (*puppet.region).memfd().unwrap().try_clone_to_owned().unwrap();
     let refusal = puppet.refusal(&mut server, &puppet.add_region(), Some(&region));
     assert_eq!(
         (refusal.as_str(), down(&server).as_str()),

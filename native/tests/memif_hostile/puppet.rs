@@ -208,7 +208,7 @@ impl Puppet {
         let copy = |fd: BorrowedFd<'_>| Some(fd.try_clone_to_owned().unwrap());
         vec![
             (self.init(), None),
-            (self.add_region(), copy((*self.region).as_fd())),
+            (self.add_region(), copy((*self.region).memfd().unwrap())),
             (Message::AddRing(self.add_ring(true)), copy(self.outgoing_eventfd.as_fd())),
             (Message::AddRing(self.add_ring(false)), copy(self.incoming_eventfd.as_fd())),
             (Message::Connect { name: Text::new("puppet") }, None),
@@ -335,6 +335,24 @@ pub fn heard_with_descriptor(socket: &Raw) -> (Message, Option<OwnedFd>) {
         let entry = libc::CMSG_FIRSTHDR(&raw const header);
         let descriptor = (!entry.is_null()).then(|| owned(libc::CMSG_DATA(entry).cast::<c_int>().read_unaligned()));
         (Message::parse(&bytes).unwrap(), descriptor)
+    }
+}
+
+pub fn is_readable(fd: c_int) -> bool {
+    let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    // SAFETY: one pollfd.
+    unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
+}
+
+/// How many descriptors this process may have from now on; how many it could have before.
+pub fn limit_descriptors(most: u64) -> u64 {
+    // SAFETY: an all-zero rlimit is a valid value to be overwritten; the results are checked.
+    unsafe {
+        let mut limit: libc::rlimit = std::mem::zeroed();
+        assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit), 0);
+        let before = std::mem::replace(&mut limit.rlim_cur, most);
+        assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit), 0);
+        before
     }
 }
 

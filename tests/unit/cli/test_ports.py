@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ from libvnf._native import drops
 from libvnf.cli import ports as command
 from libvnf.cli.ports import per_second, ports, table
 from libvnf.control import NoAnswer, Peer
+from libvnf.runtime import pause
 
 GUIDE = Path(__file__).parents[3] / "docs/guide/statistics.md"
 
@@ -68,10 +71,18 @@ def test_the_table_reads_so() -> None:
 
 def test_nothing_a_peer_says_steers_the_terminal() -> None:
     told = answer(1.0, 0)
-    told["ports"][0] |= {"link": "peer: \x1b[2J\r\u202egone", "peer": "\x07x"}
+    told["ports"][0] |= {"link": "peer: \x1b[2J\r\u202egone", "peer": "\x07x", "drops": {"\x1b]0;x\nrx_full": 1}}
+    told |= {"vnf": "b\x1b[31m\n", "pid": "\x07"}
     shown = table(per_second(told, told))
-    assert "peer: ?[2J??gone, ?x" in shown
+    assert "peer: ?[2J??gone, ?x" in shown and "?]0;x?rx_full" in shown and "b?[31m? (pid ?)" in shown
     assert all(letter.isprintable() or letter == "\n" for letter in shown)
+
+
+def test_one_long_text_does_not_widen_every_row_without_end() -> None:
+    told = answer(1.0, 0)
+    told["ports"] = [{**told["ports"][0], "name": f"p{number}"} for number in range(1000)]
+    told["ports"][0]["place"] = "x" * 500_000
+    assert len(table(per_second(told, told))) < 1_000_000
 
 
 def test_every_counter_that_the_guide_says_drops_is_one() -> None:
@@ -116,6 +127,18 @@ class Foreign(Peer):
         return {"ports": [{"name": 7}]}
 
 
+class Fickle(Peer):
+    """Says another thing each time, all of it numbers that no clock and no sum fits."""
+
+    said = 0
+
+    def ask(self, question: str, timeout_s: float = 5.0, **fields: Any) -> dict[str, Any]:
+        Fickle.said += 1
+        told = answer(1.0, 0)
+        told["ports"][0]["counters"]["tx_full"] = "x"
+        return told if Fickle.said == 1 else answer(2.0, 0) | {"drops": {"drop_paused": 10**400}}
+
+
 class Silent(Peer):
     def ask(self, question: str, timeout_s: float = 5.0, **fields: Any) -> dict[str, Any]:
         raise NoAnswer(f"{self} does not answer")
@@ -128,6 +151,13 @@ def test_one_that_does_not_answer_is_named_and_the_others_shown(monkeypatch: pyt
     foreign = "f (pid 9) answers in words that this version of vnf does not know\n"
     assert (done.exit_code, done.stderr) == (1, "s (pid 8) does not answer\n" + foreign)
     assert [told["vnf"] for told in json.loads(done.stdout)] == ["b"]
+
+
+def test_one_whose_answers_do_not_fit_together_is_named_and_the_others_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(monkeypatch, Fickle("f", 9, Path("f")), Answering("b", 7, Path("b"))):
+        done = CliRunner().invoke(ports, ["--interval", "0.1"])
+    assert (done.exit_code, done.stderr) == (1, "f (pid 9) answers in words that this version of vnf does not know\n")
+    assert done.stdout.startswith("b (pid 7)")
 
 
 def test_a_name_that_does_not_run_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,3 +177,28 @@ def test_where_nothing_runs_the_list_is_empty(monkeypatch: pytest.MonkeyPatch) -
 def test_a_bridge_has_ports_alone() -> None:
     told = answer(1.0, 0) | {"vnf": "bridge", "core": {}, "drops": {}}
     assert table(per_second(told, told)).splitlines()[0] == "bridge (pid 7): up 2 min"
+
+
+def test_where_nothing_runs_a_watch_waits_before_it_looks_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    def third(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            raise KeyboardInterrupt
+
+    with running(monkeypatch):
+        monkeypatch.setattr(command, "pause", third)
+        done = CliRunner().invoke(ports, ["--watch", "--json"])
+    assert (done.exit_code, done.stdout, waits) == (0, "[]\n[]\n", [1.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_on_the_way_into_a_pause_ends_it(number: signal.Signals) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        signal.pthread_kill(threading.get_ident(), number)
+        with pytest.raises(KeyboardInterrupt):
+            pause(3600)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

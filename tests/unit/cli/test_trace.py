@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -156,3 +159,38 @@ def test_a_mistake_is_told(invoke: Any, args: list[str], running: int, words: st
     done = invoke(*args, running=running)
     assert (done.exit_code, done.stdout) == (2, "")
     assert done.stderr.startswith(words)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_trace_that_waits(invoke: Any, monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+    def listen(*args: Any, **fields: Any) -> Iterator[dict[str, Any]]:
+        signal.pthread_kill(threading.get_ident(), number)
+        yield {"frames": 0, "missing": 10}
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(Traced, "listen", listen)
+    done = invoke("b")
+    assert (done.exit_code, done.output) == (130, "")
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"missing": "\x1b[2J"},
+        {},
+        PACKET | {"at_s": 1e300},
+        PACKET | {"ns": 10**400},
+    ],
+)
+def test_what_no_vnf_says_is_one_line(invoke: Any, monkeypatch: pytest.MonkeyPatch, said: dict[str, Any]) -> None:
+    monkeypatch.setattr(Traced, "listen", lambda *args, **more: iter([said]))
+    done = invoke()
+    line = "b (pid 7) answers in words that this version of vnf does not know\n"
+    assert (done.exit_code, done.stdout, done.stderr) == (2, "", line)
+
+
+def test_no_more_is_shown_than_was_asked_for(invoke: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Traced, "listen", lambda *args, **more: itertools.repeat(PACKET))
+    done = invoke("--count", "3", "--json")
+    assert (done.exit_code, done.stdout.count("\n")) == (2, 3)

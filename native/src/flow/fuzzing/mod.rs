@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 pub use edits::edits;
 
+use super::table::AT_ONCE;
 use super::{Counters, Expiry, Head, Match, Statistics, Table, Verdict};
 use crate::packet::headers::Headers;
 use model::Model;
@@ -70,9 +71,9 @@ impl Pair {
         self.millis += millis;
         let now = self.now();
         let mut ended: Vec<(Match, Expiry, Statistics)> = Vec::new();
-        self.table.expire(now, &mut ended);
+        self.table.expire(now, AT_ONCE, &mut ended);
         while self.table.deadline().is_some_and(|deadline| deadline <= now) {
-            self.table.expire(now, &mut ended);
+            self.table.expire(now, AT_ONCE, &mut ended);
         }
         let mut theirs = self.model.expire(self.millis);
         let by_match = |(m, ..): &(Match, Expiry, Statistics)| format!("{m:?}");

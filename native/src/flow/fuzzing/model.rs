@@ -19,8 +19,9 @@ pub struct Known {
     /// Milliseconds.
     installed: u64,
     seen: u64,
-    /// In the bucket at `seen`: thousandths of a bit.
+    /// In the bucket when it was last filled: thousandths of a bit.
     tokens: u64,
+    filled: u64,
     order: u64,
 }
 
@@ -66,7 +67,10 @@ impl Seen {
     /// The flow's other direction, of a packet that an ICMP error quotes.
     fn of_quoted(port: PortIndex, head: &Head, headers: &Headers) -> Option<Self> {
         let quoted = headers.quoted(head.bytes()).filter(|_| !headers.is(kind::FRAGMENT))?;
-        let inner = Self::of(port, head, &quoted);
+        let (outer, inner) = (Self::of(port, head, headers), Self::of(port, head, &quoted));
+        if outer.addresses?.1 != inner.addresses?.0 {
+            return None;
+        }
         let swap = |(a, b): (u16, u16)| (b, a);
         Some(Self {
             vlan: headers.vlan,
@@ -187,9 +191,9 @@ impl Model {
             Action::Limit(limit) => Some(limit.burst_bytes as u64 * 8_000),
             _ => None,
         });
-        let (installed, seen, order) = (millis, millis, self.installations);
+        let (installed, seen, filled, order) = (millis, millis, millis, self.installations);
         let (statistics, tokens) = (Statistics::default(), tokens.unwrap_or(0));
-        self.rules.push(Known { m, rule, statistics, installed, seen, tokens, order });
+        self.rules.push(Known { m, rule, statistics, installed, seen, tokens, filled, order });
         Ok(known.is_some())
     }
 
@@ -249,11 +253,14 @@ impl Model {
         known.statistics.bytes += length;
         for action in &known.rule.actions {
             if let Action::Limit(limit) = action {
-                let fresh = (millis - known.seen) * limit.bits_per_s as u64;
+                let fresh = (millis - known.filled) * limit.bits_per_s as u64;
                 known.tokens = (known.tokens + fresh).min(limit.burst_bytes as u64 * 8_000);
             }
         }
-        known.seen = millis;
+        known.filled = millis;
+        if !is_quote {
+            known.seen = millis;
+        }
         for action in &known.rule.actions {
             let headers = Headers::read(head.bytes(), head.frame_len());
             let done = match action {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::flow::{Action, Encapsulate, Head, Limit, Match, Rewrite, Rule};
 use crate::packet::ethernet::{self, Mac};
-use crate::packet::{ipv4, ipv6, protocol};
+use crate::packet::{array, ipv4, ipv6, protocol};
 use crate::port::lent::Lent;
 use crate::stack::Cidr;
 
@@ -240,7 +240,13 @@ impl<'a> Choices<'a> {
             _ => tuple.protocol,
         };
         let segment = if is_error { self.error(is_v4) } else { self.segment(&tuple) };
-        let mut packet = match (tuple.source, tuple.destination) {
+        // Most errors are told to whom the packet is from.
+        let destination = match (is_error && self.below(4) != 0, is_v4) {
+            (false, _) => tuple.destination,
+            (true, true) => array::<4>(&segment, 8 + 12).into(),
+            (true, false) => array::<16>(&segment, 8 + 8).into(),
+        };
+        let mut packet = match (tuple.source, destination) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
                 ipv4::emit(source, destination, protocol, segment.len(), ipv4::Fragment::WHOLE).to_vec()
             }

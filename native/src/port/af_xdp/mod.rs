@@ -256,13 +256,17 @@ impl AfXdp {
     fn look(&mut self, now: Instant) {
         self.facts = Facts::of(&self.interfaces, &self.config.interface).ok();
         let index = self.facts.map(|facts| facts.index);
-        if self.session.as_ref().is_some_and(|session| Some(session.interface) != index) {
+        if self.session.as_ref().is_some_and(|session| !index.is_some_and(|index| session.is_of(index))) {
             self.close();
         }
         if self.session.is_none() {
             self.reopen_at = index.map(|_| now);
         }
         self.judge();
+        if self.is_up {
+            // What was refused while it was down still waits; a ring that is full of that takes nothing new.
+            self.resend_at = Some(now);
+        }
     }
 
     /// Whether frames can pass, by the interface's state.

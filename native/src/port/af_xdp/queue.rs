@@ -162,24 +162,17 @@ impl Queue {
         }
         self.fill.publish();
         self.rx.release(std::mem::take(&mut self.lent));
+        if self.fill.wants_call() {
+            self.wake_driver();
+        }
     }
 
-    /// A driver that went to sleep for want of buffers is told that there are some.
-    #[inline]
-    pub fn wake_driver(&self) {
-        if self.fill.wants_call() {
-            // SAFETY: no buffer: the call only wakes the driver.
-            unsafe {
-                libc::recvfrom(
-                    self.socket.as_raw_fd(),
-                    std::ptr::null_mut(),
-                    0,
-                    libc::MSG_DONTWAIT,
-                    std::ptr::null_mut(),
-                    std::ptr::null_mut(),
-                );
-            }
-        }
+    /// Wakes a driver that sleeps for want of buffers. `false`: nothing is bound to this any more, the interface has gone.
+    pub fn wake_driver(&self) -> bool {
+        let (socket, nothing, nobody) = (self.socket.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: no buffer: the call only wakes the driver.
+        let result = unsafe { libc::recvfrom(socket, nothing, 0, libc::MSG_DONTWAIT, nobody, std::ptr::null_mut()) };
+        result >= 0 || io::Error::last_os_error().raw_os_error() != Some(libc::ENXIO)
     }
 
     /// Takes back what has been sent; how many frames can be sent now.

@@ -13,7 +13,7 @@ use super::{AfXdpConfig, Attach, Facts, Take};
 const PAUSE: Duration = Duration::from_millis(5);
 
 pub(super) struct Session {
-    pub interface: u32,
+    interface: u32,
     /// Before the queues, so that nothing comes in any more when they go.
     link: Link,
     pub queues: Vec<Queue>,
@@ -55,6 +55,11 @@ impl Session {
 
     pub fn is_native(&self) -> bool {
         self.link.is_native
+    }
+
+    /// Whether this is still the interface of that number, which may have gone and come back.
+    pub fn is_of(&self, interface: u32) -> bool {
+        self.interface == interface && self.queues[0].wake_driver()
     }
 
     /// The queue that sends.

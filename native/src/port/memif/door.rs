@@ -78,7 +78,8 @@ impl Place {
         &self.bell
     }
 
-    pub fn accept(&self) -> Option<Control> {
+    /// As [`Listener::accept`].
+    pub fn accept(&self) -> io::Result<Option<Control>> {
         self.door().listener.accept()
     }
 

@@ -105,7 +105,7 @@ impl HalfOpen {
     fn attached(&self, attach: Attach) -> Option<BorrowedFd<'_>> {
         match attach {
             Attach::Nothing => None,
-            Attach::Region => self.regions.first().map(|region| region.as_fd()),
+            Attach::Region => self.regions.first().and_then(|region| region.memfd()),
             Attach::Eventfd { client_to_server, queue } => {
                 let rings = &self.rings[usize::from(!client_to_server)];
                 rings.get(usize::from(queue)).map(|(_, eventfd)| eventfd.as_fd())

@@ -62,6 +62,8 @@ pub struct Memif {
     half_open: Vec<HalfOpen>,
     peer: Option<Peer>,
     next_token: u64,
+    /// When a server that could not accept tries again.
+    accept_at: Option<Instant>,
     /// When a client tries again, and how long it waits after the next failure.
     retry_at: Option<Instant>,
     retry_after: Duration,
@@ -98,6 +100,7 @@ impl Memif {
             half_open: Vec::new(),
             peer: None,
             next_token: FIRST_CONNECTION,
+            accept_at: None,
             retry_at,
             retry_after: FIRST_RETRY,
             down,
@@ -139,7 +142,17 @@ impl Memif {
 
     fn accept(&mut self, now: Instant) {
         for _ in 0..MESSAGES_PER_SERVICE {
-            let Some(control) = self.place.as_ref().and_then(Place::accept) else { return };
+            let Some(place) = &self.place else { return };
+            let control = match place.accept() {
+                Ok(Some(control)) => control,
+                Ok(None) => return,
+                // The socket stays readable: it is left alone for a while, or there would be no sleep any more.
+                Err(error) => {
+                    drop(self.epoll.want(&place.listener(), LISTENER, false));
+                    self.accept_at = Some(now + LAST_RETRY);
+                    return self.failed(&format!("cannot accept a client: {error}"), now);
+                }
+            };
             // A failure shows as the end of the connection.
             if let Some(machine) = self.receive_client(&control)
                 && control.send(&machine.hello(), None).is_ok()
@@ -365,6 +378,13 @@ impl Port for Memif {
         if ready.contains(&LISTENER) {
             self.accept(now);
         }
+        if self.accept_at.is_some_and(|at| at <= now)
+            && let Some(place) = &self.place
+        {
+            self.accept_at = None;
+            // It was added, so it can be changed.
+            drop(self.epoll.want(&place.listener(), LISTENER, true));
+        }
         self.expire(now);
         if self.retry_at.is_some_and(|at| at <= now) {
             self.connect(now);
@@ -372,7 +392,7 @@ impl Port for Memif {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        self.half_open.iter().map(|half| half.deadline).chain(self.retry_at).min()
+        self.half_open.iter().map(|half| half.deadline).chain(self.retry_at).chain(self.accept_at).min()
     }
 
     fn lend(&mut self, max: usize) -> Burst<'_> {

@@ -15,7 +15,8 @@ use std::ptr::NonNull;
 pub struct Region {
     base: NonNull<u8>,
     bytes: usize,
-    memfd: OwnedFd,
+    /// Of our own memory: a peer's is mapped, and its descriptors are not for it to fill our table with.
+    memfd: Option<OwnedFd>,
 }
 
 // SAFETY: the mapping is plain memory that any thread may reach through the checked accessors below.
@@ -41,7 +42,9 @@ impl Region {
         if !sealed {
             return Err(io::Error::last_os_error());
         }
-        Self::map(memfd, bytes)
+        let mut region = Self::map(fd, bytes)?;
+        region.memfd = Some(memfd);
+        Ok(region)
     }
 
     /// Maps the first `claim` bytes of what a peer sent; the text of a refusal is fit for its eyes.
@@ -73,25 +76,29 @@ impl Region {
         if found != 0 || u64::try_from(status.st_size).unwrap_or(0) < claim {
             return Err(format!("region holds {} bytes, {claim} claimed", status.st_size));
         }
-        Self::map(memfd, bytes).map_err(|error| format!("region cannot be mapped: {error}"))
+        Self::map(fd, bytes).map_err(|error| format!("region cannot be mapped: {error}"))
     }
 
-    fn map(memfd: OwnedFd, bytes: usize) -> io::Result<Self> {
+    fn map(fd: c_int, bytes: usize) -> io::Result<Self> {
         const PROTECTION: c_int = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice; the result is checked.
-        let base =
-            unsafe { libc::mmap(std::ptr::null_mut(), bytes, PROTECTION, libc::MAP_SHARED, memfd.as_raw_fd(), 0) };
+        let base = unsafe { libc::mmap(std::ptr::null_mut(), bytes, PROTECTION, libc::MAP_SHARED, fd, 0) };
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
         let base = NonNull::new(base.cast::<u8>()).ok_or_else(|| io::Error::other("mmap returned null"))?;
-        let region = Self { base, bytes, memfd };
+        let region = Self { base, bytes, memfd: None };
         // A forked child would keep the peer's memory alive, and could be talked to through it.
         // SAFETY: the range is the mapping just made.
         if unsafe { libc::madvise(base.as_ptr().cast(), bytes, libc::MADV_DONTFORK) } != 0 {
             return Err(io::Error::last_os_error());
         }
         Ok(region)
+    }
+
+    /// What is shared with a peer; none of a peer's.
+    pub fn memfd(&self) -> Option<BorrowedFd<'_>> {
+        self.memfd.as_ref().map(AsFd::as_fd)
     }
 
     pub fn bytes(&self) -> usize {
@@ -106,12 +113,6 @@ impl Region {
         }
         // SAFETY: offset ≤ bytes, so the address is within the mapping or just behind it.
         Some(unsafe { self.base.add(offset) })
-    }
-}
-
-impl AsFd for Region {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.memfd.as_fd()
     }
 }
 
@@ -171,7 +172,7 @@ mod tests {
     #[test]
     fn our_own_region_would_be_accepted_by_ourselves() {
         let ours = Region::create(c"ours", 4096).unwrap();
-        let theirs = Region::from_peer(ours.as_fd().try_clone_to_owned().unwrap(), 4096).unwrap();
+        let theirs = Region::from_peer(ours.memfd().unwrap().try_clone_to_owned().unwrap(), 4096).unwrap();
         assert!(theirs.at(4095, 1).is_some() && theirs.at(4096, 1).is_none() && theirs.at(usize::MAX, 2).is_none());
     }
 

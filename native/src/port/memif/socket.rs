@@ -207,12 +207,17 @@ impl Listener {
         Ok(Self { socket, file })
     }
 
-    pub fn accept(&self) -> Option<Control> {
+    /// Who comes, if somebody does. An error leaves them waiting: descriptors or memory are short.
+    pub fn accept(&self) -> io::Result<Option<Control>> {
         let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
         // SAFETY: null pointers ask for no address.
         let fd = unsafe { libc::accept4(self.socket.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), flags) };
+        if fd < 0 {
+            let error = io::Error::last_os_error();
+            return if error.kind() == io::ErrorKind::WouldBlock { Ok(None) } else { Err(error) };
+        }
         // SAFETY: the descriptor is new and ours.
-        (fd >= 0).then(|| Control(unsafe { OwnedFd::from_raw_fd(fd) }))
+        Ok(Some(Control(unsafe { OwnedFd::from_raw_fd(fd) })))
     }
 }
 

@@ -11,7 +11,7 @@ pub mod write;
 use std::fs::File;
 use std::io::{self, BufReader};
 use std::os::fd::RawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -163,7 +163,7 @@ impl Input {
         Ok(())
     }
 
-    /// Reads ahead, unless it has; a few records without a frame in them at most.
+    /// Reads ahead, unless it has; a few records, or one [`Next::Nothing`], without a frame in them at most.
     fn look(&mut self, repeat: bool, longest: usize, counters: &mut Counters) {
         for _ in 0..BURST {
             if self.ahead.is_some() || self.over.is_some() {
@@ -186,7 +186,7 @@ impl Input {
                     }
                 }
                 Next::Foreign => counters.rx_foreign += 1,
-                Next::Nothing => {}
+                Next::Nothing => return,
                 Next::Malformed(why) => {
                     counters.rx_malformed += 1;
                     self.over = Some(told(&self.path, why));
@@ -253,8 +253,8 @@ impl Pcap {
     pub fn new(config: PcapConfig) -> io::Result<Self> {
         let PcapConfig { name, input, output, pace, repeat, mtu } = config;
         if let (Some(input), Some(output)) = (&input, &output)
-            && let (Ok(one), Ok(other)) = (input.canonicalize(), output.canonicalize())
-            && one == other
+            && let (Ok(one), Ok(other)) = (input.metadata(), output.metadata())
+            && (one.dev(), one.ino()) == (other.dev(), other.ino())
         {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, told(output, "is read already: write to another")));
         }

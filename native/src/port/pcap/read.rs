@@ -39,7 +39,7 @@ pub enum Next {
     Frame(Record),
     /// A frame of another link type than Ethernet.
     Foreign,
-    /// Many blocks that are no packets; there may be more behind them.
+    /// Much that has no frame; there may be one behind it.
     Nothing,
     End,
     /// The file ends within a record.
@@ -48,8 +48,10 @@ pub enum Next {
     Malformed(String),
 }
 
-/// Blocks that are read at once in search of a packet: a file of nothing else must not hold whoever reads it.
-const BLOCKS: usize = 64;
+/// Bytes that are read at once in search of a frame: a file of nothing else must not hold whoever reads it.
+const AT_ONCE: u64 = 1 << 20;
+/// A block that is longer is not skipped, as tshark does not: a sparse file has terabytes of them.
+const LONGEST_BLOCK: u32 = 16 << 20;
 
 enum Stop {
     End,
@@ -248,7 +250,7 @@ impl<R: Read> Reader<R> {
         if version != 1 {
             return self.wrong(16, format_args!("a section of version {version}, version 1 wanted"));
         }
-        if total < 28 || !total.is_multiple_of(4) {
+        if !(28..=LONGEST_BLOCK).contains(&total) || !total.is_multiple_of(4) {
             return self.wrong(16, format_args!("a section header of {total} bytes"));
         }
         let last = if let Format::Pcapng { last, .. } = self.format { last } else { Duration::ZERO };
@@ -258,7 +260,8 @@ impl<R: Read> Reader<R> {
 
     /// Blocks up to the next one that has a frame.
     fn block(&mut self, frame: &mut Vec<u8>) -> Result<Next, Stop> {
-        for _ in 0..BLOCKS {
+        let until = self.offset + AT_ONCE;
+        while self.offset < until {
             let mut kind = [0; 4];
             self.fill(&mut kind, true)?;
             let kind = self.order.u32(&kind, 0);
@@ -269,7 +272,7 @@ impl<R: Read> Reader<R> {
             let mut total = [0; 4];
             self.fill(&mut total, false)?;
             let total = self.order.u32(&total, 0);
-            if total < 12 || !total.is_multiple_of(4) {
+            if !(12..=LONGEST_BLOCK).contains(&total) || !total.is_multiple_of(4) {
                 return self.wrong(8, format_args!("a block of {total} bytes"));
             }
             let body = total - 12;
@@ -378,6 +381,9 @@ impl<R: Read> Reader<R> {
         record: Record,
         frame: &mut Vec<u8>,
     ) -> Result<Next, Stop> {
+        if left as usize > LONGEST_RECORD + LONGEST_HEADER {
+            return self.wrong(8, format_args!("a frame's block of {left} bytes"));
+        }
         if !interface.is_ethernet {
             self.skip(left.into())?;
             return Ok(Next::Foreign);

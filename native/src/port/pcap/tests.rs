@@ -176,6 +176,18 @@ fn what_is_no_capture_is_told_why() {
     assert!(Reader::new(&raw(1)[..]).is_ok());
 }
 
+/// Why a file that has no frame cannot be right.
+fn ends(file: &[u8]) -> String {
+    let mut reader = match Reader::new(file) {
+        Ok(reader) => reader,
+        Err(why) => return why,
+    };
+    match reader.next(&mut Vec::new()) {
+        Next::Malformed(why) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
 #[test]
 fn lengths_that_cannot_be_end_the_reading_with_a_place() {
     let long = LONGEST_RECORD as u32 + 1;
@@ -196,10 +208,24 @@ fn lengths_that_cannot_be_end_the_reading_with_a_place() {
         ),
         ([&begin[..], &enhanced(false, 1, 0, b"")].concat(), "at byte 68: a frame of interface 1, of 1 described"),
         ([&section(false)[..], &block(false, 1, &[0; 4])].concat(), "at byte 28: an interface of 4 bytes"),
+        (
+            [&begin[..], &words(false, &[6, 1 << 20, 0, 0, 0, 4, 4])].concat(),
+            "at byte 68: a frame's block of 1048544 bytes",
+        ),
+        ([&begin[..], &words(false, &[9, u32::MAX - 3])].concat(), "at byte 48: a block of 4294967292 bytes"),
+        (words(false, &[0x0a0d_0d0a, 1 << 30, 0x1a2b_3c4d, 1]), "at byte 0: a section header of 1073741824 bytes"),
         (ends_otherwise, "at byte 76: a block of 32 bytes that ends with another length"),
     ] {
-        assert_eq!(all(&file), (Vec::new(), Next::Malformed(why.into())));
+        assert_eq!(ends(&file), why);
     }
+}
+
+#[test]
+fn much_that_has_no_frame_is_read_piece_by_piece() {
+    let file = [&section(false)[..], &block(false, 9, &[0; 1 << 20]).repeat(3)].concat();
+    let (mut reader, mut frame) = (Reader::new(&file[..]).unwrap(), Vec::new());
+    let found: Vec<_> = (0..4).map(|_| reader.next(&mut frame)).collect();
+    assert_eq!(found, [Next::Nothing, Next::Nothing, Next::Nothing, Next::End]);
 }
 
 fn counter(port: &Pcap, name: &str) -> u64 {
@@ -306,6 +332,8 @@ fn what_cannot_be_opened_is_one_line_and_nothing_is_made() {
     let line = refusal(Some(input.clone()), Some(output.clone()));
     assert!(line.contains("in.pcap: is no capture") && !line.contains('\n') && !output.exists());
     assert!(refusal(Some(input.clone()), Some(input.clone())).contains("is read already"));
+    fs::hard_link(&input, &output).unwrap();
+    assert!(refusal(Some(input.clone()), Some(output)).contains("is read already"));
     assert_eq!(fs::read(&input).unwrap(), b"nonsense");
     let missing = refusal(Some(scratch.0.join("none")), None);
     assert!(missing.ends_with("none: No such file or directory"), "{missing}");

@@ -1,7 +1,7 @@
 //! The character device behind a TAP or TUN interface (the kernel's Documentation/networking/tuntap.rst).
 #![allow(unsafe_code)]
 
-use std::ffi::c_int;
+use std::ffi::{c_int, c_ulong};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -59,7 +59,14 @@ fn queue(config: &TapConfig, name: &str) -> io::Result<(Queue, String)> {
     let several = if config.queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
     let mut request = Request::new(name).with(layer as c_int | libc::IFF_NO_PI as c_int | several as c_int);
     match request.ioctl(&fd, libc::TUNSETIFF) {
-        Ok(()) => Ok((Queue(fd), request.name())),
+        Ok(()) => {
+            // Who had the interface before may have promised to cut segments and to finish checksums: that outlives it.
+            // SAFETY: the argument is a number.
+            match unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD, 0 as c_ulong) } {
+                0 => Ok((Queue(fd), request.name())),
+                _ => Err(io::Error::last_os_error()),
+            }
+        }
         Err(error) => {
             let kind = if config.layer == Layer::Ethernet { "TAP" } else { "TUN" };
             let text = match error.raw_os_error() {

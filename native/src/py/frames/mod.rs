@@ -21,7 +21,7 @@ use pyo3::{PyTraverseError, PyVisit};
 pub use batch::Batch;
 pub use columns::Column;
 pub use frame::{Frame, settle};
-pub use verdict::Decision;
+pub use verdict::{CLOSED, Decision};
 
 use self::batch::Batches;
 use super::connection::Connection;

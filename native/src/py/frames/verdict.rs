@@ -10,6 +10,9 @@ use crate::flow::PortIndex;
 use crate::packet::ethernet;
 use crate::port::{Port, Sent};
 
+/// What is asked of ports when there are none any more.
+pub const CLOSED: &str = "the ports are closed";
+
 /// The first one counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
@@ -43,23 +46,27 @@ impl Engine {
     /// The place of the port of that name.
     pub fn port_named(&self, name: &Bound<'_, PyString>) -> PyResult<PortIndex> {
         let (py, wanted) = (name.py(), name.to_str()?);
-        let found = self.state.with(py, |state| {
+        self.core.get().check_thread()?;
+        let (found, is_closed) = self.state.with(py, |state| {
             let found = state.ports.iter().position(|open| open.name == wanted);
             if let Some(index) = found {
                 // Literals are interned: the same object comes again.
                 state.ports[index].name_object.get_or_insert_with(|| name.clone().unbind());
             }
-            found
+            (found, state.ports.is_empty())
         });
         found.map(|index| index as PortIndex).ok_or_else(|| {
-            let names =
-                self.state.with(py, |state| state.ports.iter().map(|open| open.name.clone()).collect::<Vec<_>>());
-            PyValueError::new_err(format!("there is no port {wanted:?}: expected one of {}", names.join(", ")))
+            if is_closed {
+                return PyValueError::new_err(CLOSED);
+            }
+            let names = self.names.with(py, |names| names.join(", "));
+            PyValueError::new_err(format!("there is no port {wanted:?}: expected one of {names}"))
         })
     }
 
+    /// On any thread, and when the port is long closed.
     pub fn port_name(&self, py: Python<'_>, port: usize) -> String {
-        self.state.with(py, |state| state.ports.get(port).map(|open| open.name.clone())).unwrap_or_default()
+        self.names.with(py, |names| names.get(port).cloned()).unwrap_or_default()
     }
 
     /// Does with a frame that came by `port` what was decided.

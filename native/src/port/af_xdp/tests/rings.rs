@@ -7,7 +7,7 @@ const AT: libc::xdp_ring_offset = libc::xdp_ring_offset { producer: 0, consumer:
 
 fn both_ends(slots: u32) -> (Producer<u64>, Consumer<u64>) {
     let region = Region::create(c"ring", 4096).unwrap();
-    let fd: OwnedFd = region.as_fd().try_clone_to_owned().unwrap();
+    let fd: OwnedFd = region.memfd().unwrap().try_clone_to_owned().unwrap();
     (Producer::map(fd.as_fd(), 0, &AT, slots).unwrap(), Consumer::map(fd.as_fd(), 0, &AT, slots).unwrap())
 }
 
@@ -40,6 +40,6 @@ fn a_ring_outside_its_memory_is_refused() {
     let odd = libc::xdp_ring_offset { consumer: 66, ..AT };
     let far = libc::xdp_ring_offset { flags: 1 << 40, ..AT };
     for at in [odd, far] {
-        assert!(Producer::<u64>::map(region.as_fd(), 0, &at, 8).is_err());
+        assert!(Producer::<u64>::map(region.memfd().unwrap(), 0, &at, 8).is_err());
     }
 }
