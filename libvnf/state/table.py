@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from math import inf, isfinite
 from typing import Any, Generic, TypeVar, cast
 
-from ..errors import ConfigError
+from ..errors import ConfigError, Unsupported
 from .durability import Durability
 
 __all__ = ["LocalTable", "Table", "deadline_after"]
@@ -127,6 +127,10 @@ class Table(ABC, Generic[K, V]):
     async def drop(self) -> None:
         """Removes all entries, for every replica; not at one instant."""
 
+    def lock(self, key: K) -> Any:
+        """Not yet."""
+        raise Unsupported(f"table {self.name!r}: lock is not supported yet: use update")
+
     def pin(self, key: K) -> None:
         """Keeps the entry cached once it is, until ``unpin``."""
 
@@ -151,6 +155,10 @@ class Table(ABC, Generic[K, V]):
     def on_change(self, fn: F) -> F:
         """``fn(key, value)``: another replica changed a key that is cached here; None: it is absent now."""
         return self._handler("change", fn)
+
+    def on_expire(self, fn: F) -> F:
+        """Not yet."""
+        raise Unsupported(f"table {self.name!r}: on_expire is not supported yet: entries expire without a word")
 
     def _handler(self, event: str, fn: F) -> F:
         if not callable(fn):

@@ -90,9 +90,15 @@ class Tables:
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
-        if self._loop is None:
-            raise RuntimeError("the VNF does not run: what waits for a store is called while it does")
+        """Also of one that has stopped: the store still answers what was under way."""
+        assert self._loop is not None
         return self._loop
+
+    def future(self) -> asyncio.Future[Any]:
+        """For a call that waits; ``RuntimeError`` while there is nothing to wait for."""
+        if not self.running:
+            raise RuntimeError("the VNF does not run: what waits for a store is called while it does")
+        return self.loop.create_future()
 
     @property
     def store(self) -> Store:
@@ -200,7 +206,6 @@ class Tables:
             await self._store.close()
         for table in self._shared():
             table.closed()
-        self._loop = None
 
     def statistics(self) -> Mapping[str, Any]:
         """The store's."""
