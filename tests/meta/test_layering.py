@@ -65,7 +65,12 @@ PURE = (
     "libvnf.errors",
     "libvnf.flow",
     "libvnf.handlers",
-    "libvnf.state.",
+    "libvnf.state.cache",
+    "libvnf.state.durability",
+    "libvnf.state.memory",
+    "libvnf.state.record",
+    "libvnf.state.store",
+    "libvnf.state.table",
 )
 # Not even in a package that is pure otherwise.
 OUTSIDE = {
