@@ -5,6 +5,7 @@
 //! * [`slots`] — tables, partitions, hash slots, names of keys.
 //! * [`header`] — what stands under a key: version, deadline, the last read-modify-writes, payload.
 //! * [`script`] — what the store does in one step.
+//! * [`bytes`] — memory of commands, used again.
 //! * [`command`] — batches cut into pieces, and what their answers say.
 //!
 //! Then the client, without I/O and clock but for the last:
@@ -15,6 +16,7 @@
 //! * [`cluster`] — the state machine over all of these.
 //! * [`client`] — the thread: sockets, time, and the hand-over to the event loop.
 
+pub mod bytes;
 pub mod client;
 pub mod cluster;
 pub mod command;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::bytes::Bytes;
 use super::command::{self, Asked, Entry, Outcome, Write, claimed, scanned};
 use super::header::Stored;
 use super::resp::Reply;
@@ -251,7 +252,7 @@ pub enum Effect {
 
 #[derive(Debug)]
 pub struct Piece {
-    pub command: Vec<u8>,
+    pub command: Bytes,
     pub target: Target,
     pub effect: Effect,
     /// How many replicas shall have it, and a key of its slot that may be written to find that out.
@@ -615,5 +616,5 @@ fn write(table: &Table, writes: &Writes) -> Result<Vec<Piece>, String> {
 fn scan(table: &Table, cursor: u64, count: usize, node: usize) -> Piece {
     let command = table.scan(cursor, count);
     let (target, effect) = (Target::Node(node), Effect::None);
-    Piece { command, target, effect, replicas: 0, mark: Vec::new(), asked: Asked::Other }
+    Piece { command: command.into(), target, effect, replicas: 0, mark: Vec::new(), asked: Asked::Other }
 }
