@@ -23,6 +23,7 @@ NATIVE = {
     "libvnf.testing.": "an in-memory network under the same native dispatch",
     "libvnf.tracing": "a trace is taken by the native engine",
     "libvnf.flows": "the rules of a VNF stand in the native table",
+    "libvnf.state.redis": "the store's client is native",
     "libvnf.cli.bridge": "vnf bridge is the native forwarding loop's command line",
     "libvnf.cli.load": "vnf load is the native load generator's command line",
 }
@@ -64,10 +65,16 @@ PURE = (
     "libvnf.errors",
     "libvnf.flow",
     "libvnf.handlers",
-    "libvnf.state.",
+    "libvnf.state.cache",
+    "libvnf.state.durability",
+    "libvnf.state.memory",
+    "libvnf.state.record",
+    "libvnf.state.store",
+    "libvnf.state.table",
 )
 # Not even in a package that is pure otherwise.
 OUTSIDE = {
+    "libvnf.state.redis": "hands a native thread's answers to the loop",
     "libvnf.state.embedded": "finds or starts a server",
     "libvnf.state.keeper": "a process of its own, beside that server",
 }

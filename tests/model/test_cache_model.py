@@ -9,15 +9,16 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
+from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
 from libvnf.errors import StateError, StateFull
 from libvnf.state.cache import ENTRY_BYTES, UNKNOWN, Cache, Entry
 from libvnf.state.store import Stored, Versions
 
-MAX_ENTRIES, MAX_BYTES = 6, 6 * (ENTRY_BYTES + 40)
+MAX_ENTRIES, MAX_BYTES = 4, 4 * (ENTRY_BYTES + 60)
 US, OTHERS = 1, 2
-keys = st.integers(0, 9)
+keys = st.integers(0, 6)
 sizes = st.integers(0, 200)
 
 
@@ -36,6 +37,8 @@ class CacheMachine(RuleBasedStateMachine):
         self.tracked: set[int] = set()  # keys whose next change by others we are told of
         self.untold: list[int] = []  # invalidations under way
         self.mine: dict[int, bytes | None] = {}  # the oracle: changes that are neither stored nor lost
+        self.newest: dict[int, int] = {}  # which put that was, for two deletes look alike
+        self.deleted_by: dict[int, Entry[int, bytes] | None] = {}  # whose delete was the last; None: another's
         self.pinned: set[int] = set()
         self.flying: set[int] = set()
         self.count = 0
@@ -79,6 +82,8 @@ class CacheMachine(RuleBasedStateMachine):
         assert entry.dirty
         assert self.cache.peek(key) is entry
         self.mine[key] = payload
+        self.count += 1
+        self.newest[key] = self.count
 
     @rule(key=keys)
     def put_what_never_fits(self, key: int) -> None:
@@ -103,7 +108,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     # -- flushes
 
-    def depart(self, entry: Entry[int, bytes]) -> tuple[Any, ...]:
+    def depart(self, entry: Entry[int, bytes]) -> list[Any]:
         """A base first, as the table reads one; then what is sent."""
         assert entry.flying and entry.key not in self.flying
         if entry.version == UNKNOWN:
@@ -111,7 +116,7 @@ class CacheMachine(RuleBasedStateMachine):
             self.cache.based(entry, self.store.get(entry.key))
         self.flying.add(entry.key)
         assert entry.value == self.mine[entry.key]
-        return entry, entry.version, self.ours.take(), entry.payload, entry.recent
+        return [None, entry, entry.version, self.ours.take(), entry.payload, self.newest[entry.key]]
 
     @rule(target=flights, most=st.integers(0, 5))
     def take(self, most: int) -> Any:
@@ -131,40 +136,50 @@ class CacheMachine(RuleBasedStateMachine):
         assert self.cache.take(entry) is waits
         return [self.depart(entry)] if waits else []
 
-    def apply(self, key: int, expected: int, version: int, payload: bytes | None, recent: bytes) -> bool:
+    def apply(self, entry: Entry[int, bytes], expected: int, version: int, payload: bytes | None) -> Any:
+        """As a store does it: True, or what stands there instead."""
+        key = entry.key
         stored = self.store.get(key)
         if payload is None and stored is None:
             return True
         if (stored.version if stored else 0) != expected:
-            return False
+            self.tracked.add(key)
+            return ("conflict", stored)
         if payload is None:
             del self.store[key]
+            self.deleted_by[key] = entry
         else:
-            self.store[key] = Stored(version, 0, recent, payload)
+            self.store[key] = Stored(version, 0, b"", payload)
         self.tracked.add(key)
         return True
 
-    @rule(flight=consumes(flights), lost=st.sampled_from(["", "", "request", "answer"]))
-    def land(self, flight: Any, lost: str) -> None:
-        for entry, expected, version, payload, recent in flight:
+    @rule(flight=flights, lost=st.booleans())
+    def arrive(self, flight: Any, lost: bool) -> None:
+        """Carried out, or lost on the way; the answer comes later, and an invalidation may overtake it."""
+        for write in flight:
+            if write[0] is None:
+                _, entry, expected, version, payload, _ = write
+                write[0] = "lost" if lost else self.apply(entry, expected, version, payload)
+
+    @rule(flight=consumes(flights), heard=st.sampled_from([True, True, True, False]))
+    def land(self, flight: Any, heard: bool) -> None:
+        self.arrive(flight, False)
+        for arrived, entry, _, version, _, which in flight:
             key = entry.key
-            if not entry.cached:
-                self.cache.flushed(entry, version)  # of one that was discarded: ignored
-                continue
             self.flying.discard(key)
-            good = lost != "request" and self.apply(key, expected, version, payload, recent)
-            if lost:
+            if arrived == "lost" or not heard:
                 self.cache.failed(entry)
                 assert entry.dirty
-            elif good:
+            elif arrived is True:
                 self.cache.flushed(entry, version)
-                if self.mine[key] is payload:
+                if self.newest[key] == which:
                     del self.mine[key]
             else:
-                stored = self.store.get(key)
+                _, stored = arrived
                 mine = self.mine[key]
                 if self.cache.conflicted(entry, stored):
                     assert stored is None or stored.version >> 40 == OTHERS
+                    assert stored is not None or self.deleted_by.get(key) is not entry, "it was our own delete"
                     assert entry.value == mine
                     self.conflicts += 1
                     del self.mine[key]
@@ -176,16 +191,17 @@ class CacheMachine(RuleBasedStateMachine):
         entry = self.cache.peek(key)
         if entry is not None:
             self.cache.discard(entry)
-            self.mine.pop(key, None)
-            self.flying.discard(key)
-            assert not entry.cached
+            assert entry.cached is entry.flying
+            if not entry.flying:
+                self.mine.pop(key, None)
 
     # -- the others
 
     @rule(key=keys, size=sizes, delete=st.booleans())
     def other(self, key: int, size: int, delete: bool) -> None:
         if delete:
-            self.store.pop(key, None)
+            if self.store.pop(key, None):
+                self.deleted_by[key] = None
         else:
             self.store[key] = Stored(self.theirs.take(), 0, b"", self.fresh(size))
         if key in self.tracked:
@@ -234,9 +250,10 @@ class CacheMachine(RuleBasedStateMachine):
             self.cache.failed(entry)
             self.flying.discard(entry.key)
         for _ in range(3):
-            self.land(self.take(100), "")
+            self.land(self.take(100), True)
         assert self.mine == {}
         assert self.cache.unstored == 0
 
 
 TestCacheAgainstAStore = CacheMachine.TestCase
+TestCacheAgainstAStore.settings = settings(max_examples=max(400, settings.default.max_examples))
