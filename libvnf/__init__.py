@@ -8,19 +8,24 @@ from .errors import (
     AddressInUse,
     BufferFull,
     ConfigError,
+    DurabilityUnknown,
     FlowsFull,
     FramingError,
+    LockLost,
     MessageTooLong,
+    StateConflict,
     StateError,
     StateFull,
+    StoreUnavailable,
     TransportError,
+    Unreadable,
     Unsupported,
     VNFError,
 )
 from .frames import Frames
 from .request import Request, Timer
 from .server import Server
-from .state import Table, local
+from .state import Durability, Record, Table, local, replicated, write_back, write_through
 from .vnf import VNF
 
 __all__ = [
@@ -32,6 +37,8 @@ __all__ = [
     "ConfigError",
     "Connection",
     "Delimiter",
+    "Durability",
+    "DurabilityUnknown",
     "Field",
     "Fixed",
     "FlowsFull",
@@ -40,16 +47,24 @@ __all__ = [
     "FramingError",
     "LengthPrefixed",
     "Limits",
+    "LockLost",
     "MessageTooLong",
     "Packet",
+    "Record",
     "Request",
     "Server",
+    "StateConflict",
     "StateError",
     "StateFull",
+    "StoreUnavailable",
     "Table",
     "Timer",
     "TransportError",
+    "Unreadable",
     "Unsupported",
     "VNFError",
     "local",
+    "replicated",
+    "write_back",
+    "write_through",
 ]

@@ -17,17 +17,17 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from .config import EndpointURL
 from .connection import Connection
-from .errors import ConfigError, StateError, Unsupported
+from .errors import ConfigError, Unsupported
 from .frames import Frames
 from .request import Request, Timer
 from .server import Server
-from .state import Table
+from .state import Table, write_through
 from .vnf import VNF, EarlyTimer
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ _vnf: VNF | None = None
 _request: Request | None = None
 _boundaries: WeakKeyDictionary[Connection, Boundary] = WeakKeyDictionary()
 _timer_callbacks: WeakKeyDictionary[Server | Frames | Connection, Callback] = WeakKeyDictionary()
-_tables: WeakKeyDictionary[VNF, dict[str, Table[Any, Any]]] = WeakKeyDictionary()
+_tables: WeakKeyDictionary[VNF, dict[tuple[str, str], Table[Any, Any]]] = WeakKeyDictionary()
 
 
 def _default() -> VNF:
@@ -146,11 +146,11 @@ def _noting(fn: Callback) -> Callback:
     @functools.wraps(fn)
     def handler(connID: Connection, request: Request, packet: Any) -> None:
         global _request
-        _request = request
+        before, _request = _request, request
         try:
             fn(connID, request, packet)
         finally:
-            _request = None
+            _request = before
 
     return handler
 
@@ -178,45 +178,68 @@ def closeConn(connID: Connection) -> None:
 
 
 def _table(name: str, where: str) -> Table[Any, Any]:
-    """The VNF's table of that name, of anything; made when first asked for."""
-    if where == REMOTE:
-        raise StateError(f"table {name!r}: REMOTE state needs the state layer, which is not there yet; use LOCAL")
-    if where != LOCAL:
+    """The VNF's table of that name and place, of anything; made when first asked for."""
+    if where not in (LOCAL, REMOTE):
         raise ConfigError(f"{where!r}: expected LOCAL or REMOTE")
     vnf = _default()
     mine = _tables.setdefault(vnf, {})
-    if name not in mine:
-        mine[name] = vnf.table(name, key=object, value=object)
-    return mine[name]
+    if (name, where) not in mine:
+        mine[name, where] = (
+            vnf.table(name, key=object, value=object, durability=write_through)
+            if where == REMOTE
+            else vnf.table(f"{name} (local)", key=object, value=object)
+        )
+    return mine[name, where]
 
 
-def _answer(fn: Callback | None, connID: Connection | None, value: Any) -> None:
-    """LOCAL state is at hand: the callback runs now, before anything else can change it; a coroutine soon."""
-    if fn is None:
-        return
-    if asyncio.iscoroutinefunction(fn):
-        Timer(_default().core, 0.0, fn, (connID, _request, value), request=_request)
-    else:
-        fn(connID, _request, value)
+async def _answer(operation: Awaitable[Any], fn: Callback | None, connID: Any, request: Any, told: Any) -> None:
+    """The callback runs once it is done, and is told its outcome, or what else it is to be told."""
+    global _request
+    try:
+        outcome = await operation
+        if fn is None:
+            return
+        value = outcome if told is _answer else told
+        if asyncio.iscoroutinefunction(fn):
+            await fn(connID, request, value)
+            return
+        before, _request = _request, request
+        try:
+            fn(connID, request, value)
+        finally:
+            _request = before
+    finally:
+        if request is not None:
+            request.release()
+
+
+def _ask(operation: Awaitable[Any], fn: Callback | None, connID: Connection | None, told: Any = _answer) -> None:
+    """What is at hand is answered now, before anything else can change it; else the request waits with it."""
+    if _request is not None:
+        _request.hold()
+    _default().core.call(_answer, operation, fn, connID, _request, told)
 
 
 def getState(table: str, key: Any, where: str, fn: Callback, connID: Connection | None) -> None:
-    """Calls ``fn(connID, request, value)``; the value is None when absent."""
-    _answer(fn, connID, _table(table, where).get_nowait(key))
+    """Calls ``fn(connID, request, value)``; the value is None when absent. What the store refuses is logged, and ends
+    the request."""
+    _ask(_table(table, where).get(key), fn, connID)
 
 
 def putState(table: str, key: Any, value: Any, where: str, fn: Callback | None, connID: Connection | None) -> None:
     """Stores, then calls ``fn(connID, request, value)``."""
-    _table(table, where).put_nowait(key, value)
-    _answer(fn, connID, value)
+    _ask(_table(table, where).put(key, value), fn, connID, value)
 
 
 def delState(table: str, key: Any, where: str, fn: Callback | None, connID: Connection | None) -> None:
     """Deletes, then calls ``fn(connID, request, value)`` with what was there."""
-    entries = _table(table, where)
-    value = entries.get_nowait(key)
-    entries.delete_nowait(key)
-    _answer(fn, connID, value)
+    _ask(_remove(_table(table, where), key), fn, connID)
+
+
+async def _remove(table: Table[Any, Any], key: Any) -> Any:
+    value = await table.get(key)
+    await table.delete(key)
+    return value
 
 
 # --- requests, timers, boundaries ------------------------------------------------------------------------------------

@@ -16,14 +16,24 @@ from typing import Any, TypeVar
 from . import _native
 from .errors import ConfigError, Unsupported
 
-__all__ = ["Config", "EndpointURL", "Limits", "PortConfig", "closest", "control_directories", "parse_transport"]
+__all__ = [
+    "Config",
+    "EndpointURL",
+    "Limits",
+    "PortConfig",
+    "closest",
+    "control_directories",
+    "parse_transport",
+    "without_password",
+]
 
 T = TypeVar("T", str, int, float, bool, list[str])
 
 SCHEMES = ("tcp", "udp", "sctp", "unix")
 # Known words of the file format whose time has not come: naming them beats "unknown key".
 LATER_VNF_KEYS = ("file", "replicas", "serves", "app", "plugins", "tables")
-LATER_TABLES = ("store", "lb", "cluster")
+LATER_TABLES = ("lb", "cluster")
+STORES = ("memory", "redis", "rediss", "redis-cluster", "rediss-cluster", "redis+embedded")
 
 
 def closest(word: str, allowed: Iterable[str], form: str = "{}") -> str:
@@ -273,6 +283,23 @@ def control_directories(uid: int, environment: Mapping[str, str] | None = None) 
     return [f"{runtime}/vnf", f"{environment.get('TMPDIR') or '/tmp'}/vnf-{uid}"]
 
 
+def store_url(text: object) -> str:
+    """A store's URL, of a known kind; the rest is read where it is used (``state/url.py``)."""
+    if not isinstance(text, str):
+        raise ConfigError(f"{text!r} is not a text: expected such as redis://127.0.0.1:6379")
+    scheme, found, _ = text.partition("://")
+    if not found or scheme not in STORES:
+        listed = ", ".join(f"{kind}://" for kind in STORES)
+        hint = closest(scheme, STORES, "{}://") if found else ""
+        raise ConfigError(f"{without_password(text)!r} is not a store: expected one of {listed}{hint}")
+    return text
+
+
+def without_password(url: str) -> str:
+    """For people: a store's URL, its password left out."""
+    return re.sub(r"//[^@/]*@", "//…@", url)
+
+
 # --- the sources, merged -----------------------------------------------------------------------------------------
 
 
@@ -341,6 +368,8 @@ class Config:
     sets: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     capture: str | None = None
     """The file that what comes and goes by all ports is written to."""
+    store: str = "memory://"
+    """Where shared tables are."""
     environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     @classmethod
@@ -351,6 +380,7 @@ class Config:
         transports: Sequence[str] = (),
         sets: Sequence[str] = (),
         capture: str | None = None,
+        store: str | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> Config:
         """Reads and checks all sources; :class:`ConfigError` for the first mistake."""
@@ -372,7 +402,18 @@ class Config:
         transports_chosen = chosen or config.transports
         if capture is not None and all(port.type == "kernel" for port in transports_chosen):
             raise ConfigError("there is no port: what comes over kernel sockets, tcpdump records", key="--capture")
+        config = config._with_store(store)
         return replace(config, sets=MappingProxyType(pairs), transports=transports_chosen, capture=capture)
+
+    def _with_store(self, option: str | None) -> Config:
+        variable = self.environment.get("VNF_STORE")
+        for place, url in (("--store", option), ("VNF_STORE", variable)):
+            if url is not None:
+                try:
+                    return replace(self, store=store_url(url))
+                except ConfigError as error:
+                    raise ConfigError(error.problem, key=place) from None
+        return self
 
     def _with_file(self, file: str) -> Config:
         import tomllib
@@ -393,9 +434,12 @@ class Config:
         for key, value in data.items():
             if key in LATER_TABLES:
                 raise config.error("not supported yet", key)
-            if key not in ("vnf", "port"):
-                raise config.error(f"unknown table: expected vnf or port{closest(key, ('vnf', 'port'))}", key)
-            if not isinstance(value, dict) or not all(isinstance(table, dict) for table in value.values()):
+            if key not in ("vnf", "port", "state"):
+                hint = closest(key, ("vnf", "port", "state"))
+                raise config.error(f"unknown table: expected vnf, port or state{hint}", key)
+            if key == "state":
+                config = config._with_state(value)
+            elif not isinstance(value, dict) or not all(isinstance(table, dict) for table in value.values()):
                 raise config.error(f"expected tables such as [{key}.NAME]", key)
         ports: dict[str, PortConfig] = {}
         for name, table in data.get("port", {}).items():
@@ -406,6 +450,17 @@ class Config:
         for name, table in data.get("vnf", {}).items():
             config._check_vnf(name, table)
         return replace(config, vnfs=MappingProxyType(data.get("vnf", {})), ports=MappingProxyType(ports))
+
+    def _with_state(self, table: object) -> Config:
+        if not isinstance(table, dict):
+            raise self.error("expected a table: [state]", "state")
+        for key in table:
+            if key != "url":
+                raise self.error(f"unknown key: expected url{closest(key, ('url',))}", "state", key)
+        try:
+            return replace(self, store=store_url(table["url"])) if "url" in table else self
+        except ConfigError as error:
+            raise self.error(error.problem, "state", "url") from None
 
     def _check_vnf(self, name: str, table: Mapping[str, Any]) -> None:
         for key, value in table.items():

@@ -64,6 +64,10 @@ class StateFull(StateError):
     """The cache is full of changes that the store does not have yet."""
 
 
+class StateConflict(StateError):
+    """Another replica has changed the key since this one read it: the store's value stands, the change was not made."""
+
+
 class StoreUnavailable(StateError):
     """The store did not answer in time, or is not there; nothing was changed by this call."""
 

@@ -29,6 +29,7 @@ __all__ = ["LoadError", "configuration", "configured", "load", "run", "run_progr
 
 USAGE = 2
 INTERRUPTED = 130
+STORE_S = 1.0
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -335,13 +336,26 @@ async def _serve_until(vnf: VNF, kind: str, signals: Signals, places: list[tuple
     if signals.first.result() == signal.SIGINT:
         await vnf.close()
         return INTERRUPTED
+    until_s = asyncio.get_running_loop().time() + vnf.limits.grace_s + vnf.limits.drain_s
     reset = await drain(vnf, signals.second)
+    await store(vnf, until_s, signals.second)
     await vnf.close()
     if reset:
         say(vnf, f"drained; {reset} connection{'s' if reset > 1 else ''} reset after {vnf.limits.drain_s:g} s")
     else:
         say(vnf, "drained")
     return 0
+
+
+async def store(vnf: VNF, until_s: float, at_once: asyncio.Future[int]) -> None:
+    """What tables have not stored goes to the store, in what is left of ``drain_s``: a second at the least, for what is
+    not stored is lost. Says what that is."""
+    until_s = max(until_s, asyncio.get_running_loop().time() + STORE_S)
+    storing = asyncio.ensure_future(vnf.tables.drain(until_s))
+    at_once.add_done_callback(lambda _: storing.cancel())
+    await asyncio.wait([storing])
+    for name, count in vnf.tables.unstored.items():
+        say(vnf, f"table {name}: {count} change{'s' if count > 1 else ''} not stored")
 
 
 async def drain(vnf: VNF, at_once: asyncio.Future[int]) -> int:
@@ -356,6 +370,7 @@ async def drain(vnf: VNF, at_once: asyncio.Future[int]) -> int:
         """
         return [one for one in core.connections() if one.endpoint in served]
 
+    vnf.tables.hurry()
     say(vnf, f"draining: {core.open_connections} connections, {core.open_requests} requests")
     await asyncio.wait([at_once], timeout=limits.grace_s)
     vnf.refuse()

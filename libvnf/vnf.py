@@ -24,7 +24,7 @@ from .flows import Flows
 from .frames import Frames
 from .request import Request, Timer
 from .server import Server
-from .state import Table, local
+from .state import Durability, Table, Tables, local
 from .transport.base import Transport
 
 __all__ = ["VNF"]
@@ -59,7 +59,7 @@ class VNF:
         self._servers: list[Server] = []
         self._clients: list[Client] = []
         self._frames: list[Frames] = []
-        self._tables: dict[str, Table[Any, Any]] = {}
+        self.tables = Tables(self.log)
         self.flows = Flows(self)
         self._bridges: list[tuple[str, str]] = []
         self._engine: _native.Engine | None = None
@@ -95,7 +95,7 @@ class VNF:
     ) -> Server:
         """A server at ``url``; decorate its message handler ``fn(conn, request, packet)``."""
         if commit is not None:
-            raise Unsupported(f"{url}: commit= needs the state layer, which is not there yet")
+            raise Unsupported(f"{url}: commit= is not supported yet: await what must be stored before you send")
         return self._add(Server(self, url, framing=framing, request_id=request_id, idle_s=idle_s))
 
     def session(self, url: str, *, framing: _native.Framing | None = None, idle_s: float | None = None) -> Server:
@@ -149,12 +149,36 @@ class VNF:
             client.start()
         return client
 
-    def table(self, name: str, *, key: type[K], value: type[V], durability: object = local) -> Table[K, V]:
-        """A table in this replica's memory. ``StateError`` for the durabilities that need the state layer."""
-        if name in self._tables:
-            raise ConfigError(f"there is a table {name!r} already")
-        table = self._tables[name] = Table(name, key, value, durability)
-        return table
+    def table(
+        self,
+        name: str,
+        *,
+        key: type[K],
+        value: type[V],
+        durability: Durability = local,
+        schema: int = 1,
+        upgrades: Mapping[int, Callable[[Any], Any]] | None = None,
+        max_entries: int | None = None,
+        max_bytes: int | None = None,
+        partitions: int | None = None,
+        last_writer_wins: bool = False,
+    ) -> Table[K, V]:
+        """A table, in this replica's memory or (``durability=``) in the store.
+
+        ``schema`` and ``upgrades`` are of :class:`~libvnf.state.record.ValueCodec`. ``max_entries`` and ``max_bytes``
+        bound what is cached. ``partitions`` are the slots that a cluster spreads it over: part of the stored format.
+        ``last_writer_wins``: what others have written meanwhile is overwritten, not a conflict.
+        """
+        given = {
+            "schema": None if schema == 1 else schema,
+            "upgrades": upgrades,
+            "max_entries": max_entries,
+            "max_bytes": max_bytes,
+            "partitions": partitions,
+            "last_writer_wins": last_writer_wins or None,
+        }
+        options = {name: option for name, option in given.items() if option is not None}
+        return self.tables.add(name, key, value, durability, **options)
 
     def bridge(self, one: str, two: str) -> None:
         """Joins two ports: what comes by one leaves by the other, natively, unless a rule of ``flows`` says otherwise.
@@ -308,6 +332,8 @@ class VNF:
                 self._transports.extend(transports(core))
             else:
                 self._open(ports or self.config.transports)
+            # Before anything is served: a handler may ask a table at once.
+            await self.tables.start(self.config.store, core.call, self.limits.connect_s)
             self._engine = next((t.engine for t in self._transports if t.engine is not None), None)
             self.flows.start(self._engine)
             for pair in self._bridges:
@@ -413,6 +439,7 @@ class VNF:
         self._engine = None
         for transport in self._transports + self._unix:
             transport.close()
+        await self.tables.close()
         ASK_S.pop(core, None)
         self._core = None
         self._over.set()
@@ -448,7 +475,8 @@ class VNF:
                     for c in self._clients
                 },
                 "flows": self.flows.counters(),
-                "tables": {name: {"entries": len(table)} for name, table in self._tables.items()},
+                "store": self.tables.statistics(),
+                "tables": {table.name: table.statistics() for table in self.tables},
                 "failures": self._failures.count,
             }
         )

@@ -26,6 +26,7 @@ OPTIONS = [
     ),
     click.Option(["--set", "sets"], multiple=True, metavar="KEY=VALUE", help="A setting, or limits.NAME; repeatable."),
     click.Option(["--capture"], metavar="FILE", help="Write what comes and goes by all ports, as pcapng."),
+    click.Option(["--store"], metavar="URL", help="Where shared tables are: redis-cluster://HOST:PORT,…, memory://."),
     click.Option(["--log-level"], type=click.Choice(LEVELS), default="info", show_default=True, help="For stderr."),
 ]
 
@@ -39,9 +40,12 @@ class Options:
     sets: tuple[str, ...] = ()
     log_level: str = "info"
     capture: str | None = None
+    store: str | None = None
 
     def config(self) -> Config:
-        return Config.read(self.file, transports=self.transports, sets=self.sets, capture=self.capture)
+        return Config.read(
+            self.file, transports=self.transports, sets=self.sets, capture=self.capture, store=self.store
+        )
 
 
 def read_options(argv: Sequence[str], *, strict: bool) -> Options:
@@ -51,7 +55,7 @@ def read_options(argv: Sequence[str], *, strict: bool) -> Options:
     try:
         with command.make_context(sys.argv[0], list(argv)) as context:
             p = context.params
-            return Options(p["config"], p["transport"], p["sets"], p["log_level"], p["capture"])
+            return Options(p["config"], p["transport"], p["sets"], p["log_level"], p["capture"], p["store"])
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except click.ClickException as error:
@@ -66,6 +70,7 @@ def run_command(
     sets: tuple[str, ...],
     log_level: str,
     capture: str | None,
+    store: str | None,
 ) -> None:
     """Run the VNF in FILE until a signal.
 
@@ -74,7 +79,7 @@ def run_command(
     """
     try:
         runtime.set_up_logging(log_level)
-        vnf = runtime.load(file, Options(config, transport, sets, log_level, capture).config())
+        vnf = runtime.load(file, Options(config, transport, sets, log_level, capture, store).config())
         code = runtime.run(vnf)
     except VNFError as error:
         runtime.complain(error)

@@ -1,5 +1,8 @@
-"""State that outlives a request: tables. ``local`` ones so far; the others come with the state layer."""
+"""State that outlives a request: tables, of this replica alone or in a store that all replicas share."""
 
-from .table import Durability, Table, local
+from .durability import Durability, local, replicated, write_back, write_through
+from .record import Record
+from .table import Table
+from .tables import Tables
 
-__all__ = ["Durability", "Table", "local"]
+__all__ = ["Durability", "Record", "Table", "Tables", "local", "replicated", "write_back", "write_through"]

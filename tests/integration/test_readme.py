@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from libvnf import VNF, VNFError, api
+from libvnf import VNF, VNFError
 from libvnf.config import Config, parse_transport
 from libvnf.packet import TCP, UDP, Ethernet, IPv4, build
 from tests.byhand import by_hand
@@ -82,15 +82,13 @@ def refused(what: str, tmp_path: Path) -> str:
         tried = [lambda: start_on_memif("tcp://:5000", tmp_path)]
     elif "sctp" in what:
         tried = [lambda: vnf.server("sctp://:1")]
-    elif "durability" in what:
-        tried = [
-            lambda: vnf.table("t", key=str, value=int, durability="written through"),
-            lambda: api.getState("t", "key", api.REMOTE, print, None),
-        ]
+    elif "lock" in what:
+        table = vnf.table("t", key=str, value=int)
+        tried = [lambda: table.lock("a"), lambda: table.on_expire(print)]
     elif "commit" in what:
         tried = [lambda: vnf.server("tcp://:1", commit="before_send")]
     elif "replicas" in what:
-        files = ["[vnf.b]\nreplicas = 3", '[vnf.b]\nserves = "tcp://:1"', "[store]", "[lb]", "[cluster]"]
+        files = ["[vnf.b]\nreplicas = 3", '[vnf.b]\nserves = "tcp://:1"', "[lb]", "[cluster]"]
         assert len(files) == len(words)
         tried = [lambda text=text: Config.read(file_of(text, tmp_path), environment={}) for text in files]
     assert tried, what

@@ -113,13 +113,20 @@ def test_an_error_names_file_line_and_key(tmp_path: Path) -> None:
     [
         ("[vnf.b]\nserves = 'tcp://:1'", "vnf.toml:2: vnf.b.serves: not supported yet"),
         ("[vnf.b]\nreplicas = 3", "vnf.toml:2: vnf.b.replicas: not supported yet"),
-        ("[store]\nurl = 'x'", "vnf.toml:1: store: not supported yet"),
+        ("[store]\nurl = 'x'", "vnf.toml:1: store: unknown table: expected vnf, port or state (did you mean state?)"),
+        ("state = 1", "vnf.toml:1: state: expected a table: [state]"),
+        ("[state]\nurk = 'x'", "vnf.toml:2: state.urk: unknown key: expected url (did you mean url?)"),
+        (
+            "[state]\nurl = 'redys://:secret@h'",
+            "vnf.toml:2: state.url: 'redys://…@h' is not a store: expected one of memory://, redis://, rediss://, "
+            "redis-cluster://, rediss-cluster://, redis+embedded:// (did you mean redis://?)",
+        ),
         (
             "[vnf.b]\nsetings = {}",
             "vnf.toml:2: vnf.b.setings: unknown key: "
             "expected [vnf.b.settings] or [vnf.b.limits] (did you mean settings?)",
         ),
-        ("[prot.x]\n", "vnf.toml:1: prot: unknown table: expected vnf or port (did you mean port?)"),
+        ("[prot.x]\n", "vnf.toml:1: prot: unknown table: expected vnf, port or state (did you mean port?)"),
         ("vnf = 3", "vnf.toml:1: vnf: expected tables such as [vnf.NAME]"),
         ("[port.d]\ntype = 'tap'", "vnf.toml:1: port.d.interface: missing: the name of the network interface"),
         ("[port.d]\ntype = 'pcap'", "vnf.toml:1: port.d.input: missing: a capture to read, to write, or both"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from libvnf import VNF, ConfigError, Fixed, Request, StateError, Unsupported, local
+from libvnf import VNF, ConfigError, Fixed, Request, Unsupported, local
 from libvnf.config import parse_transport
 from libvnf.failures import Reporter
 from libvnf.server import request_type
@@ -78,10 +78,8 @@ def test_what_comes_later_is_refused_when_it_is_registered() -> None:
     vnf = VNF("b")
     with pytest.raises(Unsupported, match="sctp:// is not supported yet"):
         vnf.server("sctp://:36412")
-    with pytest.raises(Unsupported, match="commit= needs the state layer"):
+    with pytest.raises(Unsupported, match="commit= is not supported yet"):
         vnf.server("tcp://:0", commit="before_send")
-    with pytest.raises(StateError, match="needs the state layer"):
-        vnf.table("sessions", key=str, value=int, durability="write_through")
 
 
 def test_a_connection_before_the_start_is_refused() -> None:
@@ -134,7 +132,7 @@ def test_statistics_are_frozen() -> None:
     counters = VNF("b").statistics()
     with pytest.raises(TypeError):
         counters["core"] = 1  # type: ignore[index]
-    assert set(counters) == {"core", "pool", "transports", "servers", "clients", "tables", "flows", "failures"}
+    assert set(counters) == {"core", "pool", "transports", "servers", "clients", "flows", "store", "tables", "failures"}
 
 
 def test_a_timer_before_the_start_can_be_cancelled() -> None:

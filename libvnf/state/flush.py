@@ -1,0 +1,342 @@
+"""When changes go to the store, and what becomes of them.
+
+A flush takes dirty entries, all of them or those that somebody waits for, and is conditional on the version that each
+was read at. An entry is in one flight at a time; what is put meanwhile is in the next. What fails is dirty again and
+tried later, with growing delays; what conflicts gives way to the store's value.
+
+A conflict that the cache does not call one is with ourselves: an unanswered write arrived, or an ``update`` was faster.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from ..errors import StateConflict, StateError
+from .cache import UNKNOWN, Entry
+from .store import Stored, Written
+
+if TYPE_CHECKING:
+    from .shared import SharedTable
+
+__all__ = ["Flusher"]
+
+BATCH = 4096
+"""Entries of one flight: the loop serves others between two."""
+FIRST_DELAY_S, LAST_DELAY_S = 0.05, 5.0
+
+Waiter: TypeAlias = Callable[[StateError | None], object]
+
+
+class Flight:
+    """Entries on their way to the store, and who waits for them."""
+
+    __slots__ = ("barriers", "entries", "first", "reads", "replicas", "sent_s", "unread", "waiters")
+
+    def __init__(self, entries: list[Entry[Any, Any]], replicas: int, waiters: dict[Any, list[Waiter]]) -> None:
+        self.entries, self.replicas, self.waiters = entries, replicas, waiters
+        self.barriers: list[Barrier] = []
+        self.first, self.reads, self.sent_s = 0, 0, 0.0
+        # Those of which it could not be read what they replace.
+        self.unread: list[tuple[Entry[Any, Any], StateError]] = []
+
+
+class Barrier:
+    """Done when all that it waits for is; with the first error there was."""
+
+    def __init__(self, future: asyncio.Future[None]) -> None:
+        self.future = future
+        self.count = 0
+        self._error: StateError | None = None
+
+    def one(self, error: StateError | None) -> None:
+        self.count -= 1
+        if not isinstance(error, StateConflict):
+            self._error = self._error or error
+        if self.count <= 0 and not self.future.done():
+            if self._error is None:
+                self.future.set_result(None)
+            else:
+                self.future.set_exception(self._error)
+
+
+class Flusher:
+    """Of one table."""
+
+    def __init__(self, table: SharedTable[Any, Any]) -> None:
+        self._table, self._cache, self._durability = table, table.cache, table.durability
+        self._flights: set[Flight] = set()
+        # By key, for entries that no flight has taken yet.
+        self._waiters: dict[Any, list[tuple[int, Waiter]]] = {}
+        self._all_soon = self._urgent_soon = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._retry: asyncio.TimerHandle | None = None
+        self._delay_s = 0.0
+        self._room: list[asyncio.Future[None]] = []
+
+    # --- when
+
+    def changed(self) -> None:
+        """An entry became dirty."""
+        when = self._durability
+        if self._all_soon or self._retry is not None or not self._table.running:
+            return
+        if not when.cached or when.on_request_end or (when.every and self._cache.dirty >= when.every):
+            self._soon()
+        elif when.interval_s is not None and self._timer is None:
+            self._timer = self._table.loop.call_later(when.interval_s, self._flush_all)
+
+    def urgent(self, entry: Entry[Any, Any], replicas: int, waiter: Waiter) -> None:
+        """Flushes this entry at the end of the turn; ``waiter`` is told when what it has now is stored."""
+        self._waiters.setdefault(entry.key, []).append((replicas, waiter))
+        self._urgently()
+
+    def opened(self) -> None:
+        """The store is there: what was changed before goes to it."""
+        if self._waiters or self._cache.dirty:
+            self._soon()
+
+    def read_base(self, entry: Entry[Any, Any]) -> None:
+        """It was put before it was read: what it replaces is found out now, and not when it is flushed."""
+        if not self._table.last_writer_wins:
+            self._table.reads.fetch(entry.key, entry.packed, _ignore)
+
+    async def flush(self) -> None:
+        """All that is dirty now."""
+        self._stop_waiting()
+        barrier = Barrier(self._table.future())
+        for flight in list(self._flights):
+            for entry in flight.entries:
+                if entry.changed:  # the next flight takes it
+                    self._join(barrier, entry)
+        for _ in range(1 + self._cache.dirty // BATCH):
+            self._take_off()
+            for flight in self._flights:
+                if barrier not in flight.barriers:
+                    flight.barriers.append(barrier)
+                    barrier.count += 1
+            await asyncio.sleep(0)
+        if barrier.count:
+            await barrier.future
+
+    async def room(self) -> None:
+        """Returns when a flight has landed: the cache may have room then."""
+        self._soon()
+        future = self._table.future()
+        self._room.append(future)
+        await future
+
+    async def drain(self, until_s: float) -> None:
+        """Stores everything, again and again until that time of the loop."""
+        loop = self._table.loop
+        while self._cache.unstored and (left_s := until_s - loop.time()) > 0:
+            try:
+                async with asyncio.timeout(left_s):
+                    await self.flush()
+            except (StateError, TimeoutError):
+                await asyncio.sleep(min(FIRST_DELAY_S, max(0.0, until_s - loop.time())))
+
+    def close(self, error: StateError) -> None:
+        """Who still waits is told."""
+        for timer in (self._timer, self._retry):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._retry = None
+        waiting, self._waiters = self._waiters, {}
+        for waiters in waiting.values():
+            _tell([waiter for _, waiter in waiters], error)
+        self._wake()
+
+    def _soon(self) -> None:
+        if not self._all_soon:
+            self._all_soon = True
+            self._table.soon(self._flush_all)
+
+    def _urgently(self) -> None:
+        if not self._urgent_soon:
+            self._urgent_soon = True
+            self._table.soon(self._flush_urgent)
+
+    def _stop_waiting(self) -> None:
+        """What failed is tried now and not later."""
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+
+    # --- taking off
+
+    def _flush_all(self) -> None:
+        self._all_soon = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._retry is None and self._table.open and self._take_off() == BATCH:
+            self._soon()
+
+    def _take_off(self) -> int:
+        """One flight, and those that somebody waits for; how many the one took."""
+        self._flush_urgent()
+        entries = self._cache.take_dirty(BATCH)
+        if entries:
+            self._fly(Flight(entries, self._durability.replicas, {}))
+        return len(entries)
+
+    def _flush_urgent(self) -> None:
+        self._urgent_soon = False
+        if not self._waiters or self._retry is not None or not self._table.open:
+            return
+        flights: dict[int, Flight] = {}
+        for key, waiting in list(self._waiters.items()):
+            entry = self._cache.peek(key)
+            if entry is not None and entry.flying:
+                continue  # looked at again when it has landed
+            del self._waiters[key]
+            waiters = [waiter for _, waiter in waiting]
+            if entry is None or not self._cache.take(entry):
+                _tell(waiters, None)
+                continue
+            replicas = max(self._durability.replicas, *(asked for asked, _ in waiting))
+            flight = flights.setdefault(replicas, Flight([], replicas, {}))
+            flight.entries.append(entry)
+            flight.waiters[key] = waiters
+        for flight in flights.values():
+            self._fly(flight)
+
+    def _fly(self, flight: Flight) -> None:
+        """Once it is known what each entry replaces."""
+        self._flights.add(flight)
+        entries = flight.entries
+        unread = [] if self._table.last_writer_wins else [entry for entry in entries if entry.version == UNKNOWN]
+        if not unread:
+            self._send(flight)
+            return
+        flight.reads = len(unread)
+        for entry in unread:
+            self._table.reads.fetch(entry.key, entry.packed, partial(self._read, flight, entry))
+
+    def _read(
+        self, flight: Flight, entry: Entry[Any, Any], _found: Entry[Any, Any] | None, error: StateError | None
+    ) -> None:
+        if entry.version == UNKNOWN:
+            flight.unread.append((entry, error or StateError(f"{entry.key!r} was not read")))
+        flight.reads -= 1
+        if flight.reads:
+            return
+        failed = {entry.key for entry, _ in flight.unread}
+        flight.entries = [entry for entry in flight.entries if entry.key not in failed]
+        for entry in flight.entries:
+            self._cache.sent(entry)
+        self._send(flight)
+
+    def _send(self, flight: Flight) -> None:
+        table, entries = self._table, flight.entries
+        flight.sent_s = table.loop.time()
+        if not entries:
+            self._landed(flight, Written([], []))
+            return
+        flight.first = table.versions.take(len(entries))
+        deadlines = [entry.deadline_ms for entry in entries]
+        recents = [entry.recent for entry in entries]
+        try:
+            table.store.write(
+                table.handle,
+                [entry.packed for entry in entries],
+                None if table.last_writer_wins else [entry.version for entry in entries],
+                flight.first,
+                [entry.payload for entry in entries],
+                partial(self._landed, flight),
+                deadlines=deadlines if any(deadlines) else None,
+                recents=recents if any(recents) else None,
+                replicas=flight.replicas,
+            )
+        except StateError as error:
+            self._landed(flight, Written([], [(at, error) for at in range(len(entries))]))
+
+    # --- landing
+
+    def _landed(self, flight: Flight, written: Written) -> None:
+        table, flushed = self._table, self._cache.flushed
+        self._flights.discard(flight)
+        conflicts, failed = dict(written.conflicts), dict(written.failed)
+        failures = flight.unread
+        for version, entry in enumerate(flight.entries, flight.first):
+            at = version - flight.first
+            if at in conflicts:
+                self._conflict(flight, entry, conflicts[at])
+            elif at in failed:
+                failures.append((entry, failed[at]))
+            else:
+                flushed(entry, version)
+        table.counts["flushes"] += 1
+        table.counts["flushed"] += len(flight.entries) - len(conflicts) - len(failed)
+        table.flush_s = table.loop.time() - flight.sent_s
+        if failures:
+            self._failed(failures, flight.waiters)
+        else:
+            self._delay_s = 0.0
+        for waiters in flight.waiters.values():
+            _tell(waiters, None)
+        for barrier in flight.barriers:
+            barrier.one(failures[0][1] if failures else None)
+        if self._cache.dirty:
+            self.changed()
+        if self._waiters:
+            self._urgently()
+        self._wake()
+
+    def _conflict(self, flight: Flight, entry: Entry[Any, Any], stored: Stored | None) -> None:
+        """Another version stands in the store than the one this entry was based on."""
+        waiters = flight.waiters.pop(entry.key, [])
+        if self._cache.conflicted(entry, stored):
+            _tell(waiters, self._table.conflict(entry, stored, told=bool(waiters)))
+            return
+        self._table.counts["recovered"] += 1
+        for waiter in waiters:
+            self.urgent(entry, flight.replicas, waiter)
+        for barrier in flight.barriers:
+            self._join(barrier, entry)
+
+    def _failed(self, failures: list[tuple[Entry[Any, Any], StateError]], waiters: dict[Any, list[Waiter]]) -> None:
+        """They are dirty and tried again later; but for those whose author is told, where a put stores or raises."""
+        kept = []
+        for entry, error in failures:
+            given_up = entry.key in waiters and not entry.changed and not self._durability.cached
+            self._cache.failed(entry)
+            _tell(waiters.pop(entry.key, []), error)
+            if given_up:
+                self._cache.discard(entry)
+            else:
+                kept.append(entry.key)
+        self._table.counts["flush_failures"] += len(failures)
+        if not kept:
+            return
+        first = self._delay_s == 0.0
+        self._delay_s = min(LAST_DELAY_S, 2 * self._delay_s) or FIRST_DELAY_S
+        if self._retry is None and self._table.running:
+            self._retry = self._table.loop.call_later(self._delay_s, self._again)
+        self._table.failed(failures[0][1], kept, first=first)
+
+    def _again(self) -> None:
+        self._retry = None
+        self._flush_all()
+
+    def _join(self, barrier: Barrier, entry: Entry[Any, Any]) -> None:
+        barrier.count += 1
+        self.urgent(entry, 0, barrier.one)
+
+    def _wake(self) -> None:
+        room, self._room = self._room, []
+        for future in room:
+            if not future.done():
+                future.set_result(None)
+
+
+def _tell(waiters: list[Waiter], error: StateError | None) -> None:
+    for waiter in waiters:
+        waiter(error)
+
+
+def _ignore(_entry: Entry[Any, Any] | None, _error: StateError | None) -> None:
+    """The flight that wants to know reads again."""

@@ -1,0 +1,389 @@
+"""A table that a store holds, and this replica caches: the calls. When changes are stored is ``flush.py``'s, what is
+missing ``reads.py`` asks for, ``updates.py`` has the read-modify-writes.
+
+A hit is one look-up in the cache's own dict: no future, no task, no call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
+from math import inf
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..errors import StateConflict, StateError, StateFull, StoreUnavailable, Unreadable
+from .cache import UNKNOWN, Cache, Entry
+from .durability import Durability
+from .flush import Flusher
+from .reads import Reads
+from .record import KeyCodec, ValueCodec
+from .store import Store, Stored, Versions
+from .table import Table, deadline_after
+from .updates import Updates
+
+if TYPE_CHECKING:
+    from .tables import Tables
+
+__all__ = ["MAX_BYTES", "MAX_ENTRIES", "SharedTable"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+MAX_ENTRIES = 1 << 17
+MAX_BYTES = 128 << 20
+COUNTS = ("flushes", "flushed", "flush_failures", "recovered", "update_retries", "unreadable")
+SCAN = 512
+
+
+class SharedTable(Table[K, V]):
+    """See :class:`Table`."""
+
+    def __init__(
+        self,
+        tables: Tables,
+        name: str,
+        key: type[K],
+        value: type[V],
+        durability: Durability,
+        *,
+        schema: int = 1,
+        upgrades: Mapping[int, Callable[[Any], Any]] | None = None,
+        max_entries: int = MAX_ENTRIES,
+        max_bytes: int = MAX_BYTES,
+        partitions: int = 64,
+        last_writer_wins: bool = False,
+    ) -> None:
+        super().__init__(name, durability)
+        self._tables, self.partitions, self.last_writer_wins = tables, partitions, last_writer_wins
+        self.keys: KeyCodec[K] = KeyCodec(name, key)
+        self.values: ValueCodec[V] = ValueCodec(name, value, schema, upgrades)
+        self.cache: Cache[K, V] = Cache(max_entries, max_bytes)
+        self._entries, self._values_are_shared = self.cache.entries, self.values.shared
+        self.counts = Counter(dict.fromkeys(COUNTS, 0))
+        self.flush_s = 0.0
+        self._hits = 0
+        self.handle = -1
+        self.flusher, self.reads, self.updates = Flusher(self), Reads(self), Updates(self)
+
+    # --- the VNF's side
+
+    @property
+    def running(self) -> bool:
+        return self._tables.running
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        return self._tables.loop
+
+    @property
+    def open(self) -> bool:
+        """The store has answered, and is not closed."""
+        return self.handle >= 0 and self._tables.running
+
+    @property
+    def store(self) -> Store:
+        return self._tables.store
+
+    @property
+    def versions(self) -> Versions:
+        return self._tables.versions
+
+    def future(self) -> asyncio.Future[Any]:
+        return self._tables.future()
+
+    def soon(self, fn: Callable[[], object]) -> None:
+        """At the end of this turn of the loop; once the store is open, if it is not."""
+        if self.running:
+            self.loop.call_soon(fn)
+
+    def opened(self) -> None:
+        """There is a store now, and a writer's number."""
+        self.handle = self.store.table(self.name, partitions=self.partitions)
+        self.cache.writer = self.store.writer
+        self.soon(self.reads.send)
+        self.flusher.opened()
+
+    def closed(self) -> None:
+        error = StoreUnavailable(f"table {self.name!r}: the VNF has stopped")
+        self.updates.close(error)
+        self.reads.fail(error)
+        self.flusher.close(error)
+
+    # --- one entry
+
+    async def get(self, key: K) -> V | None:
+        entry = self._entries.get(key)
+        if entry is None or entry.deadline_ms or not self._values_are_shared:
+            return self.value_of(await self._read(key))
+        entry.visited = True
+        self._hits += 1
+        return entry.value
+
+    def get_nowait(self, key: K) -> V | None:
+        entry = self.present(key)
+        if entry is None:
+            self.keys.pack(key)
+            self.cache.misses += 1
+            return None
+        self._hits += 1
+        return self.value_of(entry)
+
+    async def put(self, key: K, value: V, *, ttl_s: float | None = None, durability: Durability | None = None) -> None:
+        asked = self.durability if durability is None else self.durability.for_call(durability, self.name)
+        entry = await self._put(key, value, self.values.pack(value), ttl_s)
+        if not asked.cached:
+            await self._stored(entry, asked)
+
+    def put_nowait(self, key: K, value: V, *, ttl_s: float | None = None) -> None:
+        payload = self.values.pack(value)
+        self._change(key, value, payload, 0 if ttl_s is None else deadline_after(ttl_s, self._tables.clock_ms()))
+
+    async def delete(self, key: K, *, durability: Durability | None = None) -> bool:
+        asked = self.durability if durability is None else self.durability.for_call(durability, self.name)
+        entry = await self._read(key)
+        found = self.value_of(entry) is not None
+        if found:
+            entry = await self._put(key, None, None, None)
+        if entry.dirty and not asked.cached:
+            await self._stored(entry, asked)
+        return found
+
+    def delete_nowait(self, key: K) -> bool:
+        entry = self.present(key)
+        found = entry is not None and self.value_of(entry) is not None
+        if found or entry is None:
+            self._change(key, None, None, 0)
+        return found
+
+    async def update(
+        self,
+        key: K,
+        fn: Callable[[V], V],
+        default: V | None = None,
+        *,
+        durability: Durability | None = None,
+    ) -> V:
+        asked = self.durability if durability is None else self.durability.for_call(durability, self.name)
+        result: V = await self.updates.call(key, self.keys.pack(key), fn, default, asked.replicas)
+        return result
+
+    async def ttl(self, key: K) -> float | None:
+        entry = await self._read(key)
+        if self.value_of(entry) is None:
+            return None
+        return (entry.deadline_ms - self._tables.clock_ms()) / 1000 if entry.deadline_ms else inf
+
+    def pin(self, key: K) -> None:
+        self.keys.pack(key)
+        self.cache.pin(key)
+
+    def unpin(self, key: K) -> None:
+        self.cache.unpin(key)
+
+    # --- all of them
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    async def scan(self) -> AsyncIterator[tuple[K, V]]:
+        """What this replica has changed is stored first."""
+        await self.flush()
+        cursor: object | None = None
+        while True:
+            future: asyncio.Future[Any] = self.future()
+            self.store.scan(self.handle, cursor, SCAN, partial(_settle_pair, future))
+            cursor, found = await future
+            if isinstance(found, StateError):
+                raise found
+            for packed, stored in found:
+                try:
+                    key, value = self.keys.unpack(packed), self.values.unpack(stored.payload)
+                except Unreadable:
+                    self.counts["unreadable"] += 1
+                    continue
+                if not stored.deadline_ms or stored.deadline_ms > self._tables.clock_ms():
+                    yield key, value
+            if cursor is None:
+                return
+
+    async def flush(self) -> None:
+        self._check_open()
+        await self.flusher.flush()
+
+    async def drop(self) -> None:
+        self._check_open()
+        future: asyncio.Future[None] = self.future()
+        self.cache.clear()
+        self.store.drop(self.handle, partial(_settle, future))
+        await future
+
+    def statistics(self) -> Mapping[str, int | float]:
+        found: dict[str, int | float] = {**self.cache.statistics(), **self.counts, "flush_s_now": self.flush_s}
+        found["hits"] += self._hits
+        return found
+
+    def _check_open(self) -> None:
+        if not self.open:
+            raise StoreUnavailable(f"table {self.name!r}: the store is {self._tables.state}")
+
+    # --- inside: changes
+
+    async def _put(self, key: K, value: V | None, payload: bytes | None, ttl_s: float | None) -> Entry[K, V]:
+        """Waits for room, as long as there will be some."""
+        deadline_ms = deadline_after(ttl_s, self._tables.clock_ms())
+        while True:
+            try:
+                return self._change(key, value, payload, deadline_ms)
+            except StateFull:
+                if not (self.running and self.cache.unstored):
+                    raise
+            await self.flusher.room()
+
+    def _change(self, key: K, value: V | None, payload: bytes | None, deadline_ms: int) -> Entry[K, V]:
+        entry = self._entries.get(key)
+        if entry is None:
+            entry = self.cache.put_dirty(key, self.keys.pack(key), value, payload, deadline_ms)
+            self.flusher.read_base(entry)
+            self.flusher.changed()
+        elif entry.dirty:
+            self.cache.put_dirty(key, entry.packed, value, payload, deadline_ms)
+        else:
+            self.cache.put_dirty(key, entry.packed, value, payload, deadline_ms)
+            self.flusher.changed()
+        return entry
+
+    async def _stored(self, entry: Entry[K, V], asked: Durability) -> None:
+        future: asyncio.Future[None] = self.future()
+        self.flusher.urgent(entry, asked.replicas, partial(_settle, future))
+        await future
+
+    # --- inside: what stands where
+
+    def present(self, key: K) -> Entry[K, V] | None:
+        """The cached entry, but for one that has expired."""
+        entry = self._entries.get(key)
+        if entry is not None:
+            if entry.deadline_ms and not entry.dirty and entry.deadline_ms <= self._tables.clock_ms():
+                self.cache.invalidate(key)
+                return None
+            entry.visited = True
+        return entry
+
+    def value_of(self, entry: Entry[K, V]) -> V | None:
+        """None: absent. A value that could be changed in place is the reader's own."""
+        if entry.payload is None or (entry.deadline_ms and entry.deadline_ms <= self._tables.clock_ms()):
+            return None
+        return entry.value if self._values_are_shared else self.values.unpack(entry.payload)
+
+    async def _read(self, key: K) -> Entry[K, V]:
+        entry = self.present(key)
+        if entry is not None:
+            self._hits += 1
+            return entry
+        self.cache.misses += 1
+        future: asyncio.Future[Entry[K, V]] = self.future()
+        self.reads.fetch(key, self.keys.pack(key), partial(_settle_read, future))
+        return await future
+
+    def arrived(self, key: K, packed: bytes, stored: Stored | None) -> Entry[K, V]:
+        """What was read. What is cached by now came later than the read was begun, and stays."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return self._cached(key, packed, stored)
+        if entry.version == UNKNOWN:
+            self.cache.based(entry, stored)
+        return entry
+
+    def _cached(self, key: K, packed: bytes, stored: Stored | None) -> Entry[K, V]:
+        """The entry, in the cache if there is room. ``Unreadable`` ones are not cached."""
+        try:
+            value = None if stored is None else self.values.unpack(stored.payload)
+        except Unreadable:
+            self.counts["unreadable"] += 1
+            raise
+        return self.cache.put_clean(key, packed, value, stored)
+
+    def overtaken(self, key: K, packed: bytes, stored: Stored | None) -> Entry[K, V]:
+        """An update met another version. What is dirty here meets it by itself."""
+        entry = self._entries.get(key)
+        return entry if entry is not None and entry.dirty else self._cached(key, packed, stored)
+
+    def updated(self, key: K, packed: bytes, value: V, stored: Stored) -> None:
+        """An update was stored. What was put meanwhile replaces that."""
+        entry = self._entries.get(key)
+        if entry is None or not entry.dirty:
+            self.cache.put_clean(key, packed, value, stored)
+        elif not entry.flying:
+            self.cache.based(entry, stored)
+
+    def forget(self, key: K) -> None:
+        """What is cached may not be what stands in the store."""
+        self.cache.invalidate(key)
+
+    # --- inside: what others do, and what goes wrong
+
+    def invalidated(self, keys: Sequence[bytes] | None) -> None:
+        if keys is None:
+            self.cache.drop_clean()
+            return
+        for packed in keys:
+            try:
+                key = self.keys.unpack(packed)
+            except Unreadable:
+                continue  # never read, so not cached
+            known = key in self._entries
+            entry = self.cache.invalidate(key)
+            if entry is not None:
+                self.flusher.urgent(entry, 0, _ignore)  # it meets its conflict now
+            elif known and "change" in self.handlers:
+                self.reads.fetch(key, packed, partial(self._changed, key))
+
+    def _changed(self, key: K, entry: Entry[K, V] | None, error: StateError | None) -> None:
+        if entry is not None and not entry.dirty:
+            self._tables.call(self.handlers["change"], key, self.value_of(entry))
+
+    def conflict(self, entry: Entry[K, V], stored: Stored | None, *, told: bool) -> StateConflict:
+        """The store's value stands; ``told``: who put the other waits, and is told by the exception."""
+        theirs: V | None = None
+        try:
+            theirs = self.value_of(self._cached(entry.key, entry.packed, stored))
+        except Unreadable:
+            pass  # counted
+        if not told and "conflict" in self.handlers:
+            self._tables.call(self.handlers["conflict"], entry.key, self.value_of(entry), theirs)
+        return StateConflict(f"table {self.name!r}: another replica has changed {entry.key!r}: its value stands")
+
+    def failed(self, error: StateError, keys: list[K], *, first: bool) -> None:
+        if first:
+            self._tables.log.warning("table %s: %d changes not stored, tried again: %s", self.name, len(keys), error)
+        if "error" in self.handlers:
+            self._tables.call(self.handlers["error"], error, keys)
+
+
+def _settle(future: asyncio.Future[None], error: StateError | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)
+
+
+def _settle_read(future: asyncio.Future[Any], entry: Entry[Any, Any] | None, error: StateError | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(entry)
+    else:
+        future.set_exception(error)
+
+
+def _settle_pair(future: asyncio.Future[Any], cursor: object, found: object) -> None:
+    if not future.done():
+        future.set_result((cursor, found))
+
+
+def _ignore(error: StateError | None) -> None:
+    """``on_conflict`` and ``on_error`` have been told."""

@@ -1,0 +1,214 @@
+"""A VNF's tables and their store: opened once, however long that takes; what is not stored when it ends is told."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from ..config import without_password
+from ..errors import ConfigError, StateError, StoreUnavailable
+from .durability import Durability, Level, local
+from .shared import SharedTable
+from .store import Store, Versions
+from .table import LocalTable, Table
+
+__all__ = ["Tables", "make_store"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+FIRST_DELAY_S, LAST_DELAY_S = 0.1, 5.0
+
+
+def wall_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def make_store(url: str, loop: asyncio.AbstractEventLoop, clock_ms: Callable[[], int]) -> Store:
+    """The client of the store at ``url``; it is not open yet."""
+    if url.partition("://")[0] == "memory":
+        from .memory import Memory, MemoryStore
+
+        return MemoryStore(Memory(clock_ms), loop)
+    raise ConfigError(f"{without_password(url)}: only memory:// so far", key="store")
+
+
+class Tables:
+    """Of one VNF. ``store`` and ``clock_ms`` may be set before it starts."""
+
+    def __init__(self, log: logging.Logger) -> None:
+        self.log = log
+        self.clock_ms: Callable[[], int] = wall_ms
+        self.state = "not open"
+        self._all: dict[str, Table[Any, Any]] = {}
+        self._store: Store | None = None
+        self._versions: Versions | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closing = False
+        self._opening: asyncio.Task[None] | None = None
+        self._call: Callable[..., Any] | None = None
+        self._handles: dict[int, SharedTable[Any, Any]] = {}
+        self._url = "memory://"
+
+    def add(self, name: str, key: type[K], value: type[V], durability: object = local, **options: Any) -> Table[K, V]:
+        """``ConfigError`` for what cannot be."""
+        if name in self._all:
+            raise ConfigError(f"there is a table {name!r} already")
+        if not name or len(name) > 200 or not name.isprintable() or set(name) & set("{}:"):
+            raise ConfigError(f"{name!r} is not a table's name: expected up to 200 characters, none of {{ }} :")
+        if not isinstance(durability, Durability):
+            raise ConfigError(
+                f"table {name!r}: durability={durability!r}, "
+                "expected local, write_back(…), write_through or replicated(n)"
+            )
+        table: Table[K, V]
+        if durability.level is Level.LOCAL:
+            if options:
+                raise ConfigError(f"table {name!r}: {', '.join(options)} is for tables in a store, this one is local")
+            table = LocalTable(name, key, value, durability, lambda: self.clock_ms())
+        else:
+            table = SharedTable(self, name, key, value, durability, **options)
+        self._all[name] = table
+        if self.running and isinstance(table, SharedTable):
+            if self._versions is not None:
+                self._opened(table)
+            elif self._opening is None:
+                self._begin()
+        return table
+
+    def __iter__(self) -> Any:
+        return iter(self._all.values())
+
+    # --- its life
+
+    @property
+    def running(self) -> bool:
+        return self._loop is not None and not self._closing
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Also of one that has stopped: the store still answers what was under way."""
+        assert self._loop is not None
+        return self._loop
+
+    def future(self) -> asyncio.Future[Any]:
+        """For a call that waits; ``RuntimeError`` while there is nothing to wait for."""
+        if not self.running:
+            raise RuntimeError("the VNF does not run: what waits for a store is called while it does")
+        return self.loop.create_future()
+
+    @property
+    def store(self) -> Store:
+        assert self._store is not None
+        return self._store
+
+    @store.setter
+    def store(self, store: Store) -> None:
+        self._store = store
+
+    @property
+    def versions(self) -> Versions:
+        assert self._versions is not None
+        return self._versions
+
+    def call(self, fn: Callable[..., Any], *args: object) -> None:
+        """A handler of the author's."""
+        if self._call is not None:
+            self._call(fn, *args)
+
+    async def start(self, url: str, call: Callable[..., Any], patience_s: float) -> None:
+        """Opens the store where a table needs one. ``StateError`` when it refuses; one that does not answer is waited
+        for, ``patience_s`` before this returns, and then in the background."""
+        self._loop, self._call, self._url = asyncio.get_running_loop(), call, url
+        if self._shared():
+            task = self._begin()
+            await asyncio.wait([task], timeout=patience_s)
+            if task.done():
+                task.result()
+
+    def _shared(self) -> list[SharedTable[Any, Any]]:
+        return [table for table in self._all.values() if isinstance(table, SharedTable)]
+
+    def _begin(self) -> asyncio.Task[None]:
+        if self._store is None:
+            self._store = make_store(self._url, self.loop, self.clock_ms)
+        self._store.on_invalid, self._store.on_state = self._invalid, self._told
+        self._opening = task = self.loop.create_task(self._open())
+        task.add_done_callback(self._refused)
+        return task
+
+    async def _open(self) -> None:
+        delay_s = FIRST_DELAY_S
+        while True:
+            try:
+                await self.store.open()
+            except StoreUnavailable as error:
+                self._told(f"down: {error}")
+                for table in self._shared():
+                    table.reads.fail(error)
+                await asyncio.sleep(delay_s)
+                delay_s = min(LAST_DELAY_S, 2 * delay_s)
+            else:
+                break
+        self._versions = Versions(self.store.writer)
+        self._told("up")
+        for table in self._shared():
+            self._opened(table)
+
+    def _opened(self, table: SharedTable[Any, Any]) -> None:
+        table.opened()
+        self._handles[table.handle] = table
+
+    def _refused(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and isinstance(error := task.exception(), StateError):
+            self._told(f"refused: {error}")
+            for table in self._shared():
+                table.reads.fail(error)
+
+    def _told(self, state: str) -> None:
+        if state != self.state:
+            self.state = state
+            self.log.log(logging.INFO if state == "up" else logging.WARNING, "the store is %s", state)
+
+    def _invalid(self, handle: int, names: list[bytes] | None) -> None:
+        if (table := self._handles.get(handle)) is not None:
+            table.invalidated(names)
+
+    @property
+    def unstored(self) -> dict[str, int]:
+        """How many changes of which table the store does not have."""
+        return {table.name: table.cache.unstored for table in self._shared() if table.cache.unstored}
+
+    def hurry(self) -> None:
+        """What is not stored is flushed now, whatever its table says."""
+        for table in self._shared():
+            table.flusher.opened()
+
+    async def drain(self, until_s: float) -> dict[str, int]:
+        """Stores what is not stored until that time of the loop; :attr:`unstored` afterwards."""
+        waiting = [table.flusher.drain(until_s) for table in self._shared() if table.open]
+        await asyncio.gather(*waiting)
+        return self.unstored
+
+    async def close(self) -> None:
+        """At once: what is not stored is lost, and logged."""
+        if not self.running:
+            return
+        self._closing = True
+        for name, count in self.unstored.items():
+            self.log.error("table %s: %d changes were not stored", name, count)
+        if self._opening is not None:
+            self._opening.cancel()
+        if self._store is not None:
+            await self._store.close()
+        for table in self._shared():
+            table.closed()
+
+    def statistics(self) -> Mapping[str, Any]:
+        """The store's."""
+        if self._store is None or self._versions is None:
+            return {"state": self.state}
+        return {"state": self.state, **self._store.statistics()}
