@@ -256,7 +256,7 @@ class SharedTable(Table[K, V]):
 
     async def _stored(self, entry: Entry[K, V], asked: Durability) -> None:
         future: asyncio.Future[None] = self.future()
-        self.flusher.urgent(entry, asked.replicas, partial(_settle, future))
+        self.flusher.urgent(entry, asked.replicas, partial(_settle, future), author=True)
         await future
 
     # --- inside: what stands where
@@ -344,14 +344,14 @@ class SharedTable(Table[K, V]):
         if entry is not None and not entry.dirty:
             self._tables.call(self.handlers["change"], key, self.value_of(entry))
 
-    def conflict(self, entry: Entry[K, V], stored: Stored | None, *, told: bool) -> StateConflict:
-        """The store's value stands; ``told``: who put the other waits, and is told by the exception."""
+    def conflict(self, entry: Entry[K, V], stored: Stored | None) -> StateConflict:
+        """The store's value stands."""
         theirs: V | None = None
         try:
             theirs = self.value_of(self._cached(entry.key, entry.packed, stored))
         except Unreadable:
             pass  # counted
-        if not told and "conflict" in self.handlers:
+        if "conflict" in self.handlers:
             self._tables.call(self.handlers["conflict"], entry.key, self.value_of(entry), theirs)
         return StateConflict(f"table {self.name!r}: another replica has changed {entry.key!r}: its value stands")
 
