@@ -246,13 +246,15 @@ class Cache(Generic[K, V]):
         self._settle(entry)
 
     def discard(self, entry: Entry[K, V]) -> None:
-        """Forgets the entry, whatever state it is in; an answer still to come is ignored."""
-        if entry.cached:
+        """Forgets the entry and its change. Not one that is flying: it would arrive without being known here, and our
+        own writes are not told to us."""
+        if entry.cached and not entry.flying:
             self._remove(entry)
             self._sweep()
 
     def clear(self) -> None:
-        """Forgets everything, unstored changes too."""
+        """Forgets everything, unstored changes too; answers still to come are ignored. For what is dropped in the store
+        behind all flights."""
         for entry in list(self.entries.values()):
             self._remove(entry)
         self._sweep()
@@ -376,7 +378,6 @@ class Cache(Generic[K, V]):
                 spared += 1
             else:
                 self.evicted += 1
-                entry.queued = False
                 self._remove(entry)
                 return
         self.full += 1

@@ -102,7 +102,8 @@ class Store(Protocol):
         ``expected``: the versions that must stand there (0: absent); None: whatever stands there is replaced.
         ``first``: entry *i* gets the version ``first + i``, used up whatever becomes of it (:class:`Versions`).
         A write whose version stands there already has succeeded: it is a repetition.
-        ``payloads``: None deletes. Deleting what is absent has succeeded, whatever was expected.
+        ``payloads``: None deletes. Deleting what is absent has succeeded, whatever was expected; in an ``update`` it is
+        a conflict where something was expected.
         ``deadlines``, ``recents``: None is none for all. An unconditional write without ``recents`` forgets them.
         ``update``: these are read-modify-writes, ``expected`` and the ``recents`` that were read are given. The store
         puts the new version in front (:func:`carried`), and does not apply one twice, whatever it has to repeat.
@@ -147,8 +148,8 @@ class Store(Protocol):
         self, table: int, key: bytes, owner: int, lease_ms: int, done: Callable[[int | StateError | None], object]
     ) -> None:
         """``done`` gets the fence, greater than that of every earlier owner, or None when another owner has it.
-        ``owner`` is a version of its own (:class:`Versions`); asking again as the same owner renews the lease and
-        gives the same fence. The lease is renewed while :meth:`beat` comes, until :meth:`unlock`."""
+        ``owner`` is a version of its own (:class:`Versions`); asking again as the same owner renews the lease,
+        and the fence does not fall. The lease is renewed while :meth:`beat` comes, until :meth:`unlock`."""
 
     def unlock(self, table: int, key: bytes, owner: int, done: Callable[[StateError | None], object]) -> None:
         """``LockLost`` when the lease had run out, or another owner has it."""
