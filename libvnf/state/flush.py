@@ -192,6 +192,8 @@ class Flusher:
 
     def _flush_urgent(self) -> None:
         self._urgent_soon = False
+        if self._table.refused is not None:
+            self.close(self._table.refused)
         if not self._waiters or self._retry is not None or not self._table.open:
             return
         flights: dict[int, Flight] = {}
