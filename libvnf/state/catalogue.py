@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..errors import ConfigError, StateError
+from ..errors import ConfigError, DurabilityUnknown, StateError, StateFull, StoreUnavailable
 from .record import KeyCodec, Record, ValueCodec
 from .store import Store, Stored, Versions, Written
 
-__all__ = ["CATALOGUE", "KEYS", "VALUES", "Description", "enrol"]
+__all__ = ["CATALOGUE", "KEYS", "VALUES", "Description", "enrol", "passes"]
 
 CATALOGUE = ".tables"
 """The name of the table of tables; it has one partition."""
@@ -84,3 +84,8 @@ def enrol(
             done(outcome.failed[0][1] if outcome.failed else None)
 
     store.read(handle, [key], found)
+
+
+def passes(error: StateError | ConfigError) -> bool:
+    """Whether it helps to enrol again later."""
+    return isinstance(error, (StoreUnavailable, StateFull, DurabilityUnknown))

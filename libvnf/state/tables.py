@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from ..config import without_password
 from ..errors import ConfigError, DurabilityUnknown, StateError, StateFull, StoreUnavailable
-from .catalogue import enrol
+from .catalogue import enrol, passes
 from .durability import Durability, Level, local
 from .shared import SharedTable
 from .store import Store, Versions
@@ -173,7 +174,7 @@ class Tables:
         """The table can be used once all replicas agree on what it is."""
         delay_s = FIRST_DELAY_S
         while (error := await self._enrol(table)) is not None:
-            if not isinstance(error, (StoreUnavailable, StateFull, DurabilityUnknown)):
+            if not passes(error):
                 raise error
             table.reads.fail(error)
             await asyncio.sleep(delay_s)
