@@ -366,7 +366,6 @@ class Cache(Generic[K, V]):
                 spared += 1
             else:
                 self.evicted += 1
-                entry.queued = False
                 self._remove(entry)
                 return
         self.full += 1
