@@ -34,6 +34,7 @@ class _Lock:
     client: MemoryStore
     lease_ms: int
     since_ms: int
+    until_ms: int
     fence: int
 
 
@@ -158,6 +159,7 @@ class MemoryStore:
         self.writer = 0
         self.on_invalid: Callable[[int, list[bytes] | None], object] = lambda table, keys: None
         self.on_state: Callable[[str], object] = lambda state: None
+        self.on_lock_lost: Callable[[int, bytes, int], object] = lambda table, key, owner: None
         self._memory, self._loop, self._timeout_s, self._max_waiting = memory, loop, timeout_s, max_waiting
         self._stall_ms = round(stall_limit_s * 1000)
         self._beat_ms = 0
@@ -370,9 +372,17 @@ class MemoryStore:
         self._call(len(keys), carry_out, done)
 
     def lock(
-        self, table: int, key: bytes, owner: int, lease_ms: int, done: Callable[[int | StateError | None], object]
+        self,
+        table: int,
+        key: bytes,
+        owner: int,
+        lease_ms: int,
+        done: Callable[[int | StateError | None], object],
+        *,
+        hold_ms: int = 0,
     ) -> None:
         held = self._memory.tables[table]
+        until_ms = self._memory.clock() + hold_ms if hold_ms else 1 << 63
 
         def carry_out() -> None:
             self.beat()
@@ -382,7 +392,7 @@ class MemoryStore:
                 return
             if lock is None:
                 held.fence += 1
-                lock = held.locks[key] = _Lock(owner, self, lease_ms, 0, held.fence)
+                lock = held.locks[key] = _Lock(owner, self, lease_ms, 0, until_ms, held.fence)
             lock.since_ms, lock.lease_ms = self._memory.clock(), lease_ms
             done(lock.fence)
 
@@ -478,7 +488,7 @@ class MemoryStore:
         client, now_ms = lock.client, self._memory.clock()
         if not client._closed and not client._down:
             lock.since_ms = max(lock.since_ms, min(now_ms, client._beat_ms + client._stall_ms))
-        if now_ms < lock.since_ms + lock.lease_ms:
+        if now_ms < min(lock.since_ms + lock.lease_ms, lock.until_ms):
             return lock
         del table.locks[key]
         return None

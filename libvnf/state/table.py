@@ -9,11 +9,17 @@ from __future__ import annotations
 import heapq
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from math import inf, isfinite
-from typing import Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from ..errors import ConfigError
 from .durability import Durability
+from .held import Held
+from .locallock import LocalLock, LocalLocks
+
+if TYPE_CHECKING:
+    import asyncio
 
 __all__ = ["LocalTable", "Table", "deadline_after"]
 
@@ -106,6 +112,20 @@ class Table(ABC, Generic[K, V]):
         return cast(int, await self.update(key, add, cast(V, 0), durability=durability))
 
     @abstractmethod
+    def lock(
+        self, key: K, *, lease_s: float = 10.0, max_hold_s: float = 60.0, timeout_s: float | None = None
+    ) -> AbstractAsyncContextManager[Held[K, V]]:
+        """``async with table.lock(key) as held``: the only holder among all replicas, with the fresh ``held.value``.
+        Whoever asks first in one replica has it first; it is not reentrant.
+
+        The lease is renewed while the loop is alive: a replica that dies gives up the lock within ``lease_s``, one
+        that stands still ``stall_limit_s`` after that. ``max_hold_s`` after it was asked for the lock ends whatever
+        its holder does, so that holders who wait for each other come free.
+
+        Raises ``TimeoutError`` after ``timeout_s``, :class:`LockLost` at the end where it was lost in between.
+        """
+
+    @abstractmethod
     async def ttl(self, key: K) -> float | None:
         """Seconds until it expires: ``inf`` if it does not, None when absent."""
 
@@ -152,6 +172,13 @@ class Table(ABC, Generic[K, V]):
         """``fn(key, value)``: another replica changed a key that is cached here; None: it is absent now."""
         return self._handler("change", fn)
 
+    def on_expire(self, fn: F) -> F:
+        """``fn(key, value)``, also ``async``: the entry's time is over. On one of the replicas, soon; once in the ordinary
+        case, at least once always, also when who put it has died. One that raises is called again later, and one that
+        takes longer than 20 seconds is cancelled. The entry is removed afterwards, unless it was put again. All
+        replicas have this handler, from the start: where one has not, what it puts expires unseen."""
+        return self._handler("expire", fn)
+
     def _handler(self, event: str, fn: F) -> F:
         if not callable(fn):
             raise ConfigError(f"table {self.name!r}: {fn!r} is not a function")
@@ -163,7 +190,8 @@ class LocalTable(Table[K, V]):
     """A dict with types and deadlines; it is not bounded."""
 
     def __init__(
-        self, name: str, key: type[K], value: type[V], durability: Durability, clock_ms: Callable[[], int]
+        self, name: str, key: type[K], value: type[V], durability: Durability, clock_ms: Callable[[], int],
+        loop: Callable[[], asyncio.AbstractEventLoop],
     ) -> None:
         super().__init__(name, durability)
         self._key, self._value, self._clock_ms = key, value, clock_ms
@@ -171,6 +199,7 @@ class LocalTable(Table[K, V]):
         self._deadlines: dict[K, int] = {}
         self._due: list[tuple[int, int, K]] = []
         self._puts = 0
+        self._locks: LocalLocks[K, V] = LocalLocks(self, loop)
 
     def __len__(self) -> int:
         self._expire()

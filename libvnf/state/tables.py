@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -42,6 +43,8 @@ class Tables:
     def __init__(self, log: logging.Logger) -> None:
         self.log = log
         self.clock_ms: Callable[[], int] = wall_ms
+        self.chance: Callable[[], float] = random.random
+        self.report: Callable[[BaseException], object] = self._report
         self.state = "not open"
         self._all: dict[str, Table[Any, Any]] = {}
         self._store: Store | None = None
@@ -68,7 +71,7 @@ class Tables:
         if durability.level is Level.LOCAL:
             if options:
                 raise ConfigError(f"table {name!r}: {', '.join(options)} is for tables in a store, this one is local")
-            table = LocalTable(name, key, value, durability, lambda: self.clock_ms())
+            table = LocalTable(name, key, value, durability, lambda: self.clock_ms(), lambda: self.loop)
         else:
             table = SharedTable(self, name, key, value, durability, **options)
         self._all[name] = table
@@ -113,6 +116,9 @@ class Tables:
         if self._call is not None:
             self._call(fn, *args)
 
+    def _report(self, error: BaseException) -> None:
+        self.log.error("%s", error, exc_info=error)
+
     async def start(self, url: str, call: Callable[..., Any], patience_s: float) -> None:
         """Opens the store where a table needs one. ``StateError`` when it refuses; one that does not answer is waited
         for, ``patience_s`` before this returns, and then in the background."""
@@ -130,6 +136,7 @@ class Tables:
         if self._store is None:
             self._store = make_store(self._url, self.loop, self.clock_ms)
         self._store.on_invalid, self._store.on_state = self._invalid, self._told
+        self._store.on_lock_lost = self._lock_lost
         self._opening = task = self.loop.create_task(self._open())
         task.add_done_callback(self._refused)
         return task
@@ -171,6 +178,10 @@ class Tables:
         if (table := self._handles.get(handle)) is not None:
             table.invalidated(names)
 
+    def _lock_lost(self, handle: int, _key: bytes, owner: int) -> None:
+        if (table := self._handles.get(handle)) is not None:
+            table.locks.lost(owner)
+
     @property
     def unstored(self) -> dict[str, int]:
         """How many changes of which table the store does not have."""
@@ -183,8 +194,7 @@ class Tables:
 
     async def drain(self, until_s: float) -> dict[str, int]:
         """Stores what is not stored until that time of the loop; :attr:`unstored` afterwards."""
-        waiting = [table.flusher.drain(until_s) for table in self._shared() if table.open]
-        await asyncio.gather(*waiting)
+        await asyncio.gather(*(table.drain(until_s) for table in self._shared() if table.open))
         return self.unstored
 
     async def close(self) -> None:
