@@ -352,8 +352,8 @@ async def store(vnf: VNF, until_s: float, at_once: asyncio.Future[int]) -> None:
     not stored is lost. Says what that is."""
     until_s = max(until_s, asyncio.get_running_loop().time() + STORE_S)
     storing = asyncio.ensure_future(vnf.tables.drain(until_s))
-    await asyncio.wait([storing, at_once], return_when=asyncio.FIRST_COMPLETED)
-    storing.cancel()
+    at_once.add_done_callback(lambda _: storing.cancel())
+    await asyncio.wait([storing])
     for name, count in vnf.tables.unstored.items():
         say(vnf, f"table {name}: {count} change{'s' if count > 1 else ''} not stored")
 

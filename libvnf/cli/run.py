@@ -43,8 +43,9 @@ class Options:
     store: str | None = None
 
     def config(self) -> Config:
-        chosen = {"transports": self.transports, "sets": self.sets}
-        return Config.read(self.file, **chosen, capture=self.capture, store=self.store)
+        return Config.read(
+            self.file, transports=self.transports, sets=self.sets, capture=self.capture, store=self.store
+        )
 
 
 def read_options(argv: Sequence[str], *, strict: bool) -> Options:

@@ -44,7 +44,7 @@ class Settings:
     """About how often a replica looks, when there was nothing to do."""
     claim_s: float = 30.0
     handler_s: float = 20.0
-    """Then a handler is cancelled; less than ``claim_s``, so that no other replica handles the entry at the same time."""
+    """Then a handler is cancelled; less than ``claim_s``: no other replica handles the entry at the same time."""
     most: int = 64
     """Entries that a replica has claimed and not removed: no more handlers run at once."""
     last_delay_s: float = 3600.0
@@ -100,7 +100,7 @@ class Sweeper(Generic[K, V]):
         self.stop()
         if not self._claims:
             return
-        self._idle = self._table.loop.create_future()
+        self._idle = self._table.future()
         timer = self._table.loop.call_at(until_s, self._wake)
         try:
             await self._idle
@@ -201,7 +201,7 @@ class Sweeper(Generic[K, V]):
         if not 0 < stored.deadline_ms <= now_ms:
             self._put_back([packed])
             return
-        failures, not_before_ms = self._failures.get(packed, (0, 0))
+        _, not_before_ms = self._failures.get(packed, (0, 0))
         if now_ms < not_before_ms:
             self._table.counts["expire_passed_over"] += 1
             return

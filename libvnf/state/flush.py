@@ -46,8 +46,8 @@ class Flight:
 class Barrier:
     """Done when all that it waits for is; with the first error there was."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.future: asyncio.Future[None] = loop.create_future()
+    def __init__(self, future: asyncio.Future[None]) -> None:
+        self.future = future
         self.count = 0
         self._error: StateError | None = None
 
@@ -106,7 +106,7 @@ class Flusher:
     async def flush(self) -> None:
         """All that is dirty now."""
         self._stop_waiting()
-        barrier = Barrier(self._table.loop)
+        barrier = Barrier(self._table.future())
         for flight in list(self._flights):
             for entry in flight.entries:
                 if entry.changed:  # the next flight takes it
@@ -124,7 +124,7 @@ class Flusher:
     async def room(self) -> None:
         """Returns when a flight has landed: the cache may have room then."""
         self._soon()
-        future = self._table.loop.create_future()
+        future = self._table.future()
         self._room.append(future)
         await future
 

@@ -26,6 +26,7 @@ __all__ = ["Guarded"]
 K = TypeVar("K")
 V = TypeVar("V")
 
+
 class Guarded(Held[K, V]):
     """Of a table in a store. ``over(owner)`` is told when the lock is lost."""
 
@@ -62,7 +63,7 @@ class Guarded(Held[K, V]):
         table = self._table
         while True:
             self.check()
-            future: asyncio.Future[bool] = table.loop.create_future()
+            future: asyncio.Future[bool] = table.future()
             version, stored = table.versions.take(), self._stored
             table.store.write(
                 table.handle,
@@ -124,7 +125,7 @@ class Guarded(Held[K, V]):
         if ours:
             return None
         return StateConflict(
-            f"table {self._table.name!r}: {self.key!r} was changed by somebody without its lock: held.value has that now"
+            f"table {self._name!r}: somebody has changed {self.key!r} without its lock, see held.value"
         )
 
     def read(self, stored: Stored | None) -> None:

@@ -24,8 +24,8 @@ V = TypeVar("V")
 class LocalLocks(Generic[K, V]):
     """Of one table."""
 
-    def __init__(self, table: LocalTable[K, V], loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
-        self.table, self.loop = table, loop
+    def __init__(self, table: LocalTable[K, V], future: Callable[[], asyncio.Future[None]]) -> None:
+        self.table, self.future = table, future
         self.line: Line[K] = Line()
         self.fence = 0
 
@@ -68,11 +68,11 @@ class LocalLock(Generic[K, V]):
     async def __aenter__(self) -> Held[K, V]:
         if self._turn is not None:
             raise RuntimeError("a lock is entered once: call table.lock(…) again")
-        locks, loop = self._locks, self._locks.loop()
-        asked_s = loop.time()
-        self._turn = turn = loop.create_future()
+        locks = self._locks
+        self._turn = turn = locks.future()
+        loop = turn.get_loop()
         locks.line.enter(self._key, turn)
-        timer = None if self._timeout_s is None else loop.call_at(asked_s + self._timeout_s, self._late, turn)
+        timer = None if self._timeout_s is None else loop.call_later(self._timeout_s, self._late, turn)
         try:
             await turn
             ttl_s = await locks.table.ttl(self._key)

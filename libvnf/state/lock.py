@@ -1,13 +1,13 @@
 """Locks: one holder of a key among all replicas, first come first served within this one.
 
-Exclusion is the store's. Each write of a holder names its lock, and the store refuses it when that is another's by then,
-or nobody's: a holder that stood still past its lease loses its own writes, and never its successor's. A lock ends with
-its ``async with``, by a lease that nobody renewed (the loop stood still, the store was out of reach), and ``max_hold_s``
-after it was asked for, whatever its holder does.
+Exclusion is the store's. Each write of a holder names its lock, and the store refuses it when that is another's by
+then, or nobody's: a holder that stood still past its lease loses its own writes, and never its successor's. A lock ends
+with its ``async with``, by a lease that nobody renewed (the loop stood still, the store was out of reach), and
+``max_hold_s`` after it was asked for, whatever its holder does.
 
 Here is who waits. Of one key's waiters in this process only the first asks the store, so that no two of them compete;
-with other replicas it competes by asking again and again. A replica whose own waiters had the lock from each other for a
-second lets the others have a chance.
+with other replicas it competes by asking again and again. A replica whose own waiters had the lock from each other for
+a second lets the others have a chance.
 """
 
 from __future__ import annotations
@@ -41,9 +41,7 @@ LOCK_COUNTS = ("locks", "lock_polls", "leases_lost", "unlock_failures")
 class Lock(Generic[K, V]):
     """``async with`` it, once. See :meth:`Table.lock`."""
 
-    def __init__(
-        self, locks: Locks[K, V], key: K, lease_s: float, max_hold_s: float, timeout_s: float | None
-    ) -> None:
+    def __init__(self, locks: Locks[K, V], key: K, lease_s: float, max_hold_s: float, timeout_s: float | None) -> None:
         check_lock(locks.table.name, lease_s, max_hold_s, timeout_s)
         self._locks, self._table, self._key, self._packed = locks, locks.table, key, locks.table.keys.pack(key)
         self._lease_s, self._max_hold_s, self._timeout_s = lease_s, max_hold_s, timeout_s
@@ -99,7 +97,7 @@ class Lock(Generic[K, V]):
             await self._sleep(LAST_POLL_S)
         while True:
             asked_s = table.loop.time()
-            answer: asyncio.Future[int | None] = table.loop.create_future()
+            answer: asyncio.Future[int | None] = table.future()
             table.store.lock(
                 table.handle,
                 self._packed,
@@ -137,13 +135,13 @@ class Lock(Generic[K, V]):
         table = self._table
         entry = table.cache.peek(self._key)
         if entry is not None and entry.dirty:
-            stored: asyncio.Future[None] = table.loop.create_future()
+            stored: asyncio.Future[None] = table.future()
             table.flusher.urgent(entry, 0, partial(_settle, stored))
             try:
                 await self._within(stored)
             except StateConflict:
                 pass  # the store's value stands, and is read now
-        answer: asyncio.Future[list[Stored | StateError | None]] = table.loop.create_future()
+        answer: asyncio.Future[list[Stored | StateError | None]] = table.future()
         table.store.read(table.handle, [self._packed], partial(_answer, answer))
         [found] = await self._within(answer)
         if isinstance(found, StateError):
@@ -151,7 +149,7 @@ class Lock(Generic[K, V]):
         held.read(found)
 
     async def _sleep(self, delay_s: float) -> None:
-        awake: asyncio.Future[None] = self._table.loop.create_future()
+        awake: asyncio.Future[None] = self._table.future()
         timer = self._table.loop.call_later(delay_s, partial(_settle, awake, None))
         try:
             await self._within(awake)
@@ -201,7 +199,7 @@ class Locks(Generic[K, V]):
         if owner not in self._holding:
             return None
         held = self._holding[owner][0]
-        future: asyncio.Future[None] = self.table.loop.create_future()
+        future: asyncio.Future[None] = self.table.future()
         self._unlock(held.packed, owner, partial(self._released, future, held))
         held.lose(LEFT)
         return future

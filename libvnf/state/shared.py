@@ -99,6 +99,9 @@ class SharedTable(Table[K, V]):
     def clock_ms(self) -> Callable[[], int]:
         return self._tables.clock_ms
 
+    def future(self) -> asyncio.Future[Any]:
+        return self._tables.future()
+
     def soon(self, fn: Callable[[], object]) -> None:
         """At the end of this turn of the loop; once the store is open, if it is not."""
         if self.running:
@@ -219,7 +222,7 @@ class SharedTable(Table[K, V]):
         await self.flush()
         cursor: object | None = None
         while True:
-            future: asyncio.Future[Any] = self.loop.create_future()
+            future: asyncio.Future[Any] = self.future()
             self.store.scan(self.handle, cursor, SCAN, partial(_settle_pair, future))
             cursor, found = await future
             if isinstance(found, StateError):
@@ -241,13 +244,13 @@ class SharedTable(Table[K, V]):
 
     async def drop(self) -> None:
         self._check_open()
-        future: asyncio.Future[None] = self.loop.create_future()
+        future: asyncio.Future[None] = self.future()
         self.cache.clear()
         self.store.drop(self.handle, partial(_settle, future))
         await future
 
     def statistics(self) -> Mapping[str, int | float]:
-        found: dict[str, int | float] = {**self.cache.statistics(), **self.counts, "flush_s": self.flush_s}
+        found: dict[str, int | float] = {**self.cache.statistics(), **self.counts, "flush_s_now": self.flush_s}
         found["hits"] += self._hits
         return found
 
@@ -287,7 +290,7 @@ class SharedTable(Table[K, V]):
         return entry
 
     async def _stored(self, entry: Entry[K, V], asked: Durability) -> None:
-        future: asyncio.Future[None] = self.loop.create_future()
+        future: asyncio.Future[None] = self.future()
         self.flusher.urgent(entry, asked.replicas, partial(_settle, future))
         await future
 
@@ -315,7 +318,7 @@ class SharedTable(Table[K, V]):
             self._hits += 1
             return entry
         self.cache.misses += 1
-        future: asyncio.Future[Entry[K, V]] = self.loop.create_future()
+        future: asyncio.Future[Entry[K, V]] = self.future()
         self.reads.fetch(key, self.keys.pack(key), partial(_settle_read, future))
         return await future
 

@@ -71,7 +71,7 @@ class Tables:
         if durability.level is Level.LOCAL:
             if options:
                 raise ConfigError(f"table {name!r}: {', '.join(options)} is for tables in a store, this one is local")
-            table = LocalTable(name, key, value, durability, lambda: self.clock_ms(), lambda: self.loop)
+            table = LocalTable(self, name, key, value, durability)
         else:
             table = SharedTable(self, name, key, value, durability, **options)
         self._all[name] = table
@@ -93,9 +93,15 @@ class Tables:
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
-        if self._loop is None:
-            raise RuntimeError("the VNF does not run: what waits for a store is called while it does")
+        """Also of one that has stopped: the store still answers what was under way."""
+        assert self._loop is not None
         return self._loop
+
+    def future(self) -> asyncio.Future[Any]:
+        """For a call that waits; ``RuntimeError`` while there is nothing to wait for."""
+        if not self.running:
+            raise RuntimeError("the VNF does not run: what waits for a store is called while it does")
+        return self.loop.create_future()
 
     @property
     def store(self) -> Store:
@@ -119,15 +125,25 @@ class Tables:
     def _report(self, error: BaseException) -> None:
         self.log.error("%s", error, exc_info=error)
 
+    def soon(self, fn: Callable[..., Any], *args: object) -> None:
+        """A handler of the author's, at the end of this turn of the loop."""
+        if self.running:
+            self.loop.call_soon(self.call, fn, *args)
+
     async def start(self, url: str, call: Callable[..., Any], patience_s: float) -> None:
         """Opens the store where a table needs one. ``StateError`` when it refuses; one that does not answer is waited
         for, ``patience_s`` before this returns, and then in the background."""
         self._loop, self._call, self._url = asyncio.get_running_loop(), call, url
+        for table in self._local():
+            table.started()
         if self._shared():
             task = self._begin()
             await asyncio.wait([task], timeout=patience_s)
             if task.done():
                 task.result()
+
+    def _local(self) -> list[LocalTable[Any, Any]]:
+        return [table for table in self._all.values() if isinstance(table, LocalTable)]
 
     def _shared(self) -> list[SharedTable[Any, Any]]:
         return [table for table in self._all.values() if isinstance(table, SharedTable)]
@@ -210,7 +226,8 @@ class Tables:
             await self._store.close()
         for table in self._shared():
             table.closed()
-        self._loop = None
+        for private in self._local():
+            private.closed()
 
     def statistics(self) -> Mapping[str, Any]:
         """The store's."""

@@ -59,7 +59,7 @@ class Updates:
         self, key: Any, packed: bytes, fn: Callable[[Any], Any], default: Any, replicas: int
     ) -> asyncio.Future[Any]:
         """The outcome of one call, to come."""
-        call = Call(fn, default, replicas, self._table.loop.create_future())
+        call = Call(fn, default, replicas, self._table.future())
         update = self._keys.get(packed)
         if update is not None:
             update.calls.append(call)

@@ -40,8 +40,12 @@ def counted(connID, request, value):
 def got(connID, request, value):
     putState("hits", "all", (value or 0) + 1, LOCAL, counted, connID)
 
+def gone(connID, request, value):
+    counted(connID, request, request.before if value is None else 666)
+
 def removed(connID, request, value):
-    getState("hits", "all", REMOTE, lambda connID, request, now: counted(connID, request, value if now is None else -1), connID)
+    request.before = value
+    getState("hits", "all", REMOTE, gone, connID)
 
 def stored(connID, request, value):
     delState("hits", "all", REMOTE, removed, connID)

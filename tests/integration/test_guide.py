@@ -17,7 +17,7 @@ import click
 import pytest
 
 import libvnf
-from libvnf import VNF, ConfigError, Limits, api
+from libvnf import VNF, ConfigError, Limits, api, write_through
 from libvnf.cli import main
 from libvnf.config import PORT_KEYS, Config, parse_transport
 from libvnf.testing import Network
@@ -69,6 +69,7 @@ def test_every_counter_is_in_the_guide_and_no_other(tmp_path: Path) -> None:
         vnf.server("udp://:0?port=kernel")(lambda conn, request, packet: None)
         vnf.client("udp://10.0.0.9:9?port=data0")
         vnf.table("t", key=str, value=int)
+        vnf.table("shared", key=str, value=int, durability=write_through)
         ports = [f"memif:{tmp_path}/b.sock,address=10.0.0.2/24,name=data0", "kernel"]
         await vnf.start([parse_transport(port, {}) for port in ports])
         try:
@@ -83,9 +84,10 @@ def test_every_counter_is_in_the_guide_and_no_other(tmp_path: Path) -> None:
     assert names("statistics.md", "transports: a port") == set(port["counters"])
     assert names("statistics.md", "engine") == set(port["engine"])
     assert names("statistics.md", "flows") == set(found["flows"])
+    assert names("statistics.md", "tables") == set(found["tables"]["shared"])
     text = (ROOT / GUIDE / "statistics.md").read_text()
     others = {key for key in found if key not in ("core", "pool", "transports", "flows")}
-    assert names("statistics.md", "servers, clients, tables, failures") == others
+    assert names("statistics.md", "servers, clients, tables, store, failures") == others
     inner = {key for kind in ("servers", "clients", "tables") for one in found[kind].values() for key in one}
     told = {*inner, *found["pool"], *port} - {"counters"}
     assert {name for name in told if f"`{name}`" not in text} == set()

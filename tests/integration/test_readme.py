@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from libvnf import VNF, VNFError, api
+from libvnf import VNF, VNFError
 from libvnf.config import Config, parse_transport
 from libvnf.packet import TCP, UDP, Ethernet, IPv4, build
 from tests.byhand import by_hand
@@ -82,6 +82,9 @@ def refused(what: str, tmp_path: Path) -> str:
         tried = [lambda: start_on_memif("tcp://:5000", tmp_path)]
     elif "sctp" in what:
         tried = [lambda: vnf.server("sctp://:1")]
+    elif "lock" in what:
+        table = vnf.table("t", key=str, value=int)
+        tried = [lambda: table.lock("a"), lambda: table.on_expire(print)]
     elif "commit" in what:
         tried = [lambda: vnf.server("tcp://:1", commit="before_send")]
     elif "replicas" in what:

@@ -64,7 +64,12 @@ PURE = (
     "libvnf.errors",
     "libvnf.flow",
     "libvnf.handlers",
-    "libvnf.state.",
+    "libvnf.state.cache",
+    "libvnf.state.durability",
+    "libvnf.state.memory",
+    "libvnf.state.record",
+    "libvnf.state.store",
+    "libvnf.state.table",
 )
 IMPURE = {"asyncio", "random", "secrets", "select", "selectors", "socket", "threading", "time", "uvloop"}
 

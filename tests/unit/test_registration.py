@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from libvnf import VNF, ConfigError, Fixed, Request, StateError, Unsupported, local
+from libvnf import VNF, ConfigError, Fixed, Request, Unsupported, local
 from libvnf.config import parse_transport
 from libvnf.failures import Reporter
 from libvnf.server import request_type
