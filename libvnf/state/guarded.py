@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from ..errors import LockLost, StateConflict, StateError, Unreadable
+from ..errors import DurabilityUnknown, LockLost, StateConflict, StateError, Unreadable
 from .held import LEASE_LOST, LEFT, Held
 from .store import Stored, Written
 from .table import deadline_after
@@ -93,11 +93,14 @@ class Guarded(Held[K, V]):
         """Also when nobody waits for it any more. False: to be tried again, what was met is our own doing."""
         error: StateError | None = None
         stored = True
+        if not (written.failed and isinstance(written.failed[0][1], DurabilityUnknown)):
+            self._tried.discard(version)
         if written.failed:
             error = written.failed[0][1]
             self._table.forget(self.key)
             self._deleted |= payload is None
             if isinstance(error, LockLost):
+                error = self.error(LEASE_LOST)
                 self.lose(LEASE_LOST)
         elif written.conflicts:
             error, stored = self._conflict(written.conflicts[0][1]), False
@@ -117,7 +120,7 @@ class Guarded(Held[K, V]):
             expired = before is not None and 0 < before.deadline_ms <= self._table.clock_ms()
             ours = self._deleted or expired
         else:
-            ours = stored.version in self._tried
+            ours = stored.version in self._tried or (before is not None and stored.version == before.version)
         try:
             self.read(stored)
         except Unreadable as error:
@@ -139,8 +142,6 @@ class Guarded(Held[K, V]):
 
     def _is(self, value: V | None, stored: Stored | None) -> None:
         self.value, self._stored = value, stored
-        self._tried.clear()
-        self._deleted = False
         self._table.updated(self.key, self.packed, value, stored)
 
     def lose(self, why: str) -> None:

@@ -52,11 +52,10 @@ class Lock(Generic[K, V]):
     async def __aenter__(self) -> Held[K, V]:
         if self._turn is not None:
             raise RuntimeError("a lock is entered once: call table.lock(…) again")
-        loop = self._table.loop
         if not self._table.open:
             raise StoreUnavailable(f"table {self._table.name!r}: there is no store to ask for a lock")
-        self._until_s = None if self._timeout_s is None else loop.time() + self._timeout_s
-        self._turn = turn = loop.create_future()
+        self._until_s = None if self._timeout_s is None else self._table.loop.time() + self._timeout_s
+        self._turn = turn = self._table.future()
         self._locks.line.enter(self._packed, turn)
         try:
             await self._within(turn)
@@ -199,7 +198,7 @@ class Locks(Generic[K, V]):
         if owner not in self._holding:
             return None
         held = self._holding[owner][0]
-        future: asyncio.Future[None] = self.table.future()
+        future: asyncio.Future[None] = self.table.loop.create_future()
         self._unlock(held.packed, owner, partial(self._released, future, held))
         held.lose(LEFT)
         return future

@@ -179,6 +179,7 @@ class MemoryStore:
         """Nothing is answered from here on, and this client hears no more of what others change: ``on_invalid`` with
         None says so at once."""
         if not self._down:
+            self._renew()
             self._down = why
             self._memory.deafen(self)
             self.on_state(f"down: {why}")
@@ -187,6 +188,7 @@ class MemoryStore:
     def recover(self) -> None:
         """The end of an outage: what still waits is carried out."""
         if self._down:
+            self._renew()
             self._down = ""
             self.on_state("up")
             self._arm(0.0)
@@ -411,6 +413,7 @@ class MemoryStore:
         self._call(1, carry_out, done)
 
     def beat(self) -> None:
+        self._renew()
         self._beat_ms = self._memory.clock()
 
     def statistics(self) -> dict[str, int]:
@@ -479,6 +482,12 @@ class MemoryStore:
     def _tell(self, table: int, keys: list[bytes] | None) -> None:
         if not self._closed:
             self.on_invalid(table, keys)
+
+    def _renew(self) -> None:
+        """Before it changes whether this client's leases are renewed: up to now they were as before."""
+        for table in self._memory.tables:
+            for key in [key for key, lock in table.locks.items() if lock.client is self]:
+                self._standing(table, key)
 
     def _standing(self, table: _Table, key: bytes) -> _Lock | None:
         """The key's lock, if its lease holds: renewed natively until its client stalled, closed or was cut off."""
