@@ -208,6 +208,7 @@ class Sweeper(Generic[K, V]):
         try:
             key, value = self._table.keys.unpack(packed), self._table.values.unpack(stored.payload)
         except StateError as error:  # newer code may know what it is
+            self._table.counts["unreadable"] += 1
             self._failed(packed, error, until_ms)
             return
         entry = self._table.cache.peek(key)

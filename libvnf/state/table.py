@@ -234,7 +234,7 @@ class LocalTable(Table[K, V]):
             heapq.heappush(self._due, (deadline_ms, self._puts, key))
             self._deadlines[key] = deadline_ms
             if len(self._due) > 2 * len(self._deadlines) + 1024:
-                self._due = [due for due in self._due if self._deadlines.get(due[2]) == due[0]]
+                self._due = [(at_ms, number, key) for number, (key, at_ms) in enumerate(self._deadlines.items())]
                 heapq.heapify(self._due)
             if self._due[0][2] is key:
                 self._arm()
