@@ -34,6 +34,7 @@ class _Lock:
     client: MemoryStore
     lease_ms: int
     since_ms: int
+    until_ms: int
     fence: int
 
 
@@ -159,6 +160,7 @@ class MemoryStore:
         self.writer = 0
         self.on_invalid: Callable[[int, list[bytes] | None], object] = lambda table, keys: None
         self.on_state: Callable[[str], object] = lambda state: None
+        self.on_lock_lost: Callable[[int, bytes, int], object] = lambda table, key, owner: None
         self._memory, self._loop, self._timeout_s, self._max_waiting = memory, loop, timeout_s, max_waiting
         self._stall_ms = round(stall_limit_s * 1000)
         self._beat_ms = 0
@@ -178,6 +180,7 @@ class MemoryStore:
         """Nothing is answered from here on, and this client hears no more of what others change: ``on_invalid`` with
         None says so at once."""
         if not self._down:
+            self._renew()
             self._down = why
             self._memory.deafen(self)
             self.on_state(f"down: {why}")
@@ -186,6 +189,7 @@ class MemoryStore:
     def recover(self) -> None:
         """The end of an outage: what still waits is carried out."""
         if self._down:
+            self._renew()
             self._down = ""
             self.on_state("up")
             self._arm(0.0)
@@ -373,9 +377,17 @@ class MemoryStore:
         self._call(len(keys), carry_out, done)
 
     def lock(
-        self, table: int, key: bytes, owner: int, lease_ms: int, done: Callable[[int | StateError | None], object]
+        self,
+        table: int,
+        key: bytes,
+        owner: int,
+        lease_ms: int,
+        done: Callable[[int | StateError | None], object],
+        *,
+        hold_ms: int = 0,
     ) -> None:
         held = self._memory.tables[table]
+        until_ms = self._memory.clock() + hold_ms if hold_ms else 1 << 63
 
         def carry_out() -> None:
             self.beat()
@@ -385,7 +397,7 @@ class MemoryStore:
                 return
             if lock is None:
                 held.fence += 1
-                lock = held.locks[key] = _Lock(owner, self, lease_ms, 0, held.fence)
+                lock = held.locks[key] = _Lock(owner, self, lease_ms, 0, until_ms, held.fence)
             lock.since_ms, lock.lease_ms = self._memory.clock(), lease_ms
             done(lock.fence)
 
@@ -404,6 +416,7 @@ class MemoryStore:
         self._call(1, carry_out, done)
 
     def beat(self) -> None:
+        self._renew()
         self._beat_ms = self._memory.clock()
 
     def statistics(self) -> dict[str, int]:
@@ -473,6 +486,12 @@ class MemoryStore:
         if not self._closed:
             self.on_invalid(table, keys)
 
+    def _renew(self) -> None:
+        """Before it changes whether this client's leases are renewed: up to now they were as before."""
+        for table in self._memory.tables:
+            for key in [key for key, lock in table.locks.items() if lock.client is self]:
+                self._standing(table, key)
+
     def _standing(self, table: _Table, key: bytes) -> _Lock | None:
         """The key's lock, if its lease holds: renewed natively until its client stalled, closed or was cut off."""
         lock = table.locks.get(key)
@@ -481,7 +500,7 @@ class MemoryStore:
         client, now_ms = lock.client, self._memory.clock()
         if not client._closed and not client._down:
             lock.since_ms = max(lock.since_ms, min(now_ms, client._beat_ms + client._stall_ms))
-        if now_ms < lock.since_ms + lock.lease_ms:
+        if now_ms < min(lock.since_ms + lock.lease_ms, lock.until_ms):
             return lock
         del table.locks[key]
         return None

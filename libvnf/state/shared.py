@@ -13,11 +13,13 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import StateConflict, StateError, StateFull, StoreUnavailable, Unreadable
+from ..errors import ConfigError, StateConflict, StateError, StateFull, StoreUnavailable, Unreadable
 from .cache import UNKNOWN, Cache, Entry
 from .catalogue import Description
 from .durability import Durability
+from .expiry import EXPIRY_COUNTS, Sweeper
 from .flush import Flusher
+from .lock import LOCK_COUNTS, Lock, Locks
 from .reads import Reads
 from .record import KeyCodec, ValueCodec
 from .store import Store, Stored, Versions
@@ -31,6 +33,7 @@ __all__ = ["MAX_BYTES", "MAX_ENTRIES", "SharedTable"]
 
 K = TypeVar("K")
 V = TypeVar("V")
+F = TypeVar("F", bound=Callable[..., Any])
 
 MAX_ENTRIES = 1 << 17
 MAX_BYTES = 128 << 20
@@ -63,12 +66,14 @@ class SharedTable(Table[K, V]):
         self.values: ValueCodec[V] = ValueCodec(name, value, schema, upgrades)
         self.cache: Cache[K, V] = Cache(max_entries, max_bytes)
         self._entries, self._values_are_shared = self.cache.entries, self.values.shared
-        self.counts = Counter(dict.fromkeys(COUNTS, 0))
+        self.counts = Counter(dict.fromkeys((*COUNTS, *LOCK_COUNTS, *EXPIRY_COUNTS), 0))
         self.flush_s = 0.0
         self._hits = 0
         self.handle = -1
         self.refused: StateError | None = None
         self.flusher, self.reads, self.updates = Flusher(self), Reads(self), Updates(self)
+        self.locks: Locks[K, V] = Locks(self, tables.chance)
+        self.sweeper: Sweeper[K, V] | None = None
 
     # --- the VNF's side
 
@@ -93,6 +98,10 @@ class SharedTable(Table[K, V]):
     def versions(self) -> Versions:
         return self._tables.versions
 
+    @property
+    def clock_ms(self) -> Callable[[], int]:
+        return self._tables.clock_ms
+
     def future(self) -> asyncio.Future[Any]:
         return self._tables.future()
 
@@ -108,10 +117,23 @@ class SharedTable(Table[K, V]):
 
     def opened(self) -> None:
         """There is a store now, and a writer's number."""
-        self.handle = self.store.table(self.name, partitions=self.partitions)
+        on_expire = self.handlers.get("expire")
+        keeps_expired = on_expire is not None
+        self.handle = self.store.table(self.name, partitions=self.partitions, keeps_expired=keeps_expired)
         self.cache.writer = self.store.writer
         self.soon(self.reads.send)
         self.flusher.opened()
+        if on_expire is not None:
+            self.sweeper = Sweeper(self, on_expire, chance=self._tables.chance, report=self._tables.report)
+            self.sweeper.start()
+
+    async def drain(self, until_s: float) -> None:
+        """Stores what is not stored, and what handlers still running put, until that time of the loop."""
+        if self.sweeper is not None:
+            self.sweeper.stop()
+            await self.flusher.drain(until_s)
+            await self.sweeper.drain(until_s)
+        await self.flusher.drain(until_s)
 
     def refuse(self, error: StateError) -> None:
         """There will be no store for it: who waits is told, and who asks."""
@@ -121,6 +143,9 @@ class SharedTable(Table[K, V]):
 
     def closed(self) -> None:
         error = StoreUnavailable(f"table {self.name!r}: the VNF has stopped")
+        if self.sweeper is not None:
+            self.sweeper.close()
+        self.locks.close(error)
         self.updates.close(error)
         self.reads.fail(error)
         self.flusher.close(error)
@@ -183,6 +208,11 @@ class SharedTable(Table[K, V]):
         result: V = await self.updates.call(key, self.keys.pack(key), fn, default, asked.replicas)
         return result
 
+    def lock(
+        self, key: K, *, lease_s: float = 10.0, max_hold_s: float = 60.0, timeout_s: float | None = None
+    ) -> Lock[K, V]:
+        return self.locks.lock(key, lease_s, max_hold_s, timeout_s)
+
     async def ttl(self, key: K) -> float | None:
         entry = await self._read(key)
         if self.value_of(entry) is None:
@@ -241,6 +271,11 @@ class SharedTable(Table[K, V]):
     def _check_open(self) -> None:
         if not self.open:
             raise StoreUnavailable(f"table {self.name!r}: the store is {self._tables.state}")
+
+    def on_expire(self, fn: F) -> F:
+        if self.handle >= 0:
+            raise ConfigError(f"table {self.name!r}: on_expire comes too late: entries are stored already")
+        return super().on_expire(fn)
 
     # --- inside: changes
 
@@ -324,8 +359,8 @@ class SharedTable(Table[K, V]):
         entry = self._entries.get(key)
         return entry if entry is not None and entry.dirty else self._cached(key, packed, stored)
 
-    def updated(self, key: K, packed: bytes, value: V, stored: Stored) -> None:
-        """An update was stored. What was put meanwhile replaces that."""
+    def updated(self, key: K, packed: bytes, value: V | None, stored: Stored | None) -> None:
+        """An update was stored, or what the holder of a lock wrote. What was put meanwhile replaces that."""
         entry = self._entries.get(key)
         if entry is None or not entry.dirty:
             self.cache.put_clean(key, packed, value, stored)

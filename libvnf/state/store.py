@@ -64,6 +64,9 @@ class Store(Protocol):
     on_state: Callable[[str], object]
     """``"up"``, or ``"down: why"``: once per change, for the log and the statistics."""
 
+    on_lock_lost: Callable[[int, bytes, int], object]
+    """``(table handle, key, owner)``: a lock is no longer the owner's. Told where it is known; a guard is the proof."""
+
     async def open(self) -> None:
         """Returns when the store has answered, and ``writer`` is known. ``StateError`` says what is wrong when that
         does not help by waiting (password, address, a reply that is none); ``StoreUnavailable`` after the client's
@@ -146,11 +149,19 @@ class Store(Protocol):
         deadline counts again."""
 
     def lock(
-        self, table: int, key: bytes, owner: int, lease_ms: int, done: Callable[[int | StateError | None], object]
+        self,
+        table: int,
+        key: bytes,
+        owner: int,
+        lease_ms: int,
+        done: Callable[[int | StateError | None], object],
+        *,
+        hold_ms: int = 0,
     ) -> None:
         """``done`` gets the fence, greater than that of every earlier owner, or None when another owner has it.
         ``owner`` is a version of its own (:class:`Versions`); asking again as the same owner renews the lease,
-        and the fence does not fall. The lease is renewed while :meth:`beat` comes, until :meth:`unlock`."""
+        and the fence does not fall. The lease is renewed while :meth:`beat` comes, until :meth:`unlock`; and where
+        ``hold_ms`` is given not beyond that time after the call, whatever the owner does."""
 
     def unlock(self, table: int, key: bytes, owner: int, done: Callable[[StateError | None], object]) -> None:
         """``LockLost`` when the lease had run out, or another owner has it."""

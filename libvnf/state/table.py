@@ -9,11 +9,17 @@ from __future__ import annotations
 import heapq
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from math import inf, isfinite
-from typing import Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from ..errors import ConfigError, Unsupported
+from ..errors import ConfigError
 from .durability import Durability
+from .held import Held
+from .locallock import LocalLock, LocalLocks
+
+if TYPE_CHECKING:
+    from .tables import Tables
 
 __all__ = ["LocalTable", "Table", "deadline_after"]
 
@@ -106,6 +112,20 @@ class Table(ABC, Generic[K, V]):
         return cast(int, await self.update(key, add, cast(V, 0), durability=durability))
 
     @abstractmethod
+    def lock(
+        self, key: K, *, lease_s: float = 10.0, max_hold_s: float = 60.0, timeout_s: float | None = None
+    ) -> AbstractAsyncContextManager[Held[K, V]]:
+        """``async with table.lock(key) as held``: the only holder among all replicas, with the fresh ``held.value``.
+        Whoever asks first in one replica has it first; it is not reentrant.
+
+        The lease is renewed while the loop is alive: a replica that dies gives up the lock within ``lease_s``, one
+        that stands still ``stall_limit_s`` after that. ``max_hold_s`` after it was asked for the lock ends whatever
+        its holder does, so that holders who wait for each other come free.
+
+        Raises ``TimeoutError`` after ``timeout_s``, :class:`LockLost` at the end where it was lost in between.
+        """
+
+    @abstractmethod
     async def ttl(self, key: K) -> float | None:
         """Seconds until it expires: ``inf`` if it does not, None when absent."""
 
@@ -126,10 +146,6 @@ class Table(ABC, Generic[K, V]):
     @abstractmethod
     async def drop(self) -> None:
         """Removes all entries, for every replica; not at one instant."""
-
-    def lock(self, key: K) -> Any:
-        """Not yet."""
-        raise Unsupported(f"table {self.name!r}: lock is not supported yet: use update")
 
     def pin(self, key: K) -> None:
         """Keeps the entry cached once it is, until ``unpin``."""
@@ -157,8 +173,12 @@ class Table(ABC, Generic[K, V]):
         return self._handler("change", fn)
 
     def on_expire(self, fn: F) -> F:
-        """Not yet."""
-        raise Unsupported(f"table {self.name!r}: on_expire is not supported yet: entries expire without a word")
+        """``fn(key, value)``, also ``async``: the entry's time is over. On one of the replicas, within seconds; once in
+        the ordinary case, at least once always, also when who put it has died. The entry is removed afterwards, unless
+        it was put again. One that raises is called again later, one that takes longer than 20 seconds is cancelled; of
+        a ``local`` table the entry is gone by then. Every replica has the handler, from the start: what one puts that
+        has not expires unseen."""
+        return self._handler("expire", fn)
 
     def _handler(self, event: str, fn: F) -> F:
         if not callable(fn):
@@ -170,15 +190,15 @@ class Table(ABC, Generic[K, V]):
 class LocalTable(Table[K, V]):
     """A dict with types and deadlines; it is not bounded."""
 
-    def __init__(
-        self, name: str, key: type[K], value: type[V], durability: Durability, clock_ms: Callable[[], int]
-    ) -> None:
+    def __init__(self, tables: Tables, name: str, key: type[K], value: type[V], durability: Durability) -> None:
         super().__init__(name, durability)
-        self._key, self._value, self._clock_ms = key, value, clock_ms
+        self._tables, self._key, self._value = tables, key, value
         self._entries: dict[K, V] = {}
         self._deadlines: dict[K, int] = {}
         self._due: list[tuple[int, int, K]] = []
         self._puts = 0
+        self._timer: Any = None
+        self._locks: LocalLocks[K, V] = LocalLocks(self, tables.future)
 
     def __len__(self) -> int:
         self._expire()
@@ -196,18 +216,28 @@ class LocalTable(Table[K, V]):
         self.durability.for_call(durability, self.name)
         self.put_nowait(key, value, ttl_s=ttl_s)
 
+    def check_key(self, key: K) -> None:
+        if not isinstance(key, self._key):
+            raise ConfigError(f"table {self.name!r}: key {type(key).__name__}, expected {self._key.__name__}")
+
     def put_nowait(self, key: K, value: V, *, ttl_s: float | None = None) -> None:
         if not isinstance(key, self._key) or not isinstance(value, self._value):
             raise ConfigError(
                 f"table {self.name!r}: {type(key).__name__} -> {type(value).__name__}, "
                 f"expected {self._key.__name__} -> {self._value.__name__}"
             )
-        if ttl_s is not None:
+        if self._deadlines:
             self._expire()
-            deadline_ms = deadline_after(ttl_s, self._clock_ms())
+        if ttl_s is not None:
+            deadline_ms = deadline_after(ttl_s, self._tables.clock_ms())
             self._puts += 1
             heapq.heappush(self._due, (deadline_ms, self._puts, key))
             self._deadlines[key] = deadline_ms
+            if len(self._due) > 2 * len(self._deadlines) + 1024:
+                self._due = [(at_ms, number, key) for number, (key, at_ms) in enumerate(self._deadlines.items())]
+                heapq.heapify(self._due)
+            if self._due[0][2] is key:
+                self._arm()
         elif self._deadlines:
             self._deadlines.pop(key, None)
         self._entries[key] = value
@@ -241,11 +271,16 @@ class LocalTable(Table[K, V]):
             self._deadlines[key] = deadline_ms
         return changed
 
+    def lock(
+        self, key: K, *, lease_s: float = 10.0, max_hold_s: float = 60.0, timeout_s: float | None = None
+    ) -> LocalLock[K, V]:
+        return LocalLock(self._locks, key, lease_s, max_hold_s, timeout_s)
+
     async def ttl(self, key: K) -> float | None:
         if self.get_nowait(key) is None:
             return None
         deadline_ms = self._deadlines.get(key)
-        return inf if deadline_ms is None else (deadline_ms - self._clock_ms()) / 1000
+        return inf if deadline_ms is None else (deadline_ms - self._tables.clock_ms()) / 1000
 
     async def scan(self) -> AsyncIterator[tuple[K, V]]:
         self._expire()
@@ -263,10 +298,32 @@ class LocalTable(Table[K, V]):
     def statistics(self) -> Mapping[str, int | float]:
         return {"entries_now": len(self)}
 
+    def started(self) -> None:
+        """There is a loop now."""
+        self._arm()
+
+    def closed(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _arm(self) -> None:
+        """Where somebody is to be told, entries expire in time, and not when they are looked for."""
+        if "expire" in self.handlers and self._due and self._tables.running:
+            self.closed()
+            delay_s = (self._due[0][0] - self._tables.clock_ms()) / 1000
+            self._timer = self._tables.loop.call_later(max(0.0, delay_s), self._expire)
+
     def _expire(self) -> None:
         """Removes what is due. A deadline that was put off has another place in the heap."""
-        now_ms = self._clock_ms() if self._due else 0
+        now_ms = self._tables.clock_ms() if self._due else 0
+        if not self._due or self._due[0][0] > now_ms:
+            return
+        tell = self.handlers.get("expire")
         while self._due and self._due[0][0] <= now_ms:
             deadline_ms, _, key = heapq.heappop(self._due)
             if self._deadlines.get(key) == deadline_ms:
-                del self._deadlines[key], self._entries[key]
+                del self._deadlines[key]
+                value = self._entries.pop(key)
+                if tell is not None:
+                    self._tables.soon(tell, key, value)
+        self._arm()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from ..config import without_password
-from ..errors import ConfigError, DurabilityUnknown, StateError, StateFull, StoreUnavailable
+from ..errors import ConfigError, StateError, StoreUnavailable
 from .catalogue import enrol, passes
 from .durability import Durability, Level, local
 from .shared import SharedTable
@@ -48,6 +48,8 @@ class Tables:
     def __init__(self, log: logging.Logger) -> None:
         self.log = log
         self.clock_ms: Callable[[], int] = wall_ms
+        self.chance: Callable[[], float] = random.random
+        self.report: Callable[[BaseException], object] = self._report
         self.state = "not open"
         self._all: dict[str, Table[Any, Any]] = {}
         self._store: Store | None = None
@@ -77,7 +79,7 @@ class Tables:
         if durability.level is Level.LOCAL:
             if options:
                 raise ConfigError(f"table {name!r}: {', '.join(options)} is for tables in a store, this one is local")
-            table = LocalTable(name, key, value, durability, lambda: self.clock_ms())
+            table = LocalTable(self, name, key, value, durability)
         else:
             table = SharedTable(self, name, key, value, durability, **options)
         self._all[name] = table
@@ -128,15 +130,28 @@ class Tables:
         if self._call is not None:
             self._call(fn, *args)
 
+    def _report(self, error: BaseException) -> None:
+        self.log.error("%s", error, exc_info=error)
+
+    def soon(self, fn: Callable[..., Any], *args: object) -> None:
+        """A handler of the author's, at the end of this turn of the loop."""
+        if self.running:
+            self.loop.call_soon(self.call, fn, *args)
+
     async def start(self, url: str, call: Callable[..., Any], patience_s: float) -> None:
         """Opens the store where a table needs one. ``StateError`` when it refuses; one that does not answer is waited
         for, ``patience_s`` before this returns, and then in the background."""
         self._loop, self._call, self._url = asyncio.get_running_loop(), call, url
+        for table in self._local():
+            table.started()
         if self._shared():
             task = self._begin()
             await asyncio.wait([task], timeout=patience_s)
             if task.done():
                 task.result()
+
+    def _local(self) -> list[LocalTable[Any, Any]]:
+        return [table for table in self._all.values() if isinstance(table, LocalTable)]
 
     def _shared(self) -> list[SharedTable[Any, Any]]:
         return [table for table in self._all.values() if isinstance(table, SharedTable)]
@@ -145,6 +160,7 @@ class Tables:
         if self._store is None:
             self._store = make_store(self._url, self.loop, self.clock_ms)
         self._store.on_invalid, self._store.on_state = self._invalid, self._told
+        self._store.on_lock_lost = self._lock_lost
         self._opening = self.loop.create_task(self._open())
         self._watch(self._opening)
         return self._opening
@@ -212,6 +228,10 @@ class Tables:
         if (table := self._handles.get(handle)) is not None:
             table.invalidated(names)
 
+    def _lock_lost(self, handle: int, _key: bytes, owner: int) -> None:
+        if (table := self._handles.get(handle)) is not None:
+            table.locks.lost(owner)
+
     @property
     def unstored(self) -> dict[str, int]:
         """How many changes of which table the store does not have."""
@@ -224,8 +244,7 @@ class Tables:
 
     async def drain(self, until_s: float) -> dict[str, int]:
         """Stores what is not stored until that time of the loop; :attr:`unstored` afterwards."""
-        waiting = [table.flusher.drain(until_s) for table in self._shared() if table.open]
-        await asyncio.gather(*waiting)
+        await asyncio.gather(*(table.drain(until_s) for table in self._shared() if table.open))
         return self.unstored
 
     async def close(self) -> None:
@@ -241,6 +260,8 @@ class Tables:
             await self._store.close()
         for table in self._shared():
             table.closed()
+        for private in self._local():
+            private.closed()
 
     def statistics(self) -> Mapping[str, Any]:
         """The store's."""
