@@ -2,6 +2,7 @@
 //!
 //! * `core`, `dispatch`, `coroutine`, `endpoint` — the batch, the calling of handlers, what connections have in common.
 //! * `connection`, `life`, `inbound`, `outbound` — one connection; `wire` — what is under it.
+//! * `commit` — what is sent waits for what was written.
 //! * `request`, `packet`, `framing`, `client` — the values that handlers get and give; `building` — frames from layers
 //!   and back.
 //! * `sockets`, `stream`, `datagrams` — kernel sockets; `protocol` — the way in from asyncio transports; `engine`, `opened`,
@@ -15,6 +16,7 @@ mod building;
 mod capture;
 mod cell;
 mod client;
+mod commit;
 mod connection;
 mod core;
 mod coroutine;
