@@ -205,10 +205,11 @@ def test_unsafe_stays_where_memory_is_shared() -> None:
 
 def test_the_protocol_code_of_the_crate_is_without_io_and_clock() -> None:
     ways_out = re.compile(r"Instant::now|SystemTime|std::net::(Tcp|Udp)|std::fs|std::thread|libc::|\brand::")
+    wire = [f"state/{name}" for name in ("bytes", "command", "header", "resp", "script", "slots")]
     pure = [
         p
         for p in RUST
-        if in_rust(p, "packet", "framing", "stack", "flow", "steer")
+        if in_rust(p, "packet", "framing", "stack", "flow", "steer", *wire)
         and not in_rust(p, "packet/pool", "stack/tcp/arena", "stack/bench")
     ]
     assert any(product(p) for p in pure)
