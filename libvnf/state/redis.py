@@ -51,6 +51,7 @@ class RedisStore:
         self._reviving: asyncio.Task[None] | None = None
         self._hopeless: Callable[[str], object] = _ignore
         self._closed = False
+        self._starting = self._embedded is not None
 
     async def open(self) -> None:
         """``StoreUnavailable`` after the client's time-out: may be called again. ``StateError`` where waiting does not
@@ -58,8 +59,10 @@ class RedisStore:
         self._loop = asyncio.get_running_loop()
         answered: asyncio.Future[Any] = self._loop.create_future()
         try:
-            if self._embedded:
+            if self._embedded and self._starting:
                 await self._embedded.open()
+                self._drain()
+            self._starting = False
             self._loop.add_reader(self._client.wake_fd, self._drain)
 
             def settle(answer: Any) -> None:
@@ -108,11 +111,13 @@ class RedisStore:
             match event:
                 case "invalid", table, keys:
                     self._told(self.on_invalid, table, keys)
-                case "state", text, hopeless:
-                    if hopeless and not self._closed:
+                case "state", text, hopeless if not self._closed:
+                    if hopeless:
                         self._hopeless(text.removeprefix("down: "))
+                    if text != "up" and self._starting:
+                        continue  # what was not begun yet is not down
                     self._told(self.on_state, text)
-                    if self._embedded and text != "up" and not self._closed:
+                    if self._embedded and text != "up":
                         self._revive()
                 case "lock_lost", table, key, owner:
                     self._told(self.on_lock_lost, table, key, owner)
