@@ -12,6 +12,7 @@ from typing import Any, Final, Self, TypeVar, final
 from typing_extensions import Buffer, disjoint_base
 
 from ._native_frames import Batch, Column, Frame, attach_frames
+from ._native_store import StoreClient
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -39,6 +40,7 @@ __all__ = [
     "SocketTarget",
     "Sockets",
     "Splice",
+    "StoreClient",
     "Stream",
     "StreamProtocol",
     "Target",

@@ -136,7 +136,8 @@ class Store(Protocol):
     ) -> None:
         """Of a table that keeps them: up to ``most`` entries whose deadline is at or before ``now_ms``, which no other
         client is given for ``claim_ms``, earliest deadline first. Who dies before :meth:`expired` leaves them to the
-        next claim."""
+        next claim. A ``most`` below the number of partitions asks only some of them, others each time: then none does
+        not mean that there are none."""
 
     def expired(
         self, table: int, keys: list[bytes], versions: list[int], done: Callable[[StateError | None], object]

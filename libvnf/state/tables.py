@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from ..config import without_password
 from ..errors import ConfigError, StateError, StoreUnavailable
 from .catalogue import enrol, passes
 from .durability import Durability, Level, local
 from .shared import SharedTable
 from .store import Store, Versions
 from .table import LocalTable, Table
+from .url import StoreURL
 
 __all__ = ["Tables", "make_store"]
 
@@ -30,11 +30,15 @@ def wall_ms() -> int:
 
 def make_store(url: str, loop: asyncio.AbstractEventLoop, clock_ms: Callable[[], int]) -> Store:
     """The client of the store at ``url``; it is not open yet."""
-    if url.partition("://")[0] == "memory":
-        from .memory import Memory, MemoryStore
+    place = StoreURL.parse(url)
+    if place.shared:
+        # A VNF without a store needs neither the client nor what starts a server.
+        from .redis import RedisStore
 
-        return MemoryStore(Memory(clock_ms), loop)
-    raise ConfigError(f"{without_password(url)}: only memory:// so far", key="store")
+        return RedisStore(place)
+    from .memory import Memory, MemoryStore
+
+    return MemoryStore(Memory(clock_ms), loop)
 
 
 class Tables:
