@@ -1,6 +1,7 @@
 """Fixtures that all tests share, those of the examples too. What they hand out is taken back, however a test ends."""
 
 import contextlib
+import itertools
 import os
 import socket
 import sys
@@ -12,6 +13,7 @@ import hypothesis
 import pytest
 
 from tests.peers import Namespace, Process, Testpmd, frames_without_fault, missing
+from tests.redis_cluster import Certificates, RedisCluster, RedisServer
 
 # The machines are shared and noisy: an example's duration says nothing about the code.
 _calm = hypothesis.settings(
@@ -114,6 +116,48 @@ def netns() -> Iterator[Callable[[], Namespace]]:
             return namespace
 
         yield make
+
+
+@pytest.fixture(scope="session")
+def session_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
+    """The cluster behind ``redis_cluster``, as the last test left it."""
+    _need("redis-server")
+    cluster = RedisCluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
+def redis_cluster(session_cluster: RedisCluster) -> RedisCluster:
+    """Three masters with a replica each, whole and empty; the same servers for all tests of a session."""
+    session_cluster.heal()
+    return session_cluster
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
+    """``redis_server({"requirepass": …}, tls=certificates)`` is a running :class:`RedisServer`."""
+    _need("redis-server")
+    with contextlib.ExitStack() as started:
+
+        def start(*args: Any, **kwargs: Any) -> RedisServer:
+            server = RedisServer(tmp_path / f"redis{next(serial)}", *args, **kwargs)
+            started.callback(server.stop)
+            server.start()
+            return server
+
+        serial = itertools.count()
+        yield start
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """A certificate for 127.0.0.1 and the authority that signed it."""
+    _need("openssl")
+    return Certificates(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture

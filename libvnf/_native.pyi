@@ -12,6 +12,7 @@ from typing import Any, Final, Self, TypeVar, final
 from typing_extensions import Buffer, disjoint_base
 
 from ._native_frames import Batch, Column, Frame, attach_frames
+from ._native_store import StoreClient
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -39,6 +40,7 @@ __all__ = [
     "SocketTarget",
     "Sockets",
     "Splice",
+    "StoreClient",
     "Stream",
     "StreamProtocol",
     "Target",
@@ -147,6 +149,21 @@ class Request:
         """One more carrier (a timer, a task). RuntimeError once it has ended."""
     def release(self, /) -> None:
         """One carrier less; the last one ends the request. Does nothing once it has ended."""
+    def on_end(self, function: Callable[[], object], /) -> bool:
+        """Calls ``function()`` when it ends: once, however often it was given. False: it has ended, nothing is called."""
+    # For what makes writes durable, where the server has ``commit="before_send"``:
+    def await_commit(self, /) -> bool:
+        """A write begins. Until ``committed`` or ``commit_failed`` has been called as often, what the request sends is
+        held, also what it has sent in this step of its handler; the write carries the request.
+
+        False where nobody waits for it: without ``commit=``, or when a write has failed already. Then call neither.
+        """
+    def committed(self, /) -> None:
+        """A write is durable; after the last one what is held leaves in order, as ``send`` outside of handlers does.
+        ``RuntimeError`` when none is under way."""
+    def commit_failed(self, error: BaseException, /) -> None:
+        """A write failed for good: what is held, and what the request still sends, is dropped and counted; ``on_error``
+        is told, and the request ends, without ids its connection too (reason ``commit failed``)."""
 
 @disjoint_base
 class Connection:
@@ -281,8 +298,11 @@ class Core:
     def statistics(self, /) -> dict[str, int]: ...
     def pool_statistics(self, /) -> dict[str, dict[str, int]]:
         """Per size class ("256", "2048", …): slot_bytes, slots, free now, times exhausted."""
-    def call(self, function: Callable[..., Any], /, *args: object) -> None:
-        """Calls a handler of the author as the engine does: coroutines stepped without a task, failures reported."""
+    def call(self, function: Callable[..., Any], /, *args: object, request: Request | None = None) -> None:
+        """Calls a handler of the author as the engine does: coroutines stepped without a task, failures reported.
+        In the name of ``request``, if that has not ended."""
+    def current_request(self, /) -> Request | None:
+        """The request whose handler runs; with ``commit="before_send"`` also in the tasks and timers it has started."""
 
 @final
 class Endpoint:
@@ -307,6 +327,7 @@ class Endpoint:
         datagram: bool = False,
         framing: Framing | None = None,
         request_id: Field | Callable[[Packet], Any] | Callable[[Frame], Any] | None = None,
+        commit: bool = False,
     ) -> Self: ...
     @property
     def open_connections(self) -> int: ...

@@ -58,7 +58,7 @@ class Timer:
         if self._request is None:
             self._core.call(self._fn, *self._args)
         else:
-            self._core.call(self._carry)
+            self._core.call(self._carry, request=self._request)
 
     def _carry(self) -> Any:
         """The function's coroutine carries the request until it is done."""

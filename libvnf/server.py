@@ -66,9 +66,13 @@ class Server:
         framing: _native.Framing | None = None,
         request_id: _native.Field | Callable[[_native.Packet], Any] | None = None,
         idle_s: float | None = None,
+        commit: str | None = None,
         session: bool = False,
     ) -> None:
+        if commit not in (None, "before_send"):
+            raise ConfigError(f"{url}: commit={commit!r}: expected None or 'before_send'")
         self.url, self.framing, self.request_id, self.idle_s = url, framing, request_id, idle_s
+        self.commit = commit
         self.listening: list[str] = []
         self._vnf, self._session = vnf, session
         self._handlers: dict[str, Callable[..., Any]] = {}
@@ -149,7 +153,14 @@ class Server:
 
     def make_endpoint(self, core: _native.Core, datagram: bool) -> _native.Endpoint:
         """The native half, with every handler registered so far."""
-        endpoint = _native.Endpoint(core, self.url, datagram=datagram, framing=self.framing, request_id=self.request_id)
+        endpoint = _native.Endpoint(
+            core,
+            self.url,
+            datagram=datagram,
+            framing=self.framing,
+            request_id=self.request_id,
+            commit=self.commit is not None,
+        )
         if self.idle_s is not None:
             endpoint.idle_s = self.idle_s
         for event, fn in self._handlers.items():

@@ -19,7 +19,7 @@ from . import _native, failures
 from .client import Client
 from .config import Config, EndpointURL, Limits, PortConfig, T, closest
 from .connection import ASK_S, Connection
-from .errors import ConfigError, Unsupported
+from .errors import ConfigError
 from .flows import Flows
 from .frames import Frames
 from .request import Request, Timer
@@ -93,10 +93,11 @@ class VNF:
         idle_s: float | None = None,
         commit: str | None = None,
     ) -> Server:
-        """A server at ``url``; decorate its message handler ``fn(conn, request, packet)``."""
-        if commit is not None:
-            raise Unsupported(f"{url}: commit= is not supported yet: await what must be stored before you send")
-        return self._add(Server(self, url, framing=framing, request_id=request_id, idle_s=idle_s))
+        """A server at ``url``; decorate its message handler ``fn(conn, request, packet)``.
+
+        ``commit="before_send"``: what a request sends, to whomever, is held until what it wrote to tables is durable.
+        """
+        return self._add(Server(self, url, framing=framing, request_id=request_id, idle_s=idle_s, commit=commit))
 
     def session(self, url: str, *, framing: _native.Framing | None = None, idle_s: float | None = None) -> Server:
         """A server at ``url``; decorate ``async fn(conn)``, run once per connection."""

@@ -55,7 +55,8 @@ class _Table:
 
 
 class Memory:
-    """What the clients of one store share. ``clock()`` is milliseconds since 1970; ``replicas`` how many copies a
+    """What the clients of one store share. Who is to be told of a key is kept without a bound, and only when there is
+    more than one client: in tests. ``clock()`` is milliseconds since 1970; ``replicas`` how many copies a
     write with ``replicas=`` finds."""
 
     def __init__(self, clock: Callable[[], int], *, replicas: int = 0) -> None:
@@ -271,6 +272,7 @@ class MemoryStore:
                     payloads[at],
                     deadlines[at] if deadlines else 0,
                     carried(recent, first + at) if update else recent,
+                    update,
                 )
                 if stored is not True:
                     conflicts.append((at, stored))
@@ -297,10 +299,11 @@ class MemoryStore:
         payload: bytes | None,
         deadline_ms: int,
         recent: bytes,
+        update: bool,
     ) -> Stored | Literal[True] | None:
         """True, or what stands there instead."""
         stored = self._memory.read(table, key, self)
-        if payload is None and stored is None:
+        if payload is None and stored is None and not update:
             return True
         if stored is not None and stored.version == version:
             return True
@@ -350,8 +353,8 @@ class MemoryStore:
             claimed: list[tuple[bytes, Stored]] = []
             while len(claimed) < most and (due := self._memory.take_due(held, now_ms)):
                 claimed.append(due)
+                held.claims[due[0]] = now_ms + claim_ms  # at once: the same deadline may stand there twice
             for key, _ in claimed:
-                held.claims[key] = now_ms + claim_ms
                 self._memory.due(held, key, now_ms + claim_ms)
             done(claimed)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import ConfigError, StateConflict, StateError, StateFull, StoreUnavailable, Unreadable
 from .cache import UNKNOWN, Cache, Entry
+from .catalogue import Description
 from .durability import Durability
 from .expiry import EXPIRY_COUNTS, Sweeper
 from .flush import Flusher
@@ -60,6 +61,7 @@ class SharedTable(Table[K, V]):
     ) -> None:
         super().__init__(name, durability)
         self._tables, self.partitions, self.last_writer_wins = tables, partitions, last_writer_wins
+        self.schema, self._kinds = schema, (key, value)
         self.keys: KeyCodec[K] = KeyCodec(name, key)
         self.values: ValueCodec[V] = ValueCodec(name, value, schema, upgrades)
         self.cache: Cache[K, V] = Cache(max_entries, max_bytes)
@@ -68,6 +70,7 @@ class SharedTable(Table[K, V]):
         self.flush_s = 0.0
         self._hits = 0
         self.handle = -1
+        self.refused: StateError | None = None
         self.flusher, self.reads, self.updates = Flusher(self), Reads(self), Updates(self)
         self.locks: Locks[K, V] = Locks(self, tables.chance)
         self.sweeper: Sweeper[K, V] | None = None
@@ -107,6 +110,11 @@ class SharedTable(Table[K, V]):
         if self.running:
             self.loop.call_soon(fn)
 
+    def description(self) -> Description:
+        """What all replicas must agree on."""
+        key, value = (getattr(kind, "__name__", str(kind)) for kind in self._kinds)
+        return Description(self.partitions, False, key, value, {self.schema: self.values.fields()})
+
     def opened(self) -> None:
         """There is a store now, and a writer's number."""
         on_expire = self.handlers.get("expire")
@@ -126,6 +134,12 @@ class SharedTable(Table[K, V]):
             await self.flusher.drain(until_s)
             await self.sweeper.drain(until_s)
         await self.flusher.drain(until_s)
+
+    def refuse(self, error: StateError) -> None:
+        """There will be no store for it: who waits is told, and who asks."""
+        self.refused = error
+        self.reads.fail(error)
+        self.flusher.close(error)
 
     def closed(self) -> None:
         error = StoreUnavailable(f"table {self.name!r}: the VNF has stopped")
@@ -291,7 +305,7 @@ class SharedTable(Table[K, V]):
 
     async def _stored(self, entry: Entry[K, V], asked: Durability) -> None:
         future: asyncio.Future[None] = self.future()
-        self.flusher.urgent(entry, asked.replicas, partial(_settle, future))
+        self.flusher.urgent(entry, asked.replicas, partial(_settle, future), author=True)
         await future
 
     # --- inside: what stands where
@@ -379,14 +393,14 @@ class SharedTable(Table[K, V]):
         if entry is not None and not entry.dirty:
             self._tables.call(self.handlers["change"], key, self.value_of(entry))
 
-    def conflict(self, entry: Entry[K, V], stored: Stored | None, *, told: bool) -> StateConflict:
-        """The store's value stands; ``told``: who put the other waits, and is told by the exception."""
+    def conflict(self, entry: Entry[K, V], stored: Stored | None) -> StateConflict:
+        """The store's value stands."""
         theirs: V | None = None
         try:
             theirs = self.value_of(self._cached(entry.key, entry.packed, stored))
         except Unreadable:
             pass  # counted
-        if not told and "conflict" in self.handlers:
+        if "conflict" in self.handlers:
             self._tables.call(self.handlers["conflict"], entry.key, self.value_of(entry), theirs)
         return StateConflict(f"table {self.name!r}: another replica has changed {entry.key!r}: its value stands")
 

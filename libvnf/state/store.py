@@ -105,7 +105,8 @@ class Store(Protocol):
         ``expected``: the versions that must stand there (0: absent); None: whatever stands there is replaced.
         ``first``: entry *i* gets the version ``first + i``, used up whatever becomes of it (:class:`Versions`).
         A write whose version stands there already has succeeded: it is a repetition.
-        ``payloads``: None deletes. Deleting what is absent has succeeded, whatever was expected.
+        ``payloads``: None deletes. Deleting what is absent has succeeded, whatever was expected; in an ``update`` it is
+        a conflict where something was expected.
         ``deadlines``, ``recents``: None is none for all. An unconditional write without ``recents`` forgets them.
         ``update``: these are read-modify-writes, ``expected`` and the ``recents`` that were read are given. The store
         puts the new version in front (:func:`carried`), and does not apply one twice, whatever it has to repeat.
@@ -138,7 +139,8 @@ class Store(Protocol):
     ) -> None:
         """Of a table that keeps them: up to ``most`` entries whose deadline is at or before ``now_ms``, which no other
         client is given for ``claim_ms``, earliest deadline first. Who dies before :meth:`expired` leaves them to the
-        next claim."""
+        next claim. A ``most`` below the number of partitions asks only some of them, others each time: then none does
+        not mean that there are none."""
 
     def expired(
         self, table: int, keys: list[bytes], versions: list[int], done: Callable[[StateError | None], object]
@@ -157,8 +159,8 @@ class Store(Protocol):
         hold_ms: int = 0,
     ) -> None:
         """``done`` gets the fence, greater than that of every earlier owner, or None when another owner has it.
-        ``owner`` is a version of its own (:class:`Versions`); asking again as the same owner renews the lease and
-        gives the same fence. The lease is renewed while :meth:`beat` comes, until :meth:`unlock`; and where
+        ``owner`` is a version of its own (:class:`Versions`); asking again as the same owner renews the lease,
+        and the fence does not fall. The lease is renewed while :meth:`beat` comes, until :meth:`unlock`; and where
         ``hold_ms`` is given not beyond that time after the call, whatever the owner does."""
 
     def unlock(self, table: int, key: bytes, owner: int, done: Callable[[StateError | None], object]) -> None:

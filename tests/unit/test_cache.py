@@ -123,6 +123,9 @@ def test_pinned_entries_stay_also_when_they_come_later_and_half_can_be() -> None
     cache.unpin("a")
     clean(cache, "h", "i", "j", "k", "l")
     assert "a" not in cache.entries
+    cache.pin("l")
+    clean(cache, "m", "n", "o", "p", "q")
+    assert "l" in cache.entries, "pinned when it had come already"
 
 
 def test_rings_and_lines_do_not_grow_with_what_came_and_went() -> None:
@@ -130,8 +133,10 @@ def test_rings_and_lines_do_not_grow_with_what_came_and_went() -> None:
     for _ in range(20_000):
         clean(cache, "a")
         cache.invalidate("a")
-        cache.take(dirty(cache, "b"))
-        cache.discard(cache.entries["b"])
+        entry = dirty(cache, "b")
+        cache.take(entry)
+        cache.failed(entry)
+        cache.discard(entry)
         cache.discard(dirty(cache, "c"))
     assert len(cache._ring) < 2000
     assert len(cache._line) < 2000
@@ -263,6 +268,17 @@ def test_an_entry_invalidated_in_flight_is_not_believed_once_it_has_landed() -> 
     dirty(cache, "a", payload=b"newer")
     cache.flushed(entry, US + 2)
     assert (entry.dirty, entry.version) == (True, US + 2), "the next flight will see"
+
+
+def test_an_invalidation_in_a_flight_that_failed_is_settled_by_the_next_one() -> None:
+    cache = make()
+    entry = dirty(cache, "a")
+    cache.take_dirty(1)
+    cache.invalidate("a")
+    cache.failed(entry)
+    cache.take_dirty(1)
+    cache.flushed(entry, US + 1)
+    assert cache.peek("a") is entry, "the store took it for what stands there"
 
 
 def test_losing_the_connection_drops_all_that_is_clean() -> None:

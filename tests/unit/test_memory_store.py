@@ -176,6 +176,14 @@ async def test_a_delete_needs_the_version_but_not_where_nothing_is(world: World)
     assert isinstance(a.write(b"k", None), int)
 
 
+async def test_an_update_that_deletes_what_is_gone_is_a_conflict(world: World) -> None:
+    a = await world.client()
+    one = a.write(b"k", b"1", 0)
+    assert isinstance(a.write(b"k", None, one, update=True, recents=[b""]), int)
+    assert a.write(b"k", None, one, update=True, recents=[b""]) is None
+    assert isinstance(a.write(b"k", None, 0, update=True, recents=[b""]), int)
+
+
 async def test_recent_updates_are_carried_by_puts_and_led_by_updates(world: World) -> None:
     a = await world.client()
     one = a.write(b"k", b"1", 0, update=True, recents=[b""])
@@ -307,6 +315,15 @@ async def test_expired_entries_are_claimed_by_one_client_until_its_claim_ends(wo
     assert [key for key, _ in b.call("claim_expired", now + 500, 500, 2)] == [b"1", b"2"], "a has died"
     assert b.call("expired", [b"1", b"2"], [stored.version for _, stored in claimed]) is None
     assert a.read(b"1", b"2") == [None, None]
+
+
+async def test_an_entry_written_twice_with_one_deadline_is_claimed_once(world: World) -> None:
+    a = await world.client()
+    a.table = a.store.table("sessions", keeps_expired=True)
+    now = world.time.clock_ms()
+    a.write(b"k", b"x", deadlines=[now])
+    two = a.write(b"k", b"x", deadlines=[now])
+    assert [(key, stored.version) for key, stored in a.call("claim_expired", now, 500, 9)] == [(b"k", two)]
 
 
 async def test_an_entry_that_was_renewed_while_it_was_claimed_stays(world: World) -> None:

@@ -61,16 +61,18 @@ pub(super) struct Facts {
 }
 
 impl Facts {
-    /// Those of the frame that `bytes` is the beginning of, and `headers` were read from. Word for word into its place: a
-    /// copy would have to wait for the single stores.
+    /// Those of the frame that `bytes` is the beginning of, and `headers` were read from; unless `ALL` are wanted, of the words
+    /// only the narrow ones. Word for word into its place: a copy would have to wait for the single stores.
     #[inline(always)]
-    pub fn read(&mut self, port: PortIndex, bytes: &[u8], headers: &Headers) {
+    pub fn read<const ALL: bool>(&mut self, port: PortIndex, bytes: &[u8], headers: &Headers) {
         let kinds = headers.kinds;
         let mut has = 0;
         if let Some(link) = bytes.first_chunk::<{ ethernet::HEADER }>() {
             has |= has::LINK;
-            self.words[6] = word(link, 0);
-            self.words[7] = word(link, 6);
+            if ALL {
+                self.words[6] = word(link, 0);
+                self.words[7] = word(link, 6);
+            }
         }
         let at = usize::from(headers.network);
         if kinds & kind::IPV4 != 0 {
@@ -79,8 +81,11 @@ impl Facts {
         } else if kinds & kind::IPV6 != 0 {
             has |= has::V6;
             let addresses: [u8; 32] = array(bytes, at + 8);
-            for (place, from) in [(4, 0), (5, 8), (2, 16), (3, 24)] {
-                self.words[place] = word(&addresses, from);
+            self.words[2] = word(&addresses, 16);
+            if ALL {
+                for (place, from) in [(3, 24), (4, 0), (5, 8)] {
+                    self.words[place] = word(&addresses, from);
+                }
             }
         }
         if kinds & (kind::IPV4 | kind::IPV6) != 0 && kinds & kind::MALFORMED == 0 {

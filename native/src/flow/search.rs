@@ -93,15 +93,16 @@ impl Table {
     ) {
         self.index.step(1);
         verdicts.reserve(heads.len());
+        let only = match self.order[..] {
+            [number] => self.tuples[usize::from(number)].as_ref().is_some_and(|tuple| tuple.is_narrow),
+            _ => false,
+        };
         for (heads, headers) in heads.chunks_mut(BURST).zip(headers.chunks(BURST)) {
-            let mut quotes = 0_u32;
-            let packets = &mut self.search.packets;
-            for (at, ((head, headers), packet)) in heads.iter().zip(headers).zip(packets).enumerate() {
-                packet.facts.read(port, head.bytes(), headers);
-                packet.found = NOTHING;
-                quotes |= u32::from(packet.facts.has & has::QUOTE != 0) << at;
-            }
-            self.find_all(heads.len());
+            let quotes = if only {
+                self.find_all::<true>(port, heads, headers)
+            } else {
+                self.find_all::<false>(port, heads, headers)
+            };
             for (at, (head, headers)) in heads.iter_mut().zip(headers).enumerate() {
                 let is_quote = quotes & 1 << at != 0 && self.flow_of_quoted(at, port, head, headers).is_some();
                 verdicts.push(self.act(at, head, headers, is_quote, now));
@@ -109,17 +110,29 @@ impl Table {
         }
     }
 
-    fn find_all(&mut self, count: usize) {
+    /// Finds the rules of a burst; the packets that are ICMP errors, as bits. `ONLY`: there is one shape, and a narrow one, so
+    /// that most words and all comparisons of rules are left out, half of the work.
+    #[inline(always)]
+    fn find_all<const ONLY: bool>(&mut self, port: PortIndex, heads: &[Head], headers: &[Headers]) -> u32 {
         let Self { rules, index: all, tuples, order, seed, search, .. } = self;
-        let (packets, entries, index) = (&mut search.packets[..count], &rules.entries[..], all.open());
-        let is_only = order.len() == 1;
+        let (packets, entries, index) = (&mut search.packets, &rules.entries[..], all.open());
+        let mut quotes = 0_u32;
+        for (at, ((head, headers), packet)) in heads.iter().zip(headers).zip(&mut *packets).enumerate() {
+            if ONLY {
+                packet.facts.read::<false>(port, head.bytes(), headers);
+            } else {
+                packet.facts.read::<true>(port, head.bytes(), headers);
+            }
+            packet.found = NOTHING;
+            quotes |= u32::from(packet.facts.has & has::QUOTE != 0) << at;
+        }
         for &number in &*order {
             let Some(tuple) = &tuples[usize::from(number)] else { continue };
             let mut open = 0_u32;
-            for (at, packet) in packets.iter_mut().enumerate() {
-                if tuple.may_win(&packet.facts, &packet.found) {
+            for (at, packet) in packets[..heads.len()].iter_mut().enumerate() {
+                if tuple.may_have(&packet.facts) && (ONLY || tuple.may_win(&packet.found)) {
                     packet.key = tuple.narrow(number, &packet.facts);
-                    packet.tag = tuple.tag_of(&packet.key, &packet.facts, seed);
+                    packet.tag = tuple.tag_of::<ONLY>(&packet.key, &packet.facts, seed);
                     index.prefetch(packet.tag);
                     open |= 1 << at;
                 }
@@ -129,8 +142,9 @@ impl Table {
                 let packet = &mut packets[at];
                 if let Some(rule) = index.first(packet.tag) {
                     let entry = NonNull::from(&entries[rule as usize]).cast();
-                    prefetch(entry, 64, true);
-                    if !(tuple.is_narrow && is_only) {
+                    if ONLY {
+                        prefetch(entry, 64, true);
+                    } else {
                         prefetch(entry, 128, true);
                     }
                     packet.candidate = rule;
@@ -139,7 +153,7 @@ impl Table {
             }
             for at in each(hits) {
                 let Packet { facts, key, tag, candidate, found } = &mut packets[at];
-                let is = |rule: u32| tuple.is_key_of(&entries[rule as usize], key, facts);
+                let is = |rule: u32| tuple.is_key_of::<ONLY>(&entries[rule as usize], key, facts);
                 let mut rule = *candidate;
                 if !is(rule) {
                     match all.find(*tag, is) {
@@ -154,7 +168,7 @@ impl Table {
                     Program::One(_, step) => prefetch(NonNull::from(&**step).cast(), size_of::<Action>() + 48, false),
                     Program::List(_, steps) => prefetch(NonNull::from(&**steps).cast(), 1, false),
                 }
-                if is_only {
+                if ONLY {
                     found.rule = rule;
                     continue;
                 }
@@ -164,6 +178,7 @@ impl Table {
                 }
             }
         }
+        quotes
     }
 
     /// An ICMP error about a packet of a flow whose other direction is translated by an exact rule is that rule's, unless
@@ -175,19 +190,19 @@ impl Table {
         let (sender, _) = quoted.addresses(head.bytes())?;
         headers.addresses(head.bytes()).filter(|(_, told)| *told == sender)?;
         let mut facts = Facts::default();
-        facts.read(port, head.bytes(), &Headers { vlan: headers.vlan, ..quoted });
+        facts.read::<true>(port, head.bytes(), &Headers { vlan: headers.vlan, ..quoted });
         let facts = facts.reversed();
         let mut best = NOTHING;
         for &number in &self.order {
             let Some(tuple) = self.tuples[usize::from(number)].as_ref().filter(|tuple| tuple.is_exact) else {
                 continue;
             };
-            if !tuple.may_win(&facts, &best) {
+            if !(tuple.may_have(&facts) && tuple.may_win(&best)) {
                 continue;
             }
             let key = tuple.narrow(number, &facts);
-            let is = |rule: u32| tuple.is_key_of(&self.rules.entries[rule as usize], &key, &facts);
-            let Some(rule) = self.index.find(tuple.tag_of(&key, &facts, &self.seed), is) else { continue };
+            let is = |rule: u32| tuple.is_key_of::<false>(&self.rules.entries[rule as usize], &key, &facts);
+            let Some(rule) = self.index.find(tuple.tag_of::<false>(&key, &facts, &self.seed), is) else { continue };
             let entry = &self.rules.entries[rule as usize];
             let found = Found { rule, priority: entry.priority, bits: tuple.bits };
             if found.is_before(&best, &self.rules.entries) {
@@ -320,17 +335,22 @@ impl Found {
 }
 
 impl Tuple {
-    /// Has the packet what this shape asks for, and may a rule of it be more important than what was found?
-    #[inline]
-    fn may_win(&self, facts: &Facts, found: &Found) -> bool {
+    /// Has the packet what this shape asks for?
+    #[inline(always)]
+    fn may_have(&self, facts: &Facts) -> bool {
         facts.has & self.shape.requires == self.shape.requires
-            && (found.rule == NONE || (self.highest, self.bits) >= (found.priority, found.bits))
     }
 
-    /// The hash of the packet's words under the mask.
+    /// May a rule of this shape be more important than what was found?
     #[inline(always)]
-    fn tag_of(&self, narrow: &[u64; NARROW], facts: &Facts, seed: &SeedableRandomState) -> Tag {
-        if self.is_narrow {
+    fn may_win(&self, found: &Found) -> bool {
+        found.rule == NONE || (self.highest, self.bits) >= (found.priority, found.bits)
+    }
+
+    /// The hash of the packet's words under the mask; `NARROW_ONE`: the shape is known to be narrow.
+    #[inline(always)]
+    fn tag_of<const NARROW_ONE: bool>(&self, narrow: &[u64; NARROW], facts: &Facts, seed: &SeedableRandomState) -> Tag {
+        if NARROW_ONE || self.is_narrow {
             return tag(seed, narrow, None);
         }
         let more: [u64; MORE] = std::array::from_fn(|word| facts.words[NARROW + word] & self.shape.mask[NARROW + word]);
@@ -346,12 +366,12 @@ impl Tuple {
 
     /// Has the rule the packet's key?
     #[inline(always)]
-    fn is_key_of(&self, entry: &Entry, key: &[u64; NARROW], facts: &Facts) -> bool {
+    fn is_key_of<const NARROW_ONE: bool>(&self, entry: &Entry, key: &[u64; NARROW], facts: &Facts) -> bool {
         let more = || {
             let pairs = entry.more.iter().zip(&facts.words[NARROW..]).zip(&self.shape.mask[NARROW..]);
             pairs.fold(0, |other, ((rule, packet), mask)| other | (rule ^ packet & mask)) == 0
         };
         let ([a, b, c], [d, e, f]) = (entry.narrow, *key);
-        (a ^ d) | (b ^ e) | (c ^ f) == 0 && (self.is_narrow || more())
+        (a ^ d) | (b ^ e) | (c ^ f) == 0 && (NARROW_ONE || self.is_narrow || more())
     }
 }

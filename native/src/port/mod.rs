@@ -18,7 +18,7 @@ pub mod pcap;
 pub mod polling;
 pub mod queue;
 pub mod tap;
-mod waiting;
+pub(crate) mod waiting;
 pub mod watched;
 
 use std::io;

@@ -13,6 +13,7 @@ use pyo3::types::{PyDict, PyInt};
 use pyo3::{PyTraverseError, PyVisit, intern};
 
 use super::cell::GilCell;
+use super::commit;
 use super::connection::{Connection, Phase};
 use super::core::Core;
 use super::dispatch::{self, Incoming};
@@ -35,6 +36,8 @@ struct Asked {
     key: Option<Py<PyAny>>,
     waiting: Waiting,
     connection: Py<Connection>,
+    /// In whose name it was asked, where that may be held until a commit.
+    sender: Option<Py<Request>>,
     /// Kept for retransmission; empty on streams.
     bytes: Box<[u8]>,
     tries_left: u32,
@@ -68,6 +71,10 @@ pub struct Client {
 }
 
 impl Client {
+    pub fn has_ids(&self) -> bool {
+        self.ids.is_some()
+    }
+
     /// A message on one of the client's connections. Inside a batch.
     pub fn message(slf: &Py<Self>, py: Python<'_>, connection: &Py<Connection>, incoming: Incoming) {
         let inner = slf.get();
@@ -296,6 +303,7 @@ impl Client {
             key,
             waiting,
             connection,
+            sender: core.commits.any().then(|| commit::sender(py, core)).flatten().map(|(request, _)| request),
             bytes: if datagram && inner.retries > 0 { bytes.as_slice().into() } else { Box::default() },
             tries_left: if datagram { inner.retries } else { 0 },
             timeout_s,
@@ -494,7 +502,9 @@ impl Client {
                 }
                 asked.tries_left -= 1;
                 let when = now + asked.timeout_s;
-                let again = (asked.connection.clone_ref(py), asked.bytes.clone());
+                // What is held has not been sent yet, and is not sent again; its time runs.
+                let held = asked.sender.as_ref().is_some_and(|sender| sender.get().withholds(py));
+                let again = (asked.connection.clone_ref(py), (!held).then(|| asked.bytes.clone()));
                 if (asked.timeout_s - inner.timeout_s).abs() > f64::EPSILON {
                     state.due_apart.push((when, id));
                 } else {
@@ -503,7 +513,8 @@ impl Client {
                 Some(again)
             });
             match again {
-                Some((connection, bytes)) => {
+                Some((_, None)) => {}
+                Some((connection, Some(bytes))) => {
                     core.counters.client_retransmissions.bump();
                     if Connection::send_bytes(&connection, py, &bytes, None).is_err() {
                         core.counters.drop_send_failed.bump();
@@ -536,6 +547,7 @@ impl Client {
                 state.connections.iter().try_for_each(|connection| visit.call(connection))?;
                 for asked in state.asked.values() {
                     visit.call(&asked.connection)?;
+                    visit.call(&asked.sender)?;
                     match &asked.waiting {
                         Waiting::Future(future) => visit.call(future)?,
                         Waiting::Callback(function, request) => {

@@ -13,6 +13,7 @@ use pyo3::types::{PyDict, PyString, PyTuple};
 use pyo3::{PyTraverseError, PyVisit, intern};
 
 use super::cell::GilCell;
+use super::commit::Held;
 use super::core::{Core, PoolKey};
 use super::dispatch;
 use super::endpoint::{Endpoint, Event, Handlers};
@@ -86,6 +87,8 @@ pub struct State {
     // Outbound.
     pub out: Vec<u8>,
     pub out_datagrams: VecDeque<Box<[u8]>>,
+    /// What may not leave before a commit; never empty.
+    pub held: Option<Box<Held>>,
     pub dirty: bool,
     pub write_blocked: bool,
     /// More than the high-water mark waited when the socket was full.
@@ -107,6 +110,12 @@ pub struct State {
     pub pool: Option<Box<(PoolKey, usize)>>,
     pub finishing: bool,
     pub spliced: Option<Box<Spliced>>,
+}
+
+impl State {
+    pub fn held_bytes(&self) -> usize {
+        self.held.as_ref().map_or(0, |held| held.bytes)
+    }
 }
 
 #[pyclass(frozen, subclass, weakref, module = "libvnf._native")]
@@ -192,11 +201,17 @@ impl Connection {
         let Some(handler) = inner.handler(py, event) else { return false };
         let request = inner.state.with(py, |state| state.request.as_ref().map(|request| request.clone_ref(py)));
         let arguments = match extra {
-            Some(extra) => (slf, request, extra).into_pyobject(py),
-            None => (slf, request).into_pyobject(py),
+            Some(extra) => (slf, &request, extra).into_pyobject(py),
+            None => (slf, &request).into_pyobject(py),
         };
         match arguments {
-            Ok(arguments) => dispatch::run_plain(&inner.core, py, Some(slf), &handler, &arguments),
+            Ok(arguments) => {
+                let run = || dispatch::run_plain(&inner.core, py, Some(slf), &handler, &arguments);
+                match &request {
+                    Some(request) => dispatch::with_current(py, &inner.core, slf, request, run),
+                    None => run(),
+                }
+            }
             Err(error) => Core::failed(&inner.core, py, None, None, error),
         }
         true
@@ -262,6 +277,7 @@ impl Connection {
                 matched: false,
                 out: Vec::new(),
                 out_datagrams: VecDeque::new(),
+                held: None,
                 dirty: false,
                 write_blocked: false,
                 above_mark: false,
@@ -362,6 +378,7 @@ impl Connection {
                 || state.write_blocked
                 || !state.out.is_empty()
                 || !state.out_datagrams.is_empty()
+                || state.held.is_some()
                 || !state.queue.is_empty()
         })
     }
@@ -373,7 +390,10 @@ impl Connection {
 
     #[getter]
     fn buffered(&self, py: Python<'_>) -> usize {
-        self.state.with(py, |state| state.out.len() + state.out_datagrams.iter().map(|one| one.len()).sum::<usize>())
+        self.state.with(py, |state| {
+            let datagrams: usize = state.out_datagrams.iter().map(|one| one.len()).sum();
+            state.out.len() + datagrams + state.held_bytes()
+        })
     }
 
     #[getter]
@@ -552,7 +572,9 @@ impl Connection {
                             || state.peer_ended
                     }
                     Wait::Writable => {
-                        state.phase == Phase::Open && !state.write_blocked && state.out.len() < HIGH_WATER
+                        state.phase == Phase::Open
+                            && !state.write_blocked
+                            && state.out.len() + state.held_bytes() < HIGH_WATER
                     }
                     Wait::Closed => false,
                 };
@@ -607,6 +629,7 @@ impl Connection {
                 visit.call(&state.ids)?;
                 visit.call(&state.error)?;
                 state.spliced.as_ref().map_or(Ok(()), |spliced| spliced.traverse(visit))?;
+                state.held.as_ref().map_or(Ok(()), |held| held.traverse(visit))?;
                 state.queue.iter().try_for_each(|packet| visit.call(packet))?;
                 state.waiters.iter().try_for_each(|(_, future)| visit.call(future))
             })
@@ -624,7 +647,7 @@ impl Connection {
                 std::mem::take(&mut state.queue),
                 std::mem::take(&mut state.waiters),
                 state.error.take(),
-                state.spliced.take(),
+                (state.spliced.take(), state.held.take()),
                 std::mem::take(&mut state.framing),
             )
         });

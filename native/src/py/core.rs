@@ -14,6 +14,7 @@ use pyo3::types::{PyDict, PyList, PyString, PyTuple, PyType};
 use pyo3::{PyTraverseError, PyVisit};
 
 use super::cell::{Counter, GilCell, thread_mark};
+use super::commit::{self, Commits};
 use super::connection::Connection;
 use super::coroutine;
 use super::dispatch;
@@ -98,6 +99,8 @@ counters! {
     drop_verdict_failed: "frames for which the verdict could not be carried out",
     drop_undecided: "frames that got no verdict",
     streams_throttled: "times a stream was paused because its packets are kept",
+    commits_failed: "requests whose writes could not be made durable",
+    drop_uncommitted: "messages of such requests, and those still held when their connection ended",
     client_timeouts: "requests of clients without an answer in time",
     client_retransmissions: "datagrams sent again by clients",
     client_unmatched: "answers nobody had asked for",
@@ -146,6 +149,7 @@ pub struct Core {
     check: Py<PyAny>,
     targets: Py<PyDict>,
     pub tasks: coroutine::Tasks,
+    pub commits: Commits,
     pub limits: Limits,
     pub counters: Counters,
     pub pool: Pool,
@@ -394,7 +398,7 @@ impl Core {
         }
         core.report(py, connection, request, value);
         if let Some(connection) = connection {
-            Connection::handler_failed(connection, py, request, value);
+            Connection::handler_failed(connection, py, request, value, "handler error");
         }
     }
 
@@ -504,6 +508,7 @@ impl Core {
             call_soon: event_loop.getattr(py, "call_soon")?,
             time: event_loop.getattr(py, "time")?,
             tasks: coroutine::Tasks::new(py)?,
+            commits: Commits::new(py)?,
             check: py.import("libvnf.handlers")?.getattr("check_handler")?.unbind(),
             event_loop,
             connection_type: connection,
@@ -622,12 +627,29 @@ impl Core {
         Ok(found)
     }
 
-    #[pyo3(signature = (function, /, *args))]
-    fn call(slf: Py<Self>, function: Py<PyAny>, args: &Bound<'_, PyTuple>) -> PyResult<()> {
+    /// The request that is being served, by a step of its handler or, with `commit=`, by a task that has started.
+    fn current_request(&self, py: Python<'_>) -> PyResult<Option<Py<Request>>> {
+        self.check_thread()?;
+        Ok(commit::serving(py, self).map(|(request, _)| request))
+    }
+
+    #[pyo3(signature = (function, /, *args, request=None))]
+    fn call(
+        slf: Py<Self>,
+        function: Py<PyAny>,
+        args: &Bound<'_, PyTuple>,
+        request: Option<Py<Request>>,
+    ) -> PyResult<()> {
         let py = args.py();
         slf.get().check_thread()?;
         slf.get().enter(py);
-        dispatch::run_plain(&slf, py, None, &function, args);
+        let origin = request.as_ref().and_then(|request| request.get().origin(py));
+        match request.as_ref().zip(origin.as_ref()) {
+            Some((request, origin)) => dispatch::with_current(py, &slf, origin, request, || {
+                dispatch::run_plain(&slf, py, None, &function, args);
+            }),
+            None => dispatch::run_plain(&slf, py, None, &function, args),
+        }
         Self::leave(&slf, py)
     }
 

@@ -8,6 +8,7 @@ use pyo3::types::{PyDict, PyInt, PyTuple, PyType};
 use pyo3::{PyTraverseError, PyVisit, ffi};
 
 use super::cell::GilCell;
+use super::commit;
 use super::connection::{Connection, Phase};
 use super::core::Core;
 use super::coroutine::{begin_coroutine, is_coroutine};
@@ -493,7 +494,7 @@ pub fn vectorcall(py: Python<'_>, function: &Py<PyAny>, arguments: &[*mut ffi::P
 }
 
 /// Runs `call` while `connection` and `request` are what `connect` refers to.
-fn with_current<R>(
+pub fn with_current<R>(
     py: Python<'_>,
     core: &Py<Core>,
     connection: &Py<Connection>,
@@ -502,7 +503,12 @@ fn with_current<R>(
 ) -> R {
     let mine = Some((connection.clone_ref(py), request.clone_ref(py)));
     let before = core.get().state.with(py, |state| std::mem::replace(&mut state.current, mine));
-    let result = call();
+    let result = if core.get().commits.any() && request.get().commits(py) {
+        let nested = before.as_ref().is_some_and(|(_, before)| before.is(request));
+        commit::step(py, core.get(), request, nested, call)
+    } else {
+        call()
+    };
     let mine = core.get().state.with(py, |state| std::mem::replace(&mut state.current, before));
     drop(mine);
     result

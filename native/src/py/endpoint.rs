@@ -84,6 +84,8 @@ pub struct Endpoint {
     pub datagram: bool,
     pub framing: FramingSpec,
     pub request_id: Option<IdSpec>,
+    /// What its requests send is held until what they wrote is durable.
+    pub commits: bool,
     pub state: GilCell<State>,
     pub opened: Counter,
     pub closed: Counter,
@@ -98,6 +100,7 @@ impl Endpoint {
             datagram: false,
             framing: FramingSpec::Pieces,
             request_id: None,
+            commits: false,
             state: GilCell::new(State {
                 name: name.into(),
                 handler: None,
@@ -114,12 +117,17 @@ impl Endpoint {
             messages: Counter::default(),
         }
     }
+
+    /// Whether it is a client's, which matches replies by id.
+    pub fn matches_by_id(&self, py: Python<'_>) -> bool {
+        self.state.with(py, |state| state.client.as_ref().is_some_and(|client| client.get().has_ids()))
+    }
 }
 
 #[pymethods]
 impl Endpoint {
     #[new]
-    #[pyo3(signature = (core, name, /, *, datagram=false, framing=None, request_id=None))]
+    #[pyo3(signature = (core, name, /, *, datagram=false, framing=None, request_id=None, commit=false))]
     fn new(
         py: Python<'_>,
         core: Py<Core>,
@@ -127,12 +135,17 @@ impl Endpoint {
         datagram: bool,
         framing: Option<&Bound<'_, PyAny>>,
         request_id: Option<&Bound<'_, PyAny>>,
+        commit: bool,
     ) -> PyResult<Self> {
+        if commit {
+            core.get().commits.begin();
+        }
         let idle_s = datagram.then_some(core.get().limits.idle_s);
         let endpoint = Self {
             datagram,
             framing: FramingSpec::from_object(framing)?,
             request_id: IdSpec::from_object(request_id)?,
+            commits: commit,
             ..Self::plain(py, core, name)
         };
         endpoint.state.with(py, |state| state.idle_s = idle_s);

@@ -231,6 +231,7 @@ impl Connection {
         py: Python<'_>,
         request: Option<&Py<Request>>,
         error: &Bound<'_, PyBaseException>,
+        reason: &'static str,
     ) {
         let inner = slf.get();
         if let Some(handler) = inner.handler(py, Event::Error) {
@@ -244,7 +245,7 @@ impl Connection {
         match request {
             Some(request) if stays || inner.endpoint.get().request_id.is_some() => request.get().finish(py),
             _ if stays => {}
-            _ => Self::abort_with(slf, py, "handler error"),
+            _ => Self::abort_with(slf, py, reason),
         }
     }
 
@@ -280,7 +281,7 @@ impl Connection {
     pub fn finish(slf: &Py<Self>, py: Python<'_>) {
         let inner = slf.get();
         Self::remember(slf, py);
-        let (wire, place, waiters, reason, ids, queue, error) = inner.state.with(py, |state| {
+        let (wire, place, waiters, reason, ids, queue, held, error) = inner.state.with(py, |state| {
             state.phase = Phase::Closed;
             state.out = Vec::new();
             let left = state.unread.split_off(state.unread_at.min(state.unread.len()));
@@ -292,12 +293,14 @@ impl Connection {
                 state.reason.clone().unwrap_or_else(|| "closed".into()),
                 state.ids.take(),
                 std::mem::take(&mut state.out_datagrams),
+                state.held.take(),
                 state.error.as_ref().map(|error| error.clone_ref(py)),
             )
         });
         let waited = ids.map_or(0, |ids| dispatch::waiting(ids.bind(py))) + queue.len();
         inner.core.get().counters.drop_not_connected.add(waited as u64);
         drop(queue);
+        inner.core.get().counters.drop_uncommitted.add(held.map_or(0, |held| held.len() as u64));
         let unread =
             inner.state.with(py, |state| matches!(wire, Wire::Port { .. }).then(|| std::mem::take(&mut state.queue)));
         for packet in unread.into_iter().flatten() {
@@ -407,9 +410,13 @@ impl Connection {
         let inner = slf.get();
         let idle_s = inner.endpoint.get().state.with(py, |state| state.idle_s);
         inner.hear_thread(py, tick);
-        let (since, phase, occupied) = inner
-            .state
-            .with(py, |state| (tick.wrapping_sub(state.last_tick), state.phase, state.busy || state.open_requests > 0));
+        let (since, phase, occupied) = inner.state.with(py, |state| {
+            (
+                tick.wrapping_sub(state.last_tick),
+                state.phase,
+                state.busy || state.open_requests > 0 || state.held.is_some(),
+            )
+        });
         match phase {
             Phase::Open if !occupied && idle_s.is_some_and(|idle_s| f64::from(since) > idle_s) => {
                 Self::abort_with(slf, py, "idle");

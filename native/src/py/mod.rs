@@ -2,18 +2,21 @@
 //!
 //! * `core`, `dispatch`, `coroutine`, `endpoint` — the batch, the calling of handlers, what connections have in common.
 //! * `connection`, `life`, `inbound`, `outbound` — one connection; `wire` — what is under it.
+//! * `commit` — what is sent waits for what was written.
 //! * `request`, `packet`, `framing`, `client` — the values that handlers get and give; `building` — frames from layers
 //!   and back.
 //! * `sockets`, `stream`, `datagrams` — kernel sockets; `protocol` — the way in from asyncio transports; `engine`, `opened`,
 //!   `flows`, `tcp`, `ports` — from bypass ports; `tracing`, `capture` — what became of their frames, and a file of them.
 //! * `forwarding`, `flow_rules` — frames that only pass through, and the rules for them; `bridging` — `vnf bridge`.
-//! * `splice_relay` — two connections joined; `splicer`, `loader` — faces of `crate::splice` and `crate::load`.
+//! * `splice_relay` — two connections joined; `splicer`, `loader`, `store` — faces of `crate::splice`, `crate::load` and
+//!   `crate::state`.
 
 mod bridging;
 mod building;
 mod capture;
 mod cell;
 mod client;
+mod commit;
 mod connection;
 mod core;
 mod coroutine;
@@ -38,6 +41,7 @@ mod request;
 mod sockets;
 mod splice_relay;
 mod splicer;
+mod store;
 mod stream;
 mod tcp;
 mod tracing;
@@ -72,6 +76,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<sockets::Sockets>()?;
     module.add_class::<sockets::SocketTarget>()?;
     module.add_class::<splicer::Splice>()?;
+    module.add_class::<store::StoreClient>()?;
     module.add_class::<stream::Stream>()?;
     module.add_function(wrap_pyfunction!(frames::attach_frames, module)?)?;
     module.add_function(wrap_pyfunction!(ports::drops, module)?)?;

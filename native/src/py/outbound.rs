@@ -48,6 +48,16 @@ fn joined<R>(parts: &Bound<'_, PyTuple>, use_it: impl FnOnce(&[u8]) -> R) -> PyR
     Ok(use_it(&whole))
 }
 
+/// What `send` raises over `max_buffered_bytes`.
+pub fn buffer_full(py: Python<'_>, queued: usize, more: usize, limit: usize) -> PyResult<PyErr> {
+    let full = py.import(intern!(py, "libvnf.errors"))?.getattr(intern!(py, "BufferFull"))?;
+    let text = format!(
+        "send: {queued} bytes are queued already and {more} more exceed max_buffered_bytes ({limit}): \
+         await drain() or wait for on_writable"
+    );
+    Ok(PyErr::from_value(full.call1((text,))?))
+}
+
 impl Connection {
     pub fn send_parts(slf: &Bound<'_, Self>, parts: &Bound<'_, PyTuple>) -> PyResult<()> {
         slf.get().core.get().check_thread()?;
@@ -77,14 +87,28 @@ impl Connection {
 
     /// Queues or sends one message. `whole`: a `bytes` object with just this content, if there is one.
     pub fn send_bytes(slf: &Py<Self>, py: Python<'_>, bytes: &[u8], whole: Option<Bound<'_, PyBytes>>) -> PyResult<()> {
+        if slf.get().core.get().commits.any() && Self::hold(slf, py, bytes)? {
+            return Ok(());
+        }
+        Self::transmit(slf, py, bytes, whole, false)
+    }
+
+    /// `late`: it was accepted before, and has waited since; what was called meanwhile does not concern it.
+    fn transmit(
+        slf: &Py<Self>,
+        py: Python<'_>,
+        bytes: &[u8],
+        whole: Option<Bound<'_, PyBytes>>,
+        late: bool,
+    ) -> PyResult<()> {
         let inner = slf.get();
         let core = inner.core.get();
-        let limit = core.limits.max_buffered_bytes;
+        let limit = if late { usize::MAX } else { core.limits.max_buffered_bytes };
         let (route, newly_dirty) = inner.state.with(py, |state| {
-            if matches!(state.phase, Phase::Closing | Phase::Closed) {
+            if state.phase == Phase::Closed || (state.phase == Phase::Closing && !late) {
                 return (Route::Closed(state.reason.clone().unwrap_or_else(|| "closed".into())), false);
             }
-            if state.end_wanted {
+            if state.end_wanted && !late {
                 return (Route::Closed("end() was called".into()), false);
             }
             match &state.wire {
@@ -97,7 +121,7 @@ impl Connection {
                 Wire::Datagrams { socket, address } => (Route::Socket(socket.clone_ref(py), *address), false),
                 Wire::None if state.datagram => {
                     let queued: usize = state.out_datagrams.iter().map(|one| one.len() + 64).sum();
-                    if queued + bytes.len() > limit {
+                    if queued.saturating_add(bytes.len()) > limit {
                         return (Route::Full(queued), false);
                     }
                     state.out_datagrams.push_back(bytes.into());
@@ -148,13 +172,7 @@ impl Connection {
                 return Err(PyConnectionError::new_err(format!("send: the connection is closed: {reason}")));
             }
             Route::Full(queued) => {
-                let full = py.import(intern!(py, "libvnf.errors"))?.getattr(intern!(py, "BufferFull"))?;
-                let text = format!(
-                    "send: {queued} bytes are queued already and {} more exceed max_buffered_bytes ({limit}): \
-                     await drain() or wait for on_writable",
-                    bytes.len()
-                );
-                return Err(PyErr::from_value(full.call1((text,))?));
+                return Err(buffer_full(py, queued, bytes.len(), limit)?);
             }
         }
         core.counters.messages_out.bump();
@@ -191,10 +209,7 @@ impl Connection {
             (std::mem::take(&mut state.out_datagrams), std::mem::take(&mut state.asked_sent))
         });
         for datagram in datagrams {
-            // It was accepted by `send` before the wire was there; what fails now is counted there too.
-            if Self::send_bytes_closing(slf, py, &datagram).is_err() {
-                inner.core.get().counters.drop_send_failed.bump();
-            }
+            Self::send_late(slf, py, &datagram);
         }
         if inner.state.with(py, |state| state.wire.is_native()) {
             return Self::flush_stream(slf, py);
@@ -212,7 +227,7 @@ impl Connection {
                     }
                     Some((write.clone_ref(py), bytes))
                 };
-                let empty = state.out.is_empty();
+                let empty = state.out.is_empty() && state.held.is_none();
                 let end = empty && state.end_wanted && !state.end_sent && state.phase == Phase::Open;
                 state.end_sent |= end;
                 let close = empty && state.phase == Phase::Closing && !state.finishing;
@@ -241,8 +256,9 @@ impl Connection {
                 }
             }
             None => {
-                let close =
-                    inner.state.with(py, |state| state.phase == Phase::Closing && !matches!(state.wire, Wire::None));
+                let close = inner.state.with(py, |state| {
+                    state.phase == Phase::Closing && !matches!(state.wire, Wire::None) && state.held.is_none()
+                });
                 if close {
                     Self::finish_with(slf, py, "closed");
                 }
@@ -250,7 +266,10 @@ impl Connection {
         }
         // Who waits to write was held up by what this batch queued, unless the transport says stop.
         let (room, told) = inner.state.with(py, |state| {
-            let room = state.phase == Phase::Open && !state.write_blocked && state.out.is_empty();
+            let room = state.phase == Phase::Open
+                && !state.write_blocked
+                && state.out.is_empty()
+                && state.held_bytes() < HIGH_WATER;
             (room, room && std::mem::take(&mut state.above_mark))
         });
         if room {
@@ -267,7 +286,7 @@ impl Connection {
     /// `flush` on a native stream: what it does not take now stays queued, and is tried again when there is room.
     fn flush_stream(slf: &Py<Self>, py: Python<'_>) {
         struct Flushed {
-            all: bool,
+            room: bool,
             sent: bool,
             writable: bool,
             close: Option<Wire>,
@@ -284,7 +303,8 @@ impl Connection {
                     state.out = Vec::new();
                 }
             }
-            let all = state.out.is_empty();
+            let all = state.out.is_empty() && state.held.is_none();
+            let room = state.out.is_empty() && state.held_bytes() < HIGH_WATER;
             let open = state.phase == Phase::Open;
             let end = all && state.end_wanted && !state.end_sent && open;
             let close = all && state.phase == Phase::Closing && !state.finishing;
@@ -294,8 +314,8 @@ impl Connection {
             }
             state.peer_ended |= close;
             let close = if close { state.wire.stream(py) } else { None };
-            let writable = all && open && std::mem::take(&mut state.above_mark);
-            std::io::Result::Ok(Flushed { all: all && open, sent, writable, close })
+            let writable = room && open && std::mem::take(&mut state.above_mark);
+            std::io::Result::Ok(Flushed { room: room && open, sent: sent && all, writable, close })
         });
         let flushed = match flushed {
             Ok(flushed) => flushed,
@@ -312,7 +332,7 @@ impl Connection {
             Self::finish_with(slf, py, "closed");
             wire.close(py, false);
         }
-        if flushed.all {
+        if flushed.room {
             Self::wake(slf, py, Wait::Writable);
         }
         if flushed.writable {
@@ -330,12 +350,11 @@ impl Connection {
         }
     }
 
-    /// `send_bytes` for what was queued before `close` was called.
-    fn send_bytes_closing(slf: &Py<Self>, py: Python<'_>, bytes: &[u8]) -> PyResult<()> {
-        let phase = slf.get().state.with(py, |state| std::mem::replace(&mut state.phase, Phase::Open));
-        let sent = Self::send_bytes(slf, py, bytes, None);
-        slf.get().state.with(py, |state| state.phase = phase);
-        sent
+    /// Sends what `send` has accepted before the wire was there, or a commit: what fails now is counted.
+    pub fn send_late(slf: &Py<Self>, py: Python<'_>, bytes: &[u8]) {
+        if Self::transmit(slf, py, bytes, None, true).is_err() {
+            slf.get().core.get().counters.drop_send_failed.bump();
+        }
     }
 
     /// The transport takes no more for now, or takes again.
@@ -377,6 +396,7 @@ impl Connection {
             let clean = state.unread.len() == state.unread_at
                 && state.queue.is_empty()
                 && state.out.is_empty()
+                && state.held.is_none()
                 && !state.peer_ended
                 && !state.end_wanted
                 && !state.reading_stopped
@@ -390,7 +410,7 @@ impl Connection {
             // The time it has to send what is queued begins now, not when the peer was last heard.
             (state.phase, state.last_tick) = (Phase::Closing, tick);
             state.reason.get_or_insert_with(|| "closed".into());
-            if state.wire.is_stream() { Way::Flush } else { Way::Finish }
+            if state.wire.is_stream() || state.held.is_some() { Way::Flush } else { Way::Finish }
         });
         match way {
             Way::Nothing => {}

@@ -1,61 +1,77 @@
 //! The native half of `libvnf.Request`: who carries it, and its end.
 #![allow(unsafe_code)]
 
-use pyo3::exceptions::PyRuntimeError;
+use pyo3::exceptions::{PyBaseException, PyRuntimeError};
 use pyo3::prelude::*;
 use pyo3::{PyTraverseError, PyVisit, ffi};
 
 use super::cell::GilCell;
+use super::commit::Commit;
 use super::connection::Connection;
 use super::core::Core;
 
 #[derive(Default)]
-struct State {
-    core: Option<Py<Core>>,
+pub struct State {
+    pub core: Option<Py<Core>>,
     /// The connection whose message began it.
-    origin: Option<Py<Connection>>,
+    pub origin: Option<Py<Connection>>,
     id: Option<Py<PyAny>>,
-    carriers: u32,
+    pub carriers: u32,
     /// An attribute was set, or the dictionary of attributes given out: somebody's data is in it.
-    touched: bool,
-    ended: bool,
+    pub touched: bool,
+    pub ended: bool,
+    /// Its server has `commit=`.
+    pub commits: bool,
+    pub commit: Option<Box<Commit>>,
+    /// Called when it ends.
+    at_end: Vec<Py<PyAny>>,
 }
 
 /// One request's state, across connections.
 #[pyclass(frozen, subclass, module = "libvnf._native")]
-pub struct Request(GilCell<State>);
+pub struct Request {
+    pub state: GilCell<State>,
+}
 
 impl Request {
     /// Begins the life of a fresh object: it belongs to `core`, came by `origin`, and its handler carries it.
     pub fn begin(&self, py: Python<'_>, core: &Py<Core>, origin: Option<&Py<Connection>>, id: Option<Py<PyAny>>) {
         let (core, origin) = (core.clone_ref(py), origin.map(|origin| origin.clone_ref(py)));
-        let old = self.0.with(py, |state| {
-            std::mem::replace(state, State { core: Some(core), origin, id, carriers: 1, touched: false, ended: false })
-        });
+        let commits = origin.as_ref().is_some_and(|origin| origin.get().endpoint.get().commits);
+        let begun = State { core: Some(core), origin, id, carriers: 1, commits, ..State::default() };
+        let old = self.state.with(py, |state| std::mem::replace(state, begun));
         drop(old);
     }
 
     fn check_thread(&self, py: Python<'_>) -> PyResult<()> {
-        let core = self.0.with(py, |state| state.core.as_ref().map(|core| core.clone_ref(py)));
+        let core = self.state.with(py, |state| state.core.as_ref().map(|core| core.clone_ref(py)));
         core.map_or(Ok(()), |core| core.get().check_thread())
     }
 
+    pub fn commits(&self, py: Python<'_>) -> bool {
+        self.state.with(py, |state| state.commits)
+    }
+
+    pub fn origin(&self, py: Python<'_>) -> Option<Py<Connection>> {
+        self.state.with(py, |state| state.origin.as_ref().map(|origin| origin.clone_ref(py)))
+    }
+
     pub fn is_ended(&self, py: Python<'_>) -> bool {
-        self.0.with(py, |state| state.ended)
+        self.state.with(py, |state| state.ended)
     }
 
     /// Whether nothing distinguishes it from a fresh one, so that it may serve the next message.
     pub fn is_blank(&self, py: Python<'_>) -> bool {
-        self.0.with(py, |state| !state.touched)
+        self.state.with(py, |state| !state.touched)
     }
 
     /// Whether its handler has left it as it began.
     pub fn is_fresh(&self, py: Python<'_>) -> bool {
-        self.0.with(py, |state| !state.ended && !state.touched && state.carriers == 1)
+        self.state.with(py, |state| !state.ended && !state.touched && state.carriers == 1)
     }
 
     pub fn take_hold(&self, py: Python<'_>) -> bool {
-        self.0.with(py, |state| {
+        self.state.with(py, |state| {
             if state.ended {
                 return false;
             }
@@ -65,7 +81,7 @@ impl Request {
     }
 
     pub fn let_go(&self, py: Python<'_>) {
-        let last = self.0.with(py, |state| {
+        let last = self.state.with(py, |state| {
             if state.ended || state.carriers == 0 {
                 return false;
             }
@@ -79,19 +95,22 @@ impl Request {
 
     /// Ends it, whoever still carries it.
     pub fn finish(&self, py: Python<'_>) {
-        let found = self.0.with(py, |state| {
+        let found = self.state.with(py, |state| {
             if state.ended {
                 return None;
             }
             state.ended = true;
-            state
-                .core
-                .as_ref()
-                .map(|core| (core.clone_ref(py), state.origin.take(), state.id.as_ref().map(|id| id.clone_ref(py))))
+            let at_end = std::mem::take(&mut state.at_end);
+            let id = state.id.as_ref().map(|id| id.clone_ref(py));
+            state.core.as_ref().map(|core| (core.clone_ref(py), state.origin.take(), id, at_end))
         });
-        if let Some((core, origin, id)) = found {
-            core.get().request_ended(py, origin.as_ref(), id.as_ref());
+        let Some((core, origin, id, at_end)) = found else { return };
+        for function in at_end {
+            if let Err(error) = function.call0(py) {
+                Core::failed(&core, py, None, None, error);
+            }
         }
+        core.get().request_ended(py, origin.as_ref(), id.as_ref());
     }
 }
 
@@ -100,7 +119,7 @@ impl Request {
     #[new]
     #[pyo3(signature = (*_args, **_kwargs))]
     fn new(_args: &Bound<'_, pyo3::types::PyTuple>, _kwargs: Option<&Bound<'_, pyo3::types::PyDict>>) -> Self {
-        Self(GilCell::new(State::default()))
+        Self { state: GilCell::new(State::default()) }
     }
 
     #[getter]
@@ -110,12 +129,12 @@ impl Request {
 
     #[getter]
     fn id(&self, py: Python<'_>) -> Option<Py<PyAny>> {
-        self.0.with(py, |state| state.id.as_ref().map(|id| id.clone_ref(py)))
+        self.state.with(py, |state| state.id.as_ref().map(|id| id.clone_ref(py)))
     }
 
     #[getter]
     fn core(&self, py: Python<'_>) -> Option<Py<Core>> {
-        self.0.with(py, |state| state.core.as_ref().map(|core| core.clone_ref(py)))
+        self.state.with(py, |state| state.core.as_ref().map(|core| core.clone_ref(py)))
     }
 
     fn end(&self, py: Python<'_>) -> PyResult<()> {
@@ -135,8 +154,39 @@ impl Request {
         Ok(())
     }
 
+    #[pyo3(signature = (function, /))]
+    fn on_end(&self, py: Python<'_>, function: Py<PyAny>) -> PyResult<bool> {
+        self.check_thread(py)?;
+        let (noted, spare) = self.state.with(py, |state| {
+            if state.ended || state.at_end.iter().any(|known| known.is(&function)) {
+                return (!state.ended, Some(function));
+            }
+            state.at_end.push(function);
+            state.touched = true;
+            (true, None)
+        });
+        drop(spare);
+        Ok(noted)
+    }
+
+    fn await_commit(&self, py: Python<'_>) -> PyResult<bool> {
+        self.check_thread(py)?;
+        Ok(self.await_one(py))
+    }
+
+    fn committed(slf: &Bound<'_, Self>) -> PyResult<()> {
+        slf.get().check_thread(slf.py())?;
+        Self::one_committed(slf.as_unbound(), slf.py())
+    }
+
+    #[pyo3(signature = (error, /))]
+    fn commit_failed(slf: &Bound<'_, Self>, error: &Bound<'_, PyBaseException>) -> PyResult<()> {
+        slf.get().check_thread(slf.py())?;
+        Self::one_failed(slf.as_unbound(), slf.py(), error)
+    }
+
     fn __setattr__(slf: &Bound<'_, Self>, name: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>) -> PyResult<()> {
-        slf.get().0.with(slf.py(), |state| state.touched = true);
+        slf.get().state.with(slf.py(), |state| state.touched = true);
         // SAFETY: three live objects and the generic setter, which is what the slot would hold without this method.
         let set = unsafe { ffi::PyObject_GenericSetAttr(slf.as_ptr(), name.as_ptr(), value.as_ptr()) };
         if set == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
@@ -144,7 +194,7 @@ impl Request {
 
     /// The dictionary of attributes. Who has it may write into it.
     fn attributes(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
-        slf.get().0.with(slf.py(), |state| state.touched = true);
+        slf.get().state.with(slf.py(), |state| state.touched = true);
         // SAFETY: a live object and the generic getter, a new reference or null with an exception set.
         unsafe {
             let found = ffi::PyObject_GenericGetDict(slf.as_ptr(), std::ptr::null_mut());
@@ -159,17 +209,22 @@ impl Request {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        self.0
+        self.state
             .peek(|state| {
                 visit.call(&state.origin)?;
                 visit.call(&state.id)?;
+                state.commit.as_ref().map_or(Ok(()), |commit| commit.traverse(visit))?;
+                state.at_end.iter().try_for_each(|function| visit.call(function))?;
                 visit.call(&state.core)
             })
             .unwrap_or(Ok(()))
     }
 
     fn __clear__(&self, py: Python<'_>) {
-        let old = self.0.with(py, |state| (state.origin.take(), state.id.take(), state.core.take()));
+        let old = self.state.with(py, |state| {
+            let at_end = std::mem::take(&mut state.at_end);
+            (state.origin.take(), state.id.take(), state.core.take(), state.commit.take(), at_end)
+        });
         drop(old);
     }
 }

@@ -6,6 +6,7 @@
 //! one, the stored list says whether it was applied. What this cannot see: an entry that was written where there was none,
 //! read and deleted by another, is written again by the second sending.
 
+use super::bytes::Bytes;
 use super::header::{self, Applied, FIXED_BYTES, RECENT, Recent, Stored, VERSION_BYTES};
 use super::resp::{self, List, Malformed, Reply};
 use super::script::{self, Script};
@@ -23,7 +24,7 @@ pub const MOST_READ: usize = 32;
 pub struct Piece {
     pub slot: u16,
     /// As it is sent.
-    pub bytes: Vec<u8>,
+    pub bytes: Bytes,
     /// What is to be loaded where a node does not know it.
     pub script: Option<&'static Script>,
     pub asked: Asked,
@@ -212,7 +213,7 @@ fn data_or_nil(reply: Reply<'_>) -> Result<Option<&[u8]>, Malformed> {
 impl Piece {
     /// Any command; `key` says for which node it is.
     pub fn other(key: &[u8], arguments: &[&[u8]]) -> Self {
-        let mut bytes = Vec::new();
+        let mut bytes = Bytes::new(0);
         resp::command(&mut bytes, arguments);
         Self { slot: slots::slot(key), bytes, script: None, asked: Asked::Other }
     }
@@ -228,7 +229,7 @@ impl Table {
             |_| 0,
             |home, indexes| {
                 let mut bytes =
-                    Vec::with_capacity(32 + indexes.iter().map(|&i| name_bytes(home, keys[i as usize])).sum::<usize>());
+                    Bytes::new(32 + indexes.iter().map(|&i| name_bytes(home, keys[i as usize])).sum::<usize>());
                 resp::arguments_follow(&mut bytes, 1 + indexes.len());
                 resp::bulk(&mut bytes, if indexes.len() == 1 { b"GET" } else { b"MGET" });
                 indexes.iter().for_each(|&index| name(&mut bytes, home, &[], keys[index as usize]));
@@ -281,8 +282,7 @@ impl Table {
         let each = |entry: &Entry<'_>| {
             name_bytes(home, entry.key) + entry.payload.map_or(0, <[u8]>::len) + entry.recent.len() + heads
         };
-        let mut bytes =
-            Vec::with_capacity(256 + home.prefix.len() + entries().map(|(_, entry)| each(entry)).sum::<usize>());
+        let mut bytes = Bytes::new(256 + home.prefix.len() + entries().map(|(_, entry)| each(entry)).sum::<usize>());
 
         let script = match (is_plain, write.conditional) {
             (true, true) => &script::PUT,
@@ -328,7 +328,7 @@ impl Table {
     pub fn claim_expired(&self, now_ms: u64, until_ms: u64, most: usize) -> Vec<Piece> {
         let piece = |home| {
             let arguments = [now_ms, until_ms, most as u64];
-            let mut bytes = Vec::new();
+            let mut bytes = Bytes::new(0);
             script::CLAIM.call(&mut bytes, 1, arguments.len());
             name(&mut bytes, home, DEADLINES, &[]);
             arguments.iter().for_each(|&argument| resp::number(&mut bytes, argument));
@@ -347,7 +347,7 @@ impl Table {
             MOST_WRITTEN,
             |_| 0,
             |home, indexes| {
-                let mut bytes = Vec::new();
+                let mut bytes = Bytes::new(0);
                 script::EXPIRED.call(&mut bytes, indexes.len() + 1, 1);
                 indexes.iter().for_each(|&index| name(&mut bytes, home, &[], keys[index as usize]));
                 name(&mut bytes, home, DEADLINES, &[]);
@@ -376,7 +376,7 @@ impl Table {
     fn on_lock(&self, script: &'static Script, key: &[u8], owner: u64, lease_ms: Option<u64>, asked: Asked) -> Piece {
         let home = &self.partitions[self.partition(key)];
         let numbers_it = matches!(asked, Asked::Locked);
-        let mut bytes = Vec::new();
+        let mut bytes = Bytes::new(0);
         script.call(&mut bytes, 1 + usize::from(numbers_it), 1 + usize::from(lease_ms.is_some()));
         name(&mut bytes, home, LOCK, key);
         if numbers_it {
@@ -405,7 +405,7 @@ impl Table {
         of_slots.sort_unstable();
         let same = of_slots.chunk_by(|one, other| one.0 == other.0).flat_map(|names| names.chunks(MOST_WRITTEN));
         let piece = |names: &[(u16, &[u8])]| {
-            let mut bytes = Vec::new();
+            let mut bytes = Bytes::new(0);
             resp::arguments_follow(&mut bytes, 1 + names.len());
             resp::bulk(&mut bytes, b"UNLINK");
             names.iter().for_each(|(_, name)| resp::bulk(&mut bytes, name));

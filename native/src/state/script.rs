@@ -37,7 +37,7 @@ pub static SET: Script = Script::new(
 pub static CHANGE: Script = Script::new(
     "local call,sub,n=redis.call,string.sub,#ARGV-3 \
      local want,owner,ttl=ARGV[n+1],ARGV[n+2],ARGV[n+3]~='' and KEYS[n+1] \
-     if owner~='' and call('GET',KEYS[#KEYS])~=owner then return -1 end \
+     if owner~='' and call('GETRANGE',KEYS[#KEYS],0,7)~=owner then return -1 end \
      local now,none,out,size=want~='' and call('MGET',unpack(KEYS,1,n)),'\\0\\0\\0\\0\\0\\0\\0\\0',nil,0 \
      for i=1,n do local key,v,good=KEYS[i],ARGV[i],true \
      if now then local c=now[i] local k=c and sub(c,1,8) or none \
@@ -79,22 +79,24 @@ pub static EXPIRED: Script = Script::new(
 
 /// Takes a lock. KEYS: the lock, the partition's fence. ARGV: the owner, the lease in milliseconds.
 ///
-/// The fence, from 1; or for how many milliseconds more it is another's, negated.
+/// What stands there is the owner and its fence, in decimal. The fence, from 1; or for how many milliseconds more it is
+/// another's, negated.
 pub static LOCK: Script = Script::new(
-    "local call,lock=redis.call,KEYS[1] local owner=call('GET',lock) \
-     if owner and owner~=ARGV[1] then return -math.max(1,call('PTTL',lock)) end \
-     call('SET',lock,ARGV[1],'PX',ARGV[2]) return call('INCR',KEYS[2])",
+    "local call,sub,lock=redis.call,string.sub,KEYS[1] local held=call('GET',lock) \
+     if held and sub(held,1,8)~=ARGV[1] then return -math.max(1,call('PTTL',lock)) end \
+     local fence=held and sub(held,9) or call('INCR',KEYS[2]) \
+     call('SET',lock,ARGV[1]..fence,'PX',ARGV[2]) return tonumber(fence)",
 );
 
 /// KEYS: a lock. ARGV: its owner, the lease in milliseconds. 1; 0: it is not the owner's.
 pub static RENEW: Script = Script::new(
-    "if redis.call('GET',KEYS[1])~=ARGV[1] then return 0 end \
+    "if redis.call('GETRANGE',KEYS[1],0,7)~=ARGV[1] then return 0 end \
      redis.call('PEXPIRE',KEYS[1],ARGV[2]) return 1",
 );
 
 /// KEYS: a lock. ARGV: its owner. 1; 0: it is not the owner's.
 pub static UNLOCK: Script =
-    Script::new("if redis.call('GET',KEYS[1])~=ARGV[1] then return 0 end redis.call('DEL',KEYS[1]) return 1");
+    Script::new("if redis.call('GETRANGE',KEYS[1],0,7)~=ARGV[1] then return 0 end redis.call('DEL',KEYS[1]) return 1");
 
 pub static ALL: [&Script; 8] = [&PUT, &SET, &CHANGE, &CLAIM, &EXPIRED, &LOCK, &RENEW, &UNLOCK];
 

@@ -2,13 +2,12 @@
 
 use std::env;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use libvnf_native::state::command::Piece;
@@ -19,6 +18,8 @@ const DEADLINE: Duration = Duration::from_secs(20);
 pub struct Server {
     child: Child,
     directory: PathBuf,
+    /// Held open: it goes on writing.
+    _log: BufReader<ChildStdout>,
 }
 
 impl Server {
@@ -30,8 +31,13 @@ impl Server {
         fs::create_dir_all(&directory).unwrap();
         let mut command = Command::new("redis-server");
         command.args(["--port", "0", "--unixsocket", "socket", "--save", "", "--dir"]).arg(&directory).args(options);
-        match command.current_dir(&directory).stdout(Stdio::null()).spawn() {
-            Ok(child) => Some(Self { child, directory }),
+        match command.current_dir(&directory).stdout(Stdio::piped()).spawn() {
+            Ok(mut child) => {
+                let mut log = BufReader::new(child.stdout.take().unwrap());
+                let is_ready = |line: Result<String, _>| line.unwrap().contains("eady to accept connections");
+                assert!(log.by_ref().lines().any(is_ready), "the server is not ready");
+                Some(Self { child, directory, _log: log })
+            }
             Err(why) if env::var_os("CI").is_none() => {
                 eprintln!("not run: redis-server is missing ({why}); install Debian's package redis-server");
                 None
@@ -49,26 +55,16 @@ impl Server {
         let server = Self::start(&cluster)?;
         let mut connection = server.connect();
         connection.ask(&[b"CLUSTER", b"ADDSLOTSRANGE", b"0", b"16383"]);
-        server.until(|| connection.ask(&[b"CLUSTER", b"INFO"]).starts_with("cluster_state:ok"));
-        Some(server)
-    }
-
-    fn until(&self, mut condition: impl FnMut() -> bool) {
         let begun = Instant::now();
-        while !condition() {
-            assert!(begun.elapsed() < DEADLINE, "the server is not ready");
-            thread::sleep(Duration::from_millis(5));
+        while !connection.ask(&[b"CLUSTER", b"INFO"]).starts_with("cluster_state:ok") {
+            assert!(begun.elapsed() < DEADLINE, "the cluster is not ready");
         }
+        Some(server)
     }
 
     /// As a client greets it that wants to hear of changes.
     pub fn connect(&self) -> Connection {
-        let mut stream = None;
-        self.until(|| {
-            stream = UnixStream::connect(self.directory.join("socket")).ok();
-            stream.is_some()
-        });
-        let stream = stream.unwrap();
+        let stream = UnixStream::connect(self.directory.join("socket")).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         let mut connection = Connection { stream, reader: Reader::new(64 << 20), pushes: Vec::new() };
         connection.ask(&[b"HELLO", b"3"]);

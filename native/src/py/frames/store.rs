@@ -145,14 +145,19 @@ impl Store {
         let headers = Headers::read(head.bytes(), head.frame_len());
         edit::rewrite(&mut head, &headers, to)?;
         let rest = head.rest(frame).len();
-        self.copies.extend_from_slice(head.bytes());
         match self.copy_of(index) {
+            Some(Place { start, len }) if len as usize == head.frame_len() => {
+                self.copies[start as usize..][..head.bytes().len()].copy_from_slice(head.bytes());
+                return Ok(());
+            }
             Some(Place { start, len }) => {
                 let end = (start + len) as usize;
+                self.copies.extend_from_slice(head.bytes());
                 self.copies.extend_from_within(end - rest..end);
             }
             None => {
                 let frame = self.places[index].of(&self.arena);
+                self.copies.extend_from_slice(head.bytes());
                 self.copies.extend_from_slice(&frame[frame.len() - rest..]);
             }
         }

@@ -1,0 +1,111 @@
+"""The part of ``libvnf._native`` that talks to the store of tables; that module's stub has its names from here."""
+
+from typing import Literal, Self, TypeAlias, final
+
+from .errors import StateError
+from .state.store import Stored, Written
+
+__all__ = ["StoreClient"]
+
+_Event: TypeAlias = (
+    tuple[Literal["invalid"], int, list[bytes] | None]
+    | tuple[Literal["lock_lost"], int, bytes, int]
+    | tuple[Literal["state"], str, bool]
+)
+_Answer: TypeAlias = (
+    list[Stored | StateError | None]
+    | Written
+    | tuple[tuple[int, int, int] | None, list[tuple[bytes, Stored]]]
+    | list[tuple[bytes, Stored]]
+    | _Said
+    | StateError
+)
+_Said: TypeAlias = bytes | int | list[_Said] | None
+
+@final
+class StoreClient:
+    """A client of a Redis or a Redis Cluster, on a thread of its own. ``libvnf.state.store.Store`` says what the calls
+    mean; here each takes a ``token`` instead of ``done``, and ``drain`` gives it back with the answer.
+
+    Calls return at once and never wait. What the store cannot do now is tried again, elsewhere if need be, until
+    ``timeout_s`` is over (each step of a scan or a drop has that time). ``StateFull`` when ``max_queued`` operations or
+    ``max_queued_bytes`` wait, undrained answers included; ``StateError`` once it is closed.
+
+    ``nodes``: hosts and ports to begin at (the path of a Unix socket and 0); the other nodes of a cluster are found. ``silence_s``: a node that owes an answer that
+    long has its connection closed; an idle one is asked every half of it, so that a reader of cached entries misses no
+    invalidation for longer than one and a half. ``replica_timeout_s``: how long replicas may take to acknowledge.
+    ``stall_limit_s``: for how long after the last ``beat`` locks are renewed. ``max_reply_bytes``: a longer answer of a
+    node ends its connection. ``ConfigError`` for a namespace that cannot be one.
+    """
+
+    def __new__(
+        cls,
+        nodes: list[tuple[str, int]],
+        /,
+        *,
+        cluster: bool = False,
+        username: str | None = None,
+        password: str | None = None,
+        namespace: str = "vnf",
+        timeout_s: float = 10.0,
+        silence_s: float = 1.0,
+        replica_timeout_s: float = 1.0,
+        stall_limit_s: float = 120.0,
+        max_queued: int = 65_536,
+        max_queued_bytes: int = 67_108_864,
+        max_reply_bytes: int = 67_108_864,
+    ) -> Self: ...
+    @property
+    def wake_fd(self) -> int:
+        """Readable when ``drain`` has something."""
+    def table(self, name: str, partitions: int = 64, keeps_expired: bool = False, /) -> int:
+        """A handle; the same for the same name. ``ConfigError`` for a wrong name, or other settings than before."""
+    def read(self, token: object, table: int, keys: list[bytes], /) -> None:
+        """Answer: ``list[Stored | StateError | None]``, one for each key."""
+    def write(
+        self,
+        token: object,
+        table: int,
+        keys: list[bytes],
+        expected: list[int] | None,
+        first: int,
+        payloads: list[bytes | None],
+        deadlines: list[int] | None = None,
+        recents: list[bytes] | None = None,
+        update: bool = False,
+        replicas: int = 0,
+        guard: tuple[bytes, int] | None = None,
+        /,
+    ) -> None:
+        """Answer: ``Written``."""
+    def scan(self, token: object, table: int, cursor: tuple[int, int, int] | None, count: int, /) -> None:
+        """Answer: the next cursor or None, and ``list[tuple[bytes, Stored]]``; or a ``StateError``. A cursor from
+        before the topology changed begins anew."""
+    def drop(self, token: object, table: int, /) -> None:
+        """Answer: None or a ``StateError``."""
+    def claim_expired(self, token: object, table: int, now_ms: int, claim_ms: int, most: int, /) -> None:
+        """Answer: ``list[tuple[bytes, Stored]]`` or a ``StateError``."""
+    def expired(self, token: object, table: int, keys: list[bytes], versions: list[int], /) -> None:
+        """Answer: None or a ``StateError``."""
+    def lock(self, token: object, table: int, key: bytes, owner: int, lease_ms: int, /) -> None:
+        """Answer: the fence, None when another owner has it, or a ``StateError``. From then on the lease is renewed."""
+    def unlock(self, token: object, table: int, key: bytes, owner: int, /) -> None:
+        """Answer: None or a ``StateError``."""
+    def call(self, token: object, words: list[bytes], once: bool = False, /) -> None:
+        """Any command for the node that serves the key ``words[1]``. ``once``: it is not sent again when an answer was
+        lost; ``DurabilityUnknown`` then. Answer: bytes, int, None or a list of these, or a ``StateError``."""
+    def beat(self, /) -> None:
+        """The loop is alive."""
+    def drain(self, /) -> tuple[list[tuple[object, _Answer]], list[_Event]]:
+        """What has become of calls, and what was told unasked; to be taken in this order.
+
+        ``("invalid", table, keys)``: others changed these; None: anything of the table may be stale.
+        ``("lock_lost", table, key, owner)``: its lease ran out or it went to another owner.
+        ``("state", text, hopeless)``: "up" or "down: why", when that changes; hopeless when waiting does not help,
+        since the store refuses this client or is not of the kind that was named.
+        """
+    def statistics(self, /) -> dict[str, int]:
+        """Counters by name; what is now ends in ``_now``."""
+    def close(self, /) -> None:
+        """Ends the thread, and returns when it has. The next ``drain`` tells of every call that had no answer:
+        ``DurabilityUnknown`` if it wrote, else ``StoreUnavailable``. A second call does nothing."""

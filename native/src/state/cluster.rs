@@ -1,0 +1,550 @@
+//! The client's state machine: operations in, answers out, across nodes that fail, move slots and come back. Without I/O
+//! and clock: `client.rs` moves the bytes and tells the time.
+//!
+//! Every operation is cut into pieces, each a command for one slot. A piece is at any moment in exactly one place: on a
+//! link (`Expected::Piece`), with a node whose link is not up (`waiting`), among those nobody serves (`orphans`), or put
+//! off (`later`). It leaves by an answer, by a failure that nothing cures, or when its operation's time is over. Places
+//! hold numbers; a number whose piece is gone means nothing.
+//!
+//! Call order: [`Cluster::submit`], [`Cluster::opened`], [`Cluster::received`] and [`Cluster::lost`] as things happen,
+//! [`Cluster::tick`] at [`Cluster::wake`]; after any of them, [`Cluster::take_orders`] and what is unsent of
+//! [`Cluster::take_dirty`].
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::time::{Duration, Instant};
+
+use hashbrown::HashMap;
+
+use super::counters::Counters;
+use super::lease::{Lapsed, Leases, Lock};
+use super::link::{Expected, Link, Phase};
+use super::news::News;
+use super::operation::{Answer, Effect, Failure, Operation, Piece, Request, Target};
+use super::resp::{self, Reply};
+use super::settings::Settings;
+use super::slots::{SLOTS, Tables};
+use super::topology::{Address, MAX_NODES, Owners, Range, Remedy, ranges, remedy};
+
+/// Which connection of which node: `node * LANES + lane`.
+pub type Key = usize;
+pub const LANES: usize = 2;
+const MAIN: usize = 0;
+/// `WAIT` stalls what comes behind it: it has a connection of its own.
+const WAITING: usize = 1;
+
+/// Redirections that are followed at once; further ones are put off.
+const REDIRECTIONS: u32 = 8;
+/// Times that a node is told its scripts for one piece.
+const SCRIPT_LOADS: u32 = 3;
+const TRY_AGAIN: Duration = Duration::from_millis(5);
+const PUT_OFF: Duration = Duration::from_millis(25);
+/// Between two questions for the topology, while something is wrong.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// While nothing is wrong, or seems so: a master on the lesser side of a partition does not know.
+const ASK_ANYWAY: Duration = Duration::from_secs(2);
+const ASK_SOON: Duration = Duration::from_millis(20);
+/// Another node is asked when one has not said in that time who serves what.
+const ASK_ANOTHER: Duration = Duration::from_millis(250);
+/// `WAIT`s of a node under way at once, and pieces that share one.
+const WAITS: usize = 2;
+const SHARE_A_WAIT: usize = 256;
+
+/// What the owner of the sockets is to do.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Order {
+    Connect(Key, u32, Address),
+    Close(Key, u32),
+}
+
+struct Held {
+    operation: u64,
+    piece: Piece,
+    /// It was given to a connection that was lost before it answered: it may have been carried out.
+    doubtful: bool,
+    /// It is on a connection now.
+    sent: bool,
+    redirections: u32,
+    script_loads: u32,
+    /// The generation of the node's second connection when it was sent.
+    lane: u32,
+    /// Why it is not done yet.
+    why: String,
+}
+
+/// An operation, its pieces that are not done, and when it was asked for.
+struct Asked {
+    operation: Operation,
+    pieces: Vec<u64>,
+    since: Instant,
+}
+
+struct Node {
+    address: Address,
+    links: [Link; LANES],
+    is_seed: bool,
+    /// Owns slots.
+    serves: bool,
+    /// Somebody asked for `replicas`.
+    waits: bool,
+    /// Pieces for when the link is up; whether each is to follow `ASKING`.
+    waiting: VecDeque<(u64, bool)>,
+    /// Pieces that are written here and shall reach replicas.
+    written: VecDeque<u64>,
+    /// The mark before a `WAIT` was refused: that `WAIT` says nothing.
+    unmarked: bool,
+}
+
+pub struct Cluster {
+    settings: Settings,
+    pub tables: Tables,
+    nodes: Vec<Option<Node>>,
+    by_address: HashMap<Address, usize>,
+    owners: Owners,
+    /// Some slot has no master.
+    incomplete: bool,
+    operations: HashMap<u64, Asked>,
+    deadlines: VecDeque<(Instant, u64)>,
+    pieces: HashMap<u64, Held>,
+    next_piece: u64,
+    orphans: Vec<u64>,
+    later: BinaryHeap<Reverse<(Instant, u64)>>,
+    /// When the topology is to be asked for, and who is being asked since when.
+    ask_at: Option<Instant>,
+    asked: Option<(Key, Instant)>,
+    ask_next: usize,
+    orders: Vec<Order>,
+    dirty: Vec<Key>,
+    wake: Option<Instant>,
+    random: u32,
+    leases: Leases,
+    renewals: u64,
+    beat: Instant,
+    pub done: Vec<(u64, Answer)>,
+    pub news: News,
+    /// Locks lost without having been given back.
+    pub lapsed: Vec<Lapsed>,
+    pub counters: Counters,
+}
+
+impl Cluster {
+    /// `random`: any number, other ones for other clients.
+    pub fn new(settings: Settings, random: u32, now: Instant) -> Self {
+        let seeds = settings.seeds.clone();
+        let mut cluster = Self {
+            settings,
+            tables: Tables::default(),
+            nodes: Vec::new(),
+            by_address: HashMap::new(),
+            owners: Owners::default(),
+            incomplete: true,
+            operations: HashMap::new(),
+            deadlines: VecDeque::new(),
+            pieces: HashMap::new(),
+            next_piece: 0,
+            orphans: Vec::new(),
+            later: BinaryHeap::new(),
+            ask_at: None,
+            asked: None,
+            ask_next: random as usize,
+            orders: Vec::new(),
+            dirty: Vec::new(),
+            wake: Some(now),
+            random: random | 1,
+            leases: Leases::default(),
+            renewals: 0,
+            beat: now,
+            done: Vec::new(),
+            news: News::default(),
+            lapsed: Vec::new(),
+            counters: Counters::default(),
+        };
+        for address in seeds {
+            if let Some(node) = cluster.node(&address, now) {
+                cluster.node_mut(node).is_seed = true;
+            }
+        }
+        if !cluster.settings.cluster {
+            cluster.owners.set(0, SLOTS - 1, 0);
+            cluster.node_mut(0).serves = true;
+            cluster.incomplete = false;
+        }
+        cluster
+    }
+
+    // --- what is asked of it ------------------------------------------------------------------------------------------
+
+    pub fn submit(&mut self, id: u64, request: Request, now: Instant) {
+        let deadline = now + self.settings.timeout;
+        if let Request::Unlock { table, key, owner } = &request {
+            self.leases.gone(&Lock { table: *table, key: key.clone(), owner: *owner });
+        }
+        let masters = self.masters();
+        let (operation, pieces) = Operation::begin(request, &self.tables, &masters, self.counters.topology_changes);
+        if self.deadlines.len() > 1024 + 2 * self.operations.len() {
+            self.deadlines.retain(|(_, id)| self.operations.contains_key(id));
+        }
+        self.deadlines.push_back((deadline, id));
+        self.wake_at(self.deadlines[0].0);
+        let asked = Asked { operation, pieces: Vec::with_capacity(pieces.len()), since: now };
+        self.operations.insert(id, asked);
+        self.add(id, pieces, now);
+        self.finish_if_over(id);
+    }
+
+    /// The nodes that serve slots, as [`Target::Node`] names them.
+    fn masters(&self) -> Vec<usize> {
+        (0..self.nodes.len()).filter(|&node| self.nodes[node].as_ref().is_some_and(|node| node.serves)).collect()
+    }
+
+    fn add(&mut self, id: u64, pieces: Vec<Piece>, now: Instant) {
+        for piece in pieces {
+            let number = self.next_piece;
+            self.next_piece += 1;
+            let held = Held {
+                operation: id,
+                piece,
+                doubtful: false,
+                sent: false,
+                redirections: 0,
+                script_loads: 0,
+                lane: 0,
+                why: String::new(),
+            };
+            self.pieces.insert(number, held);
+            if let Some(asked) = self.operations.get_mut(&id) {
+                asked.pieces.push(number);
+            }
+            self.route(number, now);
+        }
+    }
+
+    fn route(&mut self, number: u64, now: Instant) {
+        let Some(held) = self.pieces.get_mut(&number) else { return };
+        let node = match held.piece.target {
+            Target::Slot(slot) => self.owners.of(slot),
+            Target::Node(node) if self.nodes.get(node).is_some_and(Option::is_some) => Some(node),
+            Target::Node(_) => return self.fail(number, Failure::Unavailable("its node is gone".to_owned())),
+        };
+        match node {
+            Some(node) => self.give(node, number, false, now),
+            None => {
+                "no node serves its slot".clone_into(&mut held.why);
+                self.orphans.push(number);
+                self.ask(ASK_AGAIN, now);
+            }
+        }
+    }
+
+    /// Puts a piece on the node's link, or with what waits for that.
+    fn give(&mut self, at: usize, number: u64, asking: bool, now: Instant) {
+        let Some(held) = self.pieces.get_mut(&number) else { return };
+        let Some(node) = self.nodes[at].as_mut() else { return };
+        let replicas = held.piece.replicas > 0;
+        if replicas && !node.waits {
+            node.waits = true;
+            self.wake = Some(now);
+        }
+        if !node.links[MAIN].is_up() || replicas && !node.links[WAITING].is_up() {
+            node.waiting.push_back((number, asking));
+            self.wake_if_resting(at, now);
+            return;
+        }
+        held.sent = true;
+        held.lane = node.links[WAITING].generation;
+        let link = &mut node.links[MAIN];
+        if asking {
+            link.push_words(Expected::Anything, &[b"ASKING"], now);
+        }
+        link.push(Expected::Piece(number), &held.piece.command, now);
+        self.touched(at * LANES + MAIN, now);
+    }
+
+    fn wake_if_resting(&mut self, at: usize, now: Instant) {
+        let resting = self.nodes[at]
+            .as_ref()
+            .is_some_and(|node| node.links.iter().any(|link| link.phase == (Phase::Resting { until: None })));
+        if resting {
+            self.wake_at(now);
+        }
+    }
+
+    /// There is something to send; then it is seen to that it is answered, and after that that somebody still is there.
+    fn touched(&mut self, key: Key, now: Instant) {
+        if self.dirty.last() != Some(&key) {
+            self.dirty.push(key);
+        }
+        self.wake_at(now + self.settings.silence / 2);
+    }
+
+    // --- what connections tell ----------------------------------------------------------------------------------------
+
+    /// The connection of that generation is there.
+    pub fn opened(&mut self, key: Key, generation: u32, now: Instant) {
+        let greetings = self.settings.greetings(key % LANES == MAIN);
+        if let Some(link) = self.link(key, generation) {
+            link.connected(&greetings, now);
+            self.touched(key, now);
+        }
+    }
+
+    /// Where to read what the connection has; nothing when it is not wanted any more.
+    pub fn room(&mut self, key: Key, generation: u32) -> Option<&mut [u8]> {
+        self.link(key, generation).map(|link| link.reader.room())
+    }
+
+    /// So many bytes were read into the room.
+    pub fn received(&mut self, key: Key, generation: u32, count: usize, now: Instant) {
+        let Some(link) = self.link(key, generation) else { return };
+        link.heard(now);
+        link.reader.filled(count);
+        // Taken out, because replies borrow from it and everything else is changed by them.
+        let mut reader = std::mem::replace(&mut link.reader, resp::Reader::new(0));
+        loop {
+            let why = match reader.next() {
+                Ok(Some(reply)) => match self.replied(key, generation, reply, now) {
+                    Ok(()) => continue,
+                    Err(why) => why,
+                },
+                Ok(None) => break,
+                Err(malformed) => {
+                    self.counters.garbage += 1;
+                    // Whoever greets like that is no store.
+                    self.news.hopeless |= self.link(key, generation).is_some_and(|link| !link.is_up());
+                    format!("answered what is not RESP3: {malformed}")
+                }
+            };
+            return self.lost(key, generation, why, now);
+        }
+        if let Some(link) = self.link(key, generation) {
+            link.reader = reader;
+        }
+    }
+
+    /// An error ends the connection.
+    fn replied(&mut self, key: Key, generation: u32, reply: Reply<'_>, now: Instant) -> Result<(), String> {
+        if let Reply::Push(push) = reply {
+            self.news.pushed(push, &self.tables, &mut self.counters);
+            return Ok(());
+        }
+        let Some(link) = self.link(key, generation) else { return Ok(()) };
+        let Some(expected) = link.expected.pop_front() else {
+            self.counters.garbage += 1;
+            return Err("answered what nobody had asked".to_owned());
+        };
+        match expected {
+            Expected::Piece(number) => self.piece_replied(key, number, reply, now),
+            Expected::Greeting => {
+                if let Reply::Error(error) = reply {
+                    let text = words(error);
+                    let will_pass = ["LOADING", "BUSY", "ERR max number of clients"];
+                    self.news.hopeless |= !will_pass.iter().any(|begins| text.starts_with(begins));
+                    return Err(format!("refused: {text}"));
+                }
+                self.settings.fits(reply).inspect_err(|_| self.news.hopeless = true)?;
+                if self.link(key, generation).is_some_and(Link::greeted) {
+                    self.up(key, now);
+                }
+            }
+            Expected::Slots => {
+                self.asked = None;
+                let address = self.node_mut(key / LANES).address.clone();
+                match ranges(reply, &address) {
+                    Some(ranges) => self.learn(&ranges, now),
+                    None => self.ask(ASK_AGAIN, now),
+                }
+            }
+            Expected::Mark => self.node_mut(key / LANES).unmarked = matches!(reply, Reply::Error(_)),
+            Expected::Wait(numbers) => self.waited(key / LANES, numbers, reply, now),
+            Expected::Anything => {}
+        }
+        Ok(())
+    }
+
+    fn up(&mut self, key: Key, now: Instant) {
+        let at = key / LANES;
+        let waiting = std::mem::take(&mut self.node_mut(at).waiting);
+        for (number, asking) in waiting {
+            self.give(at, number, asking, now);
+        }
+        self.counters.connects += 1;
+        self.wake_at(now);
+        if self.settings.cluster && self.incomplete {
+            self.ask(Duration::ZERO, now);
+        }
+    }
+
+    /// The connection of that generation is gone, did not come about, or is of no use.
+    pub fn lost(&mut self, key: Key, generation: u32, why: String, now: Instant) {
+        let spread = self.spread();
+        let Some(link) = self.link(key, generation) else { return };
+        let was_up = link.is_up();
+        let expected = link.lost(why, spread, now);
+        self.orders.push(Order::Close(key, generation));
+        self.counters.disconnects += u64::from(was_up);
+        self.dropped(key, was_up, expected, now);
+    }
+
+    /// Everything that was expected of a connection goes its way again.
+    fn dropped(&mut self, key: Key, was_up: bool, expected: VecDeque<Expected>, now: Instant) {
+        if was_up && key % LANES == MAIN {
+            // Invalidations have been missed from now on.
+            self.news.all_stale(&self.tables);
+        }
+        if self.asked.is_some_and(|(asked, _)| asked == key) {
+            self.asked = None;
+        }
+        let mut again: Vec<u64> = Vec::new();
+        for expected in expected {
+            match expected {
+                Expected::Piece(number) => again.push(number),
+                Expected::Wait(numbers) => again.extend(numbers),
+                _ => {}
+            }
+        }
+        if key % LANES == WAITING {
+            again.extend(std::mem::take(&mut self.node_mut(key / LANES).written));
+        }
+        let why = self.link_mut(key).why.clone();
+        for number in again {
+            self.again(number, &why, now);
+        }
+        self.ask(ASK_SOON, now);
+        self.wake_at(now);
+    }
+
+    /// A piece whose connection was lost.
+    fn again(&mut self, number: u64, why: &str, now: Instant) {
+        let Some(held) = self.pieces.get_mut(&number) else { return };
+        held.sent = false;
+        held.doubtful |= held.piece.effect != Effect::None;
+        why.clone_into(&mut held.why);
+        if held.doubtful && held.piece.effect == Effect::Once {
+            return self.fail(number, Failure::Unknown(format!("the connection was lost: {why}")));
+        }
+        self.counters.retries += 1;
+        self.route(number, now);
+    }
+
+    // --- the end of pieces and operations -----------------------------------------------------------------------------
+
+    fn forget(&mut self, number: u64) -> Option<Held> {
+        let held = self.pieces.remove(&number)?;
+        if let Some(asked) = self.operations.get_mut(&held.operation) {
+            asked.pieces.retain(|&other| other != number);
+        }
+        Some(held)
+    }
+
+    fn fail(&mut self, number: u64, failure: Failure) {
+        let Some(held) = self.forget(number) else { return };
+        let failure = match failure {
+            // An earlier attempt may have gone through.
+            Failure::Refused(why) if held.doubtful => Failure::Unknown(why),
+            failure => failure,
+        };
+        if let Some(asked) = self.operations.get_mut(&held.operation) {
+            asked.operation.failed(&held.piece, failure);
+        }
+        self.finish_if_over(held.operation);
+    }
+
+    fn finish_if_over(&mut self, id: u64) {
+        if self.operations.get(&id).is_some_and(|asked| asked.pieces.is_empty())
+            && let Some(Asked { operation, since, .. }) = self.operations.remove(&id)
+        {
+            let (request, answer) = operation.finish();
+            match (request, &answer) {
+                (Request::Lock { table, key, owner, lease_ms }, Answer::Fence(Some(_))) => {
+                    let lock = Lock { table, key, owner };
+                    self.leases.held(lock, Duration::from_millis(lease_ms), since);
+                    self.leases.next().into_iter().for_each(|at| self.wake_at(at));
+                }
+                (Request::Renew { table, key, owner, .. }, _) => {
+                    return self.renewed(Lock { table, key, owner }, &answer, since);
+                }
+                _ => {}
+            }
+            self.done.push((id, answer));
+        }
+    }
+
+    fn renewed(&mut self, lock: Lock, answer: &Answer, since: Instant) {
+        match answer {
+            Answer::Done => {
+                self.counters.leases_renewed += 1;
+                self.leases.renewed(&lock, since);
+            }
+            Answer::Failed(Failure::LockLost) if self.leases.gone(&lock) => {
+                self.counters.leases_lost += 1;
+                self.lapsed.push(lock);
+            }
+            // It is tried again while the lease lasts.
+            _ => {}
+        }
+    }
+
+    /// When the loop has shown last that it lives.
+    pub fn beat(&mut self, at: Instant) {
+        self.beat = at;
+    }
+
+    fn renew_leases(&mut self, now: Instant) {
+        let lives = now.saturating_duration_since(self.beat) <= self.settings.stall_limit;
+        let (due, mut lapsed) = self.leases.due(lives, now);
+        self.counters.leases_lost += lapsed.len() as u64;
+        self.lapsed.append(&mut lapsed);
+        for (Lock { table, key, owner }, lease) in due {
+            let lease_ms = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);
+            // Numbers from the other end than the loop's.
+            self.renewals += 1;
+            self.submit(u64::MAX - self.renewals, Request::Renew { table, key, owner, lease_ms }, now);
+        }
+    }
+
+    fn expire(&mut self, now: Instant) {
+        while let Some(&(deadline, id)) = self.deadlines.front().filter(|(deadline, _)| *deadline <= now) {
+            self.deadlines.pop_front();
+            let Some(asked) = self.operations.get_mut(&id) else { continue };
+            if asked.operation.took_a_step() {
+                // A long one (a scan, a drop) has time for each step.
+                self.deadlines.push_back((deadline + self.settings.timeout, id));
+                continue;
+            }
+            self.counters.timeouts += 1;
+            for number in asked.pieces.clone() {
+                let Some(held) = self.pieces.get(&number) else { continue };
+                let why = if held.why.is_empty() { self.reason(held) } else { held.why.clone() };
+                let why = format!("no answer within {:?}: {why}", self.settings.timeout);
+                let is_unknown = held.piece.effect != Effect::None && (held.sent || held.doubtful);
+                self.fail(number, if is_unknown { Failure::Unknown(why) } else { Failure::Unavailable(why) });
+            }
+        }
+    }
+
+    fn reason(&self, held: &Held) -> String {
+        let node = match held.piece.target {
+            Target::Slot(slot) => self.owners.of(slot),
+            Target::Node(node) => Some(node),
+        };
+        match node.and_then(|node| self.nodes.get(node)?.as_ref()) {
+            Some(node) => match node.links.iter().find(|link| !link.why.is_empty()) {
+                Some(link) => format!("{}: {}", node.address, link.why),
+                None => format!("{} is slow", node.address),
+            },
+            None => "no node is known for it".to_owned(),
+        }
+    }
+}
+
+mod members;
+mod replies;
+#[cfg(test)]
+mod tests;
+
+pub use members::Gauges;
+
+fn words(error: &[u8]) -> String {
+    // Enough for a person; a store may say anything.
+    String::from_utf8_lossy(&error[..error.len().min(300)]).into_owned()
+}

@@ -1,0 +1,620 @@
+//! What the loop asks for, as pieces that are answered one by one, and what becomes of it when all are.
+
+use std::collections::BTreeMap;
+
+use super::bytes::Bytes;
+use super::command::{self, Asked, Entry, Outcome, Write, claimed, scanned};
+use super::header::Stored;
+use super::resp::Reply;
+use super::slots::{Found, Table, Tables};
+
+/// Byte strings in one allocation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Octets {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl Octets {
+    pub fn push(&mut self, octets: &[u8]) {
+        self.bytes.extend_from_slice(octets);
+        self.ends.push(self.bytes.len());
+    }
+
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    pub fn get(&self, index: usize) -> &[u8] {
+        let start = if index == 0 { 0 } else { self.ends[index - 1] };
+        &self.bytes[start..self.ends[index]]
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        (0..self.len()).map(|index| self.get(index))
+    }
+
+    /// In memory.
+    fn weight(&self) -> usize {
+        self.bytes.len() + self.ends.len() * size_of::<usize>()
+    }
+}
+
+impl<'a> FromIterator<&'a [u8]> for Octets {
+    fn from_iter<T: IntoIterator<Item = &'a [u8]>>(all: T) -> Self {
+        let mut octets = Self::default();
+        all.into_iter().for_each(|one| octets.push(one));
+        octets
+    }
+}
+
+/// Entries to be written. What is said per entry is empty where it is the same for all: nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Writes {
+    pub keys: Octets,
+    /// None: unconditional.
+    pub expected: Option<Vec<u64>>,
+    pub first: u64,
+    pub payloads: Octets,
+    /// Indexes of the entries to be deleted, ascending; their payloads are empty.
+    pub deleted: Vec<usize>,
+    pub deadlines: Vec<u64>,
+    pub recents: Octets,
+    pub update: bool,
+    pub replicas: u32,
+    pub guard: Option<(Vec<u8>, u64)>,
+}
+
+/// Where a scan goes on: at a node's cursor, if the topology still is what it was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cursor {
+    pub epoch: u64,
+    pub node: usize,
+    pub cursor: u64,
+}
+
+#[derive(Clone, Debug)]
+pub enum Request {
+    Read {
+        table: usize,
+        keys: Octets,
+    },
+    Write {
+        table: usize,
+        writes: Box<Writes>,
+    },
+    Scan {
+        table: usize,
+        cursor: Option<Cursor>,
+        count: usize,
+    },
+    Drop {
+        table: usize,
+    },
+    Claim {
+        table: usize,
+        now_ms: u64,
+        claim_ms: u64,
+        most: usize,
+    },
+    Expired {
+        table: usize,
+        keys: Octets,
+        versions: Vec<u64>,
+    },
+    Lock {
+        table: usize,
+        key: Vec<u8>,
+        owner: u64,
+        lease_ms: u64,
+    },
+    Renew {
+        table: usize,
+        key: Vec<u8>,
+        owner: u64,
+        lease_ms: u64,
+    },
+    Unlock {
+        table: usize,
+        key: Vec<u8>,
+        owner: u64,
+    },
+    /// Any command; its second word is a key. `once`: it must not be carried out twice.
+    Call {
+        words: Octets,
+        once: bool,
+    },
+}
+
+impl Request {
+    /// What it takes of the memory that all that waits may take together.
+    pub fn weight(&self) -> usize {
+        const EACH: usize = 256;
+        EACH + match self {
+            Self::Read { keys, .. } => keys.weight(),
+            Self::Write { writes, .. } => writes.keys.weight() + writes.payloads.weight() + writes.recents.weight(),
+            Self::Expired { keys, .. } => keys.weight(),
+            Self::Call { words, .. } => words.weight(),
+            Self::Lock { key, .. } | Self::Renew { key, .. } | Self::Unlock { key, .. } => key.len(),
+            Self::Scan { .. } | Self::Drop { .. } | Self::Claim { .. } => 0,
+        }
+    }
+
+    /// Whether the store is another one afterwards.
+    pub fn writes(&self) -> bool {
+        !matches!(self, Self::Read { .. } | Self::Scan { .. })
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The store says no, or what it says is none of ours. Nothing was changed.
+    Refused(String),
+    /// It could not be asked in time. Nothing was changed.
+    Unavailable(String),
+    /// It may stand, now or in a moment, or on too few replicas.
+    Unknown(String),
+    /// The lock is no longer the owner's.
+    LockLost,
+}
+
+/// An entry that is one, as it is stored.
+pub type Value = Vec<u8>;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    Values(Vec<Result<Option<Value>, Failure>>),
+    Written { conflicts: Vec<(u32, Option<Value>)>, failed: Vec<(u32, Failure)> },
+    Found { cursor: Option<Cursor>, entries: Vec<(Vec<u8>, Value)> },
+    Claimed(Vec<(Vec<u8>, Value)>),
+    Fence(Option<u64>),
+    Done,
+    Said(Said),
+    Failed(Failure),
+}
+
+impl Answer {
+    pub fn weight(&self) -> usize {
+        let pairs = |pairs: &[(Vec<u8>, Value)]| pairs.iter().map(|(key, value)| key.len() + value.len()).sum();
+        match self {
+            Self::Values(values) => {
+                values.iter().map(|value| value.as_ref().map_or(0, |value| value.as_ref().map_or(0, Vec::len))).sum()
+            }
+            Self::Written { conflicts, .. } => {
+                conflicts.iter().map(|(_, value)| value.as_ref().map_or(0, Vec::len)).sum()
+            }
+            Self::Found { entries, .. } | Self::Claimed(entries) => pairs(entries),
+            Self::Said(said) => said.weight(),
+            Self::Fence(_) | Self::Done | Self::Failed(_) => 0,
+        }
+    }
+
+    /// There is no room for it: what only reads fails, and can be asked again. Whether it did.
+    pub fn give_up(&mut self) -> bool {
+        let failure = Failure::Unavailable("too many answers have not been taken".to_owned());
+        match self {
+            Self::Values(values) => values.iter_mut().for_each(|value| *value = Err(failure.clone())),
+            Self::Found { .. } | Self::Claimed(_) => *self = Self::Failed(failure),
+            _ => return false,
+        }
+        true
+    }
+}
+
+/// A reply, kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Said {
+    Nil,
+    Integer(i64),
+    Data(Vec<u8>),
+    List(Vec<Said>),
+}
+
+impl Said {
+    fn of(reply: Reply<'_>) -> Self {
+        match reply {
+            Reply::Nil => Self::Nil,
+            Reply::Integer(value) => Self::Integer(value),
+            Reply::Data(data) | Reply::Error(data) => Self::Data(data.to_vec()),
+            Reply::List(list) | Reply::Push(list) => Self::List(list.map(Self::of).collect()),
+        }
+    }
+
+    fn weight(&self) -> usize {
+        size_of::<Self>()
+            + match self {
+                Self::Data(data) => data.len(),
+                Self::List(list) => list.iter().map(Self::weight).sum(),
+                Self::Nil | Self::Integer(_) => 0,
+            }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    Slot(u16),
+    Node(usize),
+}
+
+/// What sending it again does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// It only reads.
+    None,
+    /// It writes, and twice is as good as once.
+    Repeatable,
+    Once,
+}
+
+#[derive(Debug)]
+pub struct Piece {
+    pub command: Bytes,
+    pub target: Target,
+    pub effect: Effect,
+    /// How many replicas shall have it, and a key of its slot that may be written to find that out.
+    pub replicas: u32,
+    pub mark: Vec<u8>,
+    pub asked: Asked,
+}
+
+impl Piece {
+    fn of(piece: command::Piece, effect: Effect) -> Self {
+        let target = Target::Slot(piece.slot);
+        Self { command: piece.bytes, target, effect, replicas: 0, mark: Vec::new(), asked: piece.asked }
+    }
+}
+
+/// After a partition's prefix: written so that `WAIT` waits for what was written before it.
+const MARK: &[u8] = b"\xffwait";
+const SCANNED_AT_ONCE: usize = 1000;
+
+pub struct Operation {
+    request: Request,
+    stepped: bool,
+    so_far: SoFar,
+}
+
+enum SoFar {
+    Values(Vec<Result<Option<Value>, Failure>>),
+    /// Only of entries that were not simply stored.
+    Written(BTreeMap<u32, Result<Option<Value>, Failure>>),
+    Found {
+        cursor: Option<Cursor>,
+        keys: Octets,
+        entries: Vec<(Vec<u8>, Value)>,
+        failure: Option<Failure>,
+    },
+    Claimed {
+        entries: Vec<(Vec<u8>, Value)>,
+        failure: Option<Failure>,
+    },
+    One(Option<Answer>),
+}
+
+impl Operation {
+    /// `masters`: the nodes that serve slots, in an order that is theirs for as long as `epoch` is the same.
+    pub fn begin(request: Request, tables: &Tables, masters: &[usize], epoch: u64) -> (Self, Vec<Piece>) {
+        let handle = match &request {
+            Request::Call { words, once } => {
+                let words: Vec<&[u8]> = words.iter().collect();
+                let piece = command::Piece::other(words.get(1).copied().unwrap_or_default(), &words);
+                let effect = if *once { Effect::Once } else { Effect::Repeatable };
+                return (Self { request, stepped: false, so_far: SoFar::One(None) }, vec![Piece::of(piece, effect)]);
+            }
+            Request::Read { table, .. }
+            | Request::Write { table, .. }
+            | Request::Scan { table, .. }
+            | Request::Drop { table }
+            | Request::Claim { table, .. }
+            | Request::Expired { table, .. }
+            | Request::Lock { table, .. }
+            | Request::Renew { table, .. }
+            | Request::Unlock { table, .. } => *table,
+        };
+        let Some(table) = tables.get(handle) else {
+            let answer = Some(Answer::Failed(Failure::Refused(format!("table {handle} is not open"))));
+            return (Self { request, stepped: false, so_far: SoFar::One(answer) }, Vec::new());
+        };
+        let repeatable =
+            |pieces: Vec<command::Piece>| pieces.into_iter().map(|it| Piece::of(it, Effect::Repeatable)).collect();
+        let (so_far, pieces) = match &request {
+            Request::Read { keys, .. } => (SoFar::Values(vec![Ok(None); keys.len()]), read(table, keys)),
+            Request::Write { writes, .. } => match write(table, writes) {
+                Ok(pieces) => (SoFar::Written(BTreeMap::new()), pieces),
+                Err(why) => {
+                    let failed = (0..writes.keys.len() as u32).map(|index| (index, Err(Failure::Refused(why.clone()))));
+                    (SoFar::Written(failed.collect()), Vec::new())
+                }
+            },
+            Request::Scan { cursor, count, .. } => {
+                let at = cursor.filter(|at| at.epoch == epoch).unwrap_or(Cursor { epoch, node: 0, cursor: 0 });
+                let pieces = masters.get(at.node).map(|&node| scan(table, at.cursor, *count, node));
+                // The last node's cursor is the last: `answered` finds the next one.
+                let cursor = (at.node < masters.len()).then_some(Cursor { node: at.node, ..at });
+                let failure = masters.is_empty().then(|| Failure::Unavailable("no node is known".to_owned()));
+                let so_far = SoFar::Found { cursor, keys: Octets::default(), entries: Vec::new(), failure };
+                (so_far, pieces.into_iter().collect())
+            }
+            Request::Drop { .. } if masters.is_empty() => {
+                (SoFar::One(Some(Answer::Failed(Failure::Unavailable("no node is known".to_owned())))), Vec::new())
+            }
+            Request::Drop { .. } => {
+                (SoFar::One(None), masters.iter().map(|&node| scan(table, 0, SCANNED_AT_ONCE, node)).collect())
+            }
+            Request::Claim { now_ms, claim_ms, most, .. } => {
+                let partitions = table.partitions.len();
+                let mut pieces =
+                    table.claim_expired(*now_ms, now_ms.saturating_add(*claim_ms), (most / partitions).max(1));
+                // Too few for all of them: others next time.
+                pieces.rotate_left((*now_ms % partitions as u64) as usize);
+                pieces.truncate(*most);
+                (SoFar::Claimed { entries: Vec::new(), failure: None }, repeatable(pieces))
+            }
+            Request::Expired { keys, versions, .. } => {
+                let keys: Vec<&[u8]> = keys.iter().collect();
+                (SoFar::One(None), repeatable(table.expired(&keys, versions)))
+            }
+            Request::Lock { key, owner, lease_ms, .. } => {
+                (SoFar::One(None), repeatable(vec![table.lock(key, *owner, *lease_ms)]))
+            }
+            Request::Renew { key, owner, lease_ms, .. } => {
+                (SoFar::One(None), repeatable(vec![table.renew(key, *owner, *lease_ms)]))
+            }
+            Request::Unlock { key, owner, .. } => (SoFar::One(None), repeatable(vec![table.unlock(key, *owner)])),
+            Request::Call { .. } => unreachable!("handled above"),
+        };
+        (Self { request, stepped: false, so_far }, pieces)
+    }
+
+    /// Whether it got on since the last call: an operation of many steps has time for each.
+    pub fn took_a_step(&mut self) -> bool {
+        std::mem::take(&mut self.stepped)
+    }
+
+    /// One piece was answered, perhaps again. `doubtful`: an earlier sending may have been carried out. What is to be
+    /// asked then; or why that is not an answer.
+    pub fn answered(
+        &mut self,
+        piece: &Piece,
+        reply: Reply<'_>,
+        doubtful: bool,
+        tables: &Tables,
+        masters: usize,
+    ) -> Result<Vec<Piece>, String> {
+        let wrong = |malformed: super::resp::Malformed| malformed.0.to_owned();
+        match (&piece.asked, &mut self.so_far) {
+            (Asked::Values(values), SoFar::Values(entries)) => {
+                values.read(reply, |index, value| entries[index as usize] = checked(value)).map_err(wrong)?;
+            }
+            // What a write left untold, read again: a conflict.
+            (Asked::Values(values), SoFar::Written(entries)) => {
+                values.read(reply, |index, value| drop(entries.insert(index, checked(value)))).map_err(wrong)?;
+            }
+            (Asked::Values(values), SoFar::Found { keys, entries, .. }) => {
+                let found = |index: u32, value: Option<&[u8]>| {
+                    if let Ok(Some(value)) = checked(value) {
+                        entries.push((keys.get(index as usize).to_vec(), value));
+                    }
+                };
+                values.read(reply, found).map_err(wrong)?;
+            }
+            (Asked::Written(written), SoFar::Written(entries)) => {
+                if !entries.is_empty() {
+                    written.indexes.iter().for_each(|index| drop(entries.remove(index)));
+                }
+                let mut untold = Vec::new();
+                let outcome = |index, outcome: Outcome<'_>| {
+                    let outcome = match outcome {
+                        Outcome::Conflict(value) => checked(value),
+                        Outcome::Untold => return untold.push(index),
+                        Outcome::NotOwner => Err(Failure::LockLost),
+                        Outcome::Unknown => {
+                            let why = "its answer was lost, and too many others have written since";
+                            Err(Failure::Unknown(why.to_owned()))
+                        }
+                    };
+                    entries.insert(index, outcome);
+                };
+                written.read(reply, doubtful, outcome).map_err(wrong)?;
+                return Ok(self.read_again(&untold, tables));
+            }
+            (Asked::Claimed, SoFar::Claimed { entries, .. }) => {
+                claimed(reply, |key, value| {
+                    if let Ok(Some(value)) = checked(Some(value)) {
+                        entries.push((key.to_vec(), value));
+                    }
+                })
+                .map_err(wrong)?;
+            }
+            (Asked::Locked, SoFar::One(answer)) => match reply {
+                Reply::Integer(fence) => *answer = Some(Answer::Fence(u64::try_from(fence).ok().filter(|&it| it > 0))),
+                _ => return Err("not the answer to a lock".to_owned()),
+            },
+            (Asked::Held, SoFar::One(answer)) => match reply {
+                // An earlier sending may have given it back.
+                Reply::Integer(0) if !(doubtful && matches!(self.request, Request::Unlock { .. })) => {
+                    *answer = Some(Answer::Failed(Failure::LockLost));
+                }
+                Reply::Integer(_) => *answer = Some(Answer::Done),
+                _ => return Err("not the answer about a lock".to_owned()),
+            },
+            (Asked::Expired | Asked::Unlinked, SoFar::One(_)) => {}
+            (Asked::Other, _) => return self.scanned(piece, reply, tables, masters),
+            _ => return Err("an answer to another question".to_owned()),
+        }
+        Ok(Vec::new())
+    }
+
+    fn read_again(&self, untold: &[u32], tables: &Tables) -> Vec<Piece> {
+        let Request::Write { table, writes } = &self.request else { return Vec::new() };
+        let Some(table) = tables.get(*table).filter(|_| !untold.is_empty()) else { return Vec::new() };
+        let keys: Vec<&[u8]> = untold.iter().map(|&index| writes.keys.get(index as usize)).collect();
+        let mut pieces = table.read(&keys);
+        for piece in &mut pieces {
+            if let Asked::Values(values) = &mut piece.asked {
+                values.indexes.iter_mut().for_each(|index| *index = untold[*index as usize]);
+            }
+        }
+        pieces.into_iter().map(|piece| Piece::of(piece, Effect::None)).collect()
+    }
+
+    fn scanned(
+        &mut self,
+        piece: &Piece,
+        reply: Reply<'_>,
+        tables: &Tables,
+        masters: usize,
+    ) -> Result<Vec<Piece>, String> {
+        let (handle, count) = match &self.request {
+            Request::Scan { table, count, .. } => (*table, *count),
+            Request::Drop { table } => (*table, SCANNED_AT_ONCE),
+            _ => {
+                self.so_far = SoFar::One(Some(Answer::Said(Said::of(reply))));
+                return Ok(Vec::new());
+            }
+        };
+        let (Some(table), Target::Node(node)) = (tables.get(handle), piece.target) else { return Ok(Vec::new()) };
+        self.stepped = true;
+        let (next, names) = scanned(reply).map_err(|malformed| malformed.0.to_owned())?;
+        let names = names.filter_map(|name| if let Reply::Data(name) = name { Some(name) } else { None });
+        match &mut self.so_far {
+            SoFar::Found { cursor: Some(at), keys, .. } => {
+                *keys = names
+                    .filter_map(|name| match tables.find(name) {
+                        Some(Found::Entry { table, key }) if table == handle => Some(key),
+                        _ => None,
+                    })
+                    .collect();
+                let pieces = read(table, keys);
+                (at.cursor, at.node) = (next, at.node + usize::from(next == 0));
+                if at.node >= masters {
+                    let SoFar::Found { cursor, .. } = &mut self.so_far else { return Ok(pieces) };
+                    *cursor = None;
+                }
+                Ok(pieces)
+            }
+            _ => {
+                let names: Vec<&[u8]> = names.collect();
+                let mut pieces: Vec<Piece> =
+                    table.unlink(&names).into_iter().map(|piece| Piece::of(piece, Effect::Repeatable)).collect();
+                if next != 0 {
+                    pieces.push(scan(table, next, count, node));
+                }
+                Ok(pieces)
+            }
+        }
+    }
+
+    /// One piece will not be answered, or not as was asked.
+    pub fn failed(&mut self, piece: &Piece, why: Failure) {
+        match (&piece.asked, &mut self.so_far) {
+            (Asked::Values(values), SoFar::Values(entries)) => {
+                values.indexes.iter().for_each(|&index| entries[index as usize] = Err(why.clone()));
+            }
+            (Asked::Values(values), SoFar::Written(entries)) => {
+                // They were conflicts: whatever keeps us from reading them, they have not been written.
+                values.indexes.iter().for_each(|&index| drop(entries.insert(index, Err(why.clone()))));
+            }
+            (Asked::Written(written), SoFar::Written(entries)) => {
+                for &index in &written.indexes {
+                    entries.entry(index).or_insert_with(|| Err(why.clone()));
+                }
+            }
+            (_, SoFar::Found { failure, .. } | SoFar::Claimed { failure, .. }) => *failure = Some(why),
+            (_, SoFar::One(answer)) => *answer = Some(Answer::Failed(why)),
+            _ => {}
+        }
+    }
+
+    pub fn finish(self) -> (Request, Answer) {
+        (self.request, self.so_far.finish())
+    }
+}
+
+impl SoFar {
+    fn finish(self) -> Answer {
+        match self {
+            Self::Values(entries) => Answer::Values(entries),
+            Self::Written(entries) => {
+                let (mut conflicts, mut failed) = (Vec::new(), Vec::new());
+                for (index, outcome) in entries {
+                    match outcome {
+                        Ok(value) => conflicts.push((index, value)),
+                        Err(failure) => failed.push((index, failure)),
+                    }
+                }
+                Answer::Written { conflicts, failed }
+            }
+            SoFar::Found { failure: Some(failure), .. } => Answer::Failed(failure),
+            SoFar::Found { cursor, entries, .. } => Answer::Found { cursor, entries },
+            SoFar::Claimed { mut entries, failure } => match failure {
+                // What was claimed elsewhere is to be handled: nobody else will be given it.
+                Some(failure) if entries.is_empty() => Answer::Failed(failure),
+                _ => {
+                    entries.sort_by_key(|(_, value)| Stored::parse(value).map_or(0, |stored| stored.deadline_ms));
+                    Answer::Claimed(entries)
+                }
+            },
+            SoFar::One(answer) => answer.unwrap_or(Answer::Done),
+        }
+    }
+}
+
+fn checked(value: Option<&[u8]>) -> Result<Option<Value>, Failure> {
+    match value {
+        Some(value) if Stored::parse(value).is_none() => {
+            Err(Failure::Refused("what stands under this key is not an entry of a table".to_owned()))
+        }
+        value => Ok(value.map(<[u8]>::to_vec)),
+    }
+}
+
+fn read(table: &Table, keys: &Octets) -> Vec<Piece> {
+    let keys: Vec<&[u8]> = keys.iter().collect();
+    table.read(&keys).into_iter().map(|piece| Piece::of(piece, Effect::None)).collect()
+}
+
+fn write(table: &Table, writes: &Writes) -> Result<Vec<Piece>, String> {
+    let mut deleted = writes.deleted.iter().peekable();
+    let entry = |index: usize| Entry {
+        key: writes.keys.get(index),
+        payload: deleted.next_if_eq(&&index).is_none().then(|| writes.payloads.get(index)),
+        expected: writes.expected.as_ref().map_or(0, |expected| expected[index]),
+        deadline_ms: writes.deadlines.get(index).copied().unwrap_or(0),
+        recent: if writes.recents.is_empty() { &[] } else { writes.recents.get(index) },
+    };
+    let entries: Vec<Entry<'_>> = (0..writes.keys.len()).map(entry).collect();
+    let batch = Write {
+        entries: &entries,
+        first: writes.first,
+        conditional: writes.expected.is_some(),
+        update: writes.update,
+        guard: writes.guard.as_ref().map(|(key, owner)| (&key[..], *owner)),
+    };
+    let pieces = table.write(&batch).map_err(|refused| match refused {
+        command::Refused::Recent(index) => format!("entry {index}: its list of recent updates is none"),
+        command::Refused::Guard(index) => format!("entry {index}: it is in another partition than its guard"),
+    })?;
+    Ok(pieces
+        .into_iter()
+        .map(|piece| {
+            let mut piece = Piece::of(piece, Effect::Repeatable);
+            if let (1.., Asked::Written(written)) = (writes.replicas, &piece.asked) {
+                let home = &table.partitions[table.partition(writes.keys.get(written.indexes[0] as usize))];
+                piece.mark = [&home.prefix, MARK].concat();
+                piece.replicas = writes.replicas;
+            }
+            piece
+        })
+        .collect())
+}
+
+fn scan(table: &Table, cursor: u64, count: usize, node: usize) -> Piece {
+    let command = table.scan(cursor, count);
+    let (target, effect) = (Target::Node(node), Effect::None);
+    Piece { command: command.into(), target, effect, replicas: 0, mark: Vec::new(), asked: Asked::Other }
+}
