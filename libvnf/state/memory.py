@@ -19,6 +19,8 @@ from .store import WRITER_BITS, Stored, Written, carried
 
 __all__ = ["Loop", "Memory", "MemoryStore"]
 
+_ROUNDING_S = 1e-9  # a timer may come this much before its time, and a shorter wait than this may be none
+
 
 class Loop(Protocol):
     """What of an event loop is needed."""
@@ -447,7 +449,7 @@ class MemoryStore:
         self._armed = False
         try:
             for _ in range(len(self._wire)):
-                call, now_s = self._wire[0], self._loop.time()
+                call, now_s = self._wire[0], self._loop.time() + _ROUNDING_S
                 error: StateError | None = None
                 if self._closed:
                     error = StoreUnavailable("the store is closed")
