@@ -78,8 +78,6 @@ def test_what_comes_later_is_refused_when_it_is_registered() -> None:
     vnf = VNF("b")
     with pytest.raises(Unsupported, match="sctp:// is not supported yet"):
         vnf.server("sctp://:36412")
-    with pytest.raises(Unsupported, match="commit= needs the state layer"):
-        vnf.server("tcp://:0", commit="before_send")
     with pytest.raises(StateError, match="needs the state layer"):
         vnf.table("sessions", key=str, value=int, durability="write_through")
 
