@@ -47,6 +47,7 @@ class Replica:
 
     async def start(self) -> None:
         await self.tables.start("memory://", lambda fn, *args: fn(*args), 1.0)
+        self.reads.clear()
 
 
 class Rig:

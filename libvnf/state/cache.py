@@ -211,6 +211,16 @@ class Cache(Generic[K, V]):
         entry.maybe_deleted = False
         self._settle(entry)
 
+    def flushed_all(self, entries: list[Entry[K, V]], first: int) -> None:
+        """``flushed`` for all of them, under consecutive versions: the usual ones without a call each."""
+        for version, entry in enumerate(entries, first):
+            if not entry.queued or not entry.flying or entry.changed or entry.stale or entry.deleting:
+                self.flushed(entry, version)
+            else:
+                entry.flying = entry.dirty = entry.maybe_deleted = False
+                entry.version = version
+                self.flying -= 1
+
     def conflicted(self, entry: Entry[K, V], stored: Stored | None) -> bool:
         """Another version stands in the store. True: somebody else's; the change is lost and the entry no longer here,
         ``entry.value`` tells what it was. False: an earlier flight of ours; the entry is dirty, and based on that."""

@@ -33,10 +33,13 @@ Waiter: TypeAlias = Callable[[StateError | None], object]
 class Flight:
     """Entries on their way to the store, and who waits for them."""
 
-    __slots__ = ("barriers", "entries", "first", "reads", "replicas", "sent_s", "unread", "waiters")
+    __slots__ = ("authors", "barriers", "entries", "first", "reads", "replicas", "sent_s", "unread", "waiters")
 
-    def __init__(self, entries: list[Entry[Any, Any]], replicas: int, waiters: dict[Any, list[Waiter]]) -> None:
-        self.entries, self.replicas, self.waiters = entries, replicas, waiters
+    def __init__(self, entries: list[Entry[Any, Any]], replicas: int) -> None:
+        self.entries, self.replicas = entries, replicas
+        self.waiters: dict[Any, list[Waiter]] = {}
+        # Keys whose change somebody has put and waits for.
+        self.authors: set[Any] = set()
         self.barriers: list[Barrier] = []
         self.first, self.reads, self.sent_s = 0, 0, 0.0
         # Those of which it could not be read what they replace.
@@ -48,14 +51,14 @@ class Barrier:
 
     def __init__(self, future: asyncio.Future[None]) -> None:
         self.future = future
-        self.count = 0
+        self.count = 1  # who adds to it, until all is added
         self._error: StateError | None = None
 
     def one(self, error: StateError | None) -> None:
         self.count -= 1
         if not isinstance(error, StateConflict):
             self._error = self._error or error
-        if self.count <= 0 and not self.future.done():
+        if not self.count and not self.future.done():
             if self._error is None:
                 self.future.set_result(None)
             else:
@@ -67,9 +70,10 @@ class Flusher:
 
     def __init__(self, table: SharedTable[Any, Any]) -> None:
         self._table, self._cache, self._durability = table, table.cache, table.durability
+        self._every = table.durability.every or 0
         self._flights: set[Flight] = set()
         # By key, for entries that no flight has taken yet.
-        self._waiters: dict[Any, list[tuple[int, Waiter]]] = {}
+        self._waiters: dict[Any, list[tuple[int, Waiter, bool]]] = {}
         self._all_soon = self._urgent_soon = False
         self._timer: asyncio.TimerHandle | None = None
         self._retry: asyncio.TimerHandle | None = None
@@ -80,17 +84,20 @@ class Flusher:
 
     def changed(self) -> None:
         """An entry became dirty."""
+        if self._all_soon or (self._timer is not None and not self._every):
+            return  # the usual case
         when = self._durability
-        if self._all_soon or self._retry is not None or not self._table.running:
+        if self._retry is not None or not self._table.running:
             return
-        if not when.cached or when.on_request_end or (when.every and self._cache.dirty >= when.every):
+        if not when.cached or when.on_request_end or (self._every and self._cache.dirty >= self._every):
             self._soon()
         elif when.interval_s is not None and self._timer is None:
             self._timer = self._table.loop.call_later(when.interval_s, self._flush_all)
 
-    def urgent(self, entry: Entry[Any, Any], replicas: int, waiter: Waiter) -> None:
-        """Flushes this entry at the end of the turn; ``waiter`` is told when what it has now is stored."""
-        self._waiters.setdefault(entry.key, []).append((replicas, waiter))
+    def urgent(self, entry: Entry[Any, Any], replicas: int, waiter: Waiter, *, author: bool = False) -> None:
+        """Flushes this entry at the end of the turn; ``waiter`` is told when what it has now is stored. ``author``:
+        who put it, and learns from that what became of it."""
+        self._waiters.setdefault(entry.key, []).append((replicas, waiter, author))
         self._urgently()
 
     def opened(self) -> None:
@@ -118,8 +125,8 @@ class Flusher:
                     flight.barriers.append(barrier)
                     barrier.count += 1
             await asyncio.sleep(0)
-        if barrier.count:
-            await barrier.future
+        barrier.one(None)
+        await barrier.future
 
     async def room(self) -> None:
         """Returns when a flight has landed: the cache may have room then."""
@@ -146,7 +153,7 @@ class Flusher:
         self._timer = self._retry = None
         waiting, self._waiters = self._waiters, {}
         for waiters in waiting.values():
-            _tell([waiter for _, waiter in waiters], error)
+            _tell([waiter for _, waiter, _ in waiters], error)
         self._wake()
 
     def _soon(self) -> None:
@@ -180,11 +187,13 @@ class Flusher:
         self._flush_urgent()
         entries = self._cache.take_dirty(BATCH)
         if entries:
-            self._fly(Flight(entries, self._durability.replicas, {}))
+            self._fly(Flight(entries, self._durability.replicas))
         return len(entries)
 
     def _flush_urgent(self) -> None:
         self._urgent_soon = False
+        if self._table.refused is not None:
+            self.close(self._table.refused)
         if not self._waiters or self._retry is not None or not self._table.open:
             return
         flights: dict[int, Flight] = {}
@@ -193,14 +202,16 @@ class Flusher:
             if entry is not None and entry.flying:
                 continue  # looked at again when it has landed
             del self._waiters[key]
-            waiters = [waiter for _, waiter in waiting]
+            waiters = [waiter for _, waiter, _ in waiting]
             if entry is None or not self._cache.take(entry):
                 _tell(waiters, None)
                 continue
-            replicas = max(self._durability.replicas, *(asked for asked, _ in waiting))
-            flight = flights.setdefault(replicas, Flight([], replicas, {}))
+            replicas = max(self._durability.replicas, *(asked for asked, _, _ in waiting))
+            flight = flights.setdefault(replicas, Flight([], replicas))
             flight.entries.append(entry)
             flight.waiters[key] = waiters
+            if any(author for _, _, author in waiting):
+                flight.authors.add(key)
         for flight in flights.values():
             self._fly(flight)
 
@@ -257,23 +268,25 @@ class Flusher:
     # --- landing
 
     def _landed(self, flight: Flight, written: Written) -> None:
-        table, flushed = self._table, self._cache.flushed
+        table = self._table
         self._flights.discard(flight)
         conflicts, failed = dict(written.conflicts), dict(written.failed)
         failures = flight.unread
-        for version, entry in enumerate(flight.entries, flight.first):
-            at = version - flight.first
-            if at in conflicts:
-                self._conflict(flight, entry, conflicts[at])
-            elif at in failed:
-                failures.append((entry, failed[at]))
-            else:
-                flushed(entry, version)
+        if not conflicts and not failed:
+            self._cache.flushed_all(flight.entries, flight.first)
+        else:
+            for at, entry in enumerate(flight.entries):
+                if at in conflicts:
+                    self._conflict(flight, entry, conflicts[at])
+                elif at in failed:
+                    failures.append((entry, failed[at]))
+                else:
+                    self._cache.flushed(entry, flight.first + at)
         table.counts["flushes"] += 1
         table.counts["flushed"] += len(flight.entries) - len(conflicts) - len(failed)
         table.flush_s = table.loop.time() - flight.sent_s
         if failures:
-            self._failed(failures, flight.waiters)
+            self._failed(failures, flight)
         else:
             self._delay_s = 0.0
         for waiters in flight.waiters.values():
@@ -290,21 +303,21 @@ class Flusher:
         """Another version stands in the store than the one this entry was based on."""
         waiters = flight.waiters.pop(entry.key, [])
         if self._cache.conflicted(entry, stored):
-            _tell(waiters, self._table.conflict(entry, stored, told=bool(waiters)))
+            _tell(waiters, self._table.conflict(entry, stored))
             return
         self._table.counts["recovered"] += 1
         for waiter in waiters:
-            self.urgent(entry, flight.replicas, waiter)
+            self.urgent(entry, flight.replicas, waiter, author=entry.key in flight.authors)
         for barrier in flight.barriers:
             self._join(barrier, entry)
 
-    def _failed(self, failures: list[tuple[Entry[Any, Any], StateError]], waiters: dict[Any, list[Waiter]]) -> None:
+    def _failed(self, failures: list[tuple[Entry[Any, Any], StateError]], flight: Flight) -> None:
         """They are dirty and tried again later; but for those whose author is told, where a put stores or raises."""
         kept = []
         for entry, error in failures:
-            given_up = entry.key in waiters and not entry.changed and not self._durability.cached
+            given_up = entry.key in flight.authors and not entry.changed and not self._durability.cached
             self._cache.failed(entry)
-            _tell(waiters.pop(entry.key, []), error)
+            _tell(flight.waiters.pop(entry.key, []), error)
             if given_up:
                 self._cache.discard(entry)
             else:

@@ -40,6 +40,8 @@ class Reads:
 
     def send(self) -> None:
         """At the end of a turn; not before the store is open."""
+        if self._table.refused is not None:
+            self.fail(self._table.refused)
         if not self._table.open or not self._queue:
             return
         queue, self._queue = self._queue, []

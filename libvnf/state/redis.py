@@ -53,7 +53,8 @@ class RedisStore:
         self._closed = False
 
     async def open(self) -> None:
-        """``StateError`` where waiting does not help, ``StoreUnavailable`` after the client's time-out."""
+        """``StoreUnavailable`` after the client's time-out: may be called again. ``StateError`` where waiting does not
+        help: closed."""
         self._loop = asyncio.get_running_loop()
         answered: asyncio.Future[Any] = self._loop.create_future()
         try:
@@ -75,8 +76,9 @@ class RedisStore:
                 raise StateError(f"{self.url}: INCR was answered with {answer!r}")
             # Never 0, and every number once before one comes again.
             self.writer = (answer - 1) % ((1 << WRITER_BITS) - 1) + 1
-        except BaseException:
-            await self.close()
+        except StateError as error:
+            if not isinstance(error, StoreUnavailable):
+                await self.close()
             raise
         finally:
             self._hopeless = _ignore

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import StateConflict, StateError, StateFull, StoreUnavailable, Unreadable
 from .cache import UNKNOWN, Cache, Entry
+from .catalogue import Description
 from .durability import Durability
 from .flush import Flusher
 from .reads import Reads
@@ -57,6 +58,7 @@ class SharedTable(Table[K, V]):
     ) -> None:
         super().__init__(name, durability)
         self._tables, self.partitions, self.last_writer_wins = tables, partitions, last_writer_wins
+        self.schema, self._kinds = schema, (key, value)
         self.keys: KeyCodec[K] = KeyCodec(name, key)
         self.values: ValueCodec[V] = ValueCodec(name, value, schema, upgrades)
         self.cache: Cache[K, V] = Cache(max_entries, max_bytes)
@@ -65,6 +67,7 @@ class SharedTable(Table[K, V]):
         self.flush_s = 0.0
         self._hits = 0
         self.handle = -1
+        self.refused: StateError | None = None
         self.flusher, self.reads, self.updates = Flusher(self), Reads(self), Updates(self)
 
     # --- the VNF's side
@@ -98,12 +101,23 @@ class SharedTable(Table[K, V]):
         if self.running:
             self.loop.call_soon(fn)
 
+    def description(self) -> Description:
+        """What all replicas must agree on."""
+        key, value = (getattr(kind, "__name__", str(kind)) for kind in self._kinds)
+        return Description(self.partitions, False, key, value, {self.schema: self.values.fields()})
+
     def opened(self) -> None:
         """There is a store now, and a writer's number."""
         self.handle = self.store.table(self.name, partitions=self.partitions)
         self.cache.writer = self.store.writer
         self.soon(self.reads.send)
         self.flusher.opened()
+
+    def refuse(self, error: StateError) -> None:
+        """There will be no store for it: who waits is told, and who asks."""
+        self.refused = error
+        self.reads.fail(error)
+        self.flusher.close(error)
 
     def closed(self) -> None:
         error = StoreUnavailable(f"table {self.name!r}: the VNF has stopped")
@@ -256,7 +270,7 @@ class SharedTable(Table[K, V]):
 
     async def _stored(self, entry: Entry[K, V], asked: Durability) -> None:
         future: asyncio.Future[None] = self.future()
-        self.flusher.urgent(entry, asked.replicas, partial(_settle, future))
+        self.flusher.urgent(entry, asked.replicas, partial(_settle, future), author=True)
         await future
 
     # --- inside: what stands where
@@ -344,14 +358,14 @@ class SharedTable(Table[K, V]):
         if entry is not None and not entry.dirty:
             self._tables.call(self.handlers["change"], key, self.value_of(entry))
 
-    def conflict(self, entry: Entry[K, V], stored: Stored | None, *, told: bool) -> StateConflict:
-        """The store's value stands; ``told``: who put the other waits, and is told by the exception."""
+    def conflict(self, entry: Entry[K, V], stored: Stored | None) -> StateConflict:
+        """The store's value stands."""
         theirs: V | None = None
         try:
             theirs = self.value_of(self._cached(entry.key, entry.packed, stored))
         except Unreadable:
             pass  # counted
-        if not told and "conflict" in self.handlers:
+        if "conflict" in self.handlers:
             self._tables.call(self.handlers["conflict"], entry.key, self.value_of(entry), theirs)
         return StateConflict(f"table {self.name!r}: another replica has changed {entry.key!r}: its value stands")
 

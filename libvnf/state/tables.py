@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from ..config import without_password
-from ..errors import ConfigError, StateError, StoreUnavailable
+from ..errors import ConfigError, DurabilityUnknown, StateError, StateFull, StoreUnavailable
+from .catalogue import enrol
 from .durability import Durability, Level, local
 from .shared import SharedTable
 from .store import Store, Versions
 from .table import LocalTable, Table
+from .url import StoreURL
 
 __all__ = ["Tables", "make_store"]
 
@@ -29,11 +30,15 @@ def wall_ms() -> int:
 
 def make_store(url: str, loop: asyncio.AbstractEventLoop, clock_ms: Callable[[], int]) -> Store:
     """The client of the store at ``url``; it is not open yet."""
-    if url.partition("://")[0] == "memory":
-        from .memory import Memory, MemoryStore
+    place = StoreURL.parse(url)
+    if place.shared:
+        # A VNF without a store needs neither the client nor what starts a server.
+        from .redis import RedisStore
 
-        return MemoryStore(Memory(clock_ms), loop)
-    raise ConfigError(f"{without_password(url)}: only memory:// so far", key="store")
+        return RedisStore(place)
+    from .memory import Memory, MemoryStore
+
+    return MemoryStore(Memory(clock_ms), loop)
 
 
 class Tables:
@@ -49,6 +54,7 @@ class Tables:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = False
         self._opening: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self._call: Callable[..., Any] | None = None
         self._handles: dict[int, SharedTable[Any, Any]] = {}
         self._url = "memory://"
@@ -57,8 +63,10 @@ class Tables:
         """``ConfigError`` for what cannot be."""
         if name in self._all:
             raise ConfigError(f"there is a table {name!r} already")
-        if not name or len(name) > 200 or not name.isprintable() or set(name) & set("{}:"):
-            raise ConfigError(f"{name!r} is not a table's name: expected up to 200 characters, none of {{ }} :")
+        if not name or len(name) > 200 or not name.isprintable() or set(name) & set("{}:") or name[0] == ".":
+            raise ConfigError(
+                f"{name!r} is not a table's name: expected up to 200 characters, none of {{ }} : and no . in front"
+            )
         if not isinstance(durability, Durability):
             raise ConfigError(
                 f"table {name!r}: durability={durability!r}, "
@@ -74,7 +82,7 @@ class Tables:
         self._all[name] = table
         if self.running and isinstance(table, SharedTable):
             if self._versions is not None:
-                self._opened(table)
+                self._watch(self.loop.create_task(self._join(table)))
             elif self._opening is None:
                 self._begin()
         return table
@@ -136,9 +144,13 @@ class Tables:
         if self._store is None:
             self._store = make_store(self._url, self.loop, self.clock_ms)
         self._store.on_invalid, self._store.on_state = self._invalid, self._told
-        self._opening = task = self.loop.create_task(self._open())
+        self._opening = self.loop.create_task(self._open())
+        self._watch(self._opening)
+        return self._opening
+
+    def _watch(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
         task.add_done_callback(self._refused)
-        return task
 
     async def _open(self) -> None:
         delay_s = FIRST_DELAY_S
@@ -155,18 +167,40 @@ class Tables:
                 break
         self._versions = Versions(self.store.writer)
         self._told("up")
-        for table in self._shared():
-            self._opened(table)
+        await asyncio.gather(*map(self._join, self._shared()))
 
-    def _opened(self, table: SharedTable[Any, Any]) -> None:
+    async def _join(self, table: SharedTable[Any, Any]) -> None:
+        """The table can be used once all replicas agree on what it is."""
+        delay_s = FIRST_DELAY_S
+        while (error := await self._enrol(table)) is not None:
+            if not isinstance(error, (StoreUnavailable, StateFull, DurabilityUnknown)):
+                raise error
+            table.reads.fail(error)
+            await asyncio.sleep(delay_s)
+            delay_s = min(LAST_DELAY_S, 2 * delay_s)
         table.opened()
         self._handles[table.handle] = table
 
+    async def _enrol(self, table: SharedTable[Any, Any]) -> StateError | ConfigError | None:
+        done: asyncio.Future[StateError | ConfigError | None] = self.future()
+
+        def settle(error: StateError | ConfigError | None) -> None:
+            if not done.done():
+                done.set_result(error)
+
+        try:
+            enrol(self.store, self.versions, table.name, table.description(), table.values.learn, settle)
+        except StateError as error:
+            return error
+        return await done
+
     def _refused(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and isinstance(error := task.exception(), StateError):
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
             self._told(f"refused: {error}")
             for table in self._shared():
-                table.reads.fail(error)
+                if not table.open:
+                    table.refuse(StateError(str(error)))
 
     def _told(self, state: str) -> None:
         if state != self.state:
@@ -200,8 +234,8 @@ class Tables:
         self._closing = True
         for name, count in self.unstored.items():
             self.log.error("table %s: %d changes were not stored", name, count)
-        if self._opening is not None:
-            self._opening.cancel()
+        for task in list(self._tasks):
+            task.cancel()
         if self._store is not None:
             await self._store.close()
         for table in self._shared():

@@ -294,7 +294,7 @@ async def test_a_put_through_that_conflicts_raises() -> None:
         other.on_conflict(lambda *told: lost.append(told))
         with pytest.raises(StateConflict, match="another replica has changed 'a'"):
             await other.put("a", 3)
-        assert (await other.get("a"), lost) == (2, [])
+        assert (await other.get("a"), lost) == (2, [("a", 3, 2)])
         await other.put("a", 3)
         assert stored(one, "a") == 3
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::resp::{self, Reply};
 use super::script;
+use super::tls::Tls;
 use super::topology::Address;
 
 #[derive(Clone, Debug)]
@@ -14,6 +15,8 @@ pub struct Settings {
     /// None: the user `default`.
     pub username: Option<String>,
     pub password: Option<String>,
+    /// None: in the clear.
+    pub tls: Option<Tls>,
     /// How long an operation may take, retries and all.
     pub timeout: Duration,
     /// How long a node may owe an answer.
@@ -35,6 +38,7 @@ impl Default for Settings {
             cluster: false,
             username: None,
             password: None,
+            tls: None,
             timeout: Duration::from_secs(10),
             silence: Duration::from_secs(1),
             replica_timeout: Duration::from_secs(1),
