@@ -31,11 +31,14 @@ class StoreClient:
     ``timeout_s`` is over (each step of a scan or a drop has that time). ``StateFull`` when ``max_queued`` operations or
     ``max_queued_bytes`` wait, undrained answers included; ``StateError`` once it is closed.
 
-    ``nodes``: hosts and ports to begin at (the path of a Unix socket and 0); the other nodes of a cluster are found. ``silence_s``: a node that owes an answer that
-    long has its connection closed; an idle one is asked every half of it, so that a reader of cached entries misses no
-    invalidation for longer than one and a half. ``replica_timeout_s``: how long replicas may take to acknowledge.
-    ``stall_limit_s``: for how long after the last ``beat`` locks are renewed. ``max_reply_bytes``: a longer answer of a
-    node ends its connection. ``ConfigError`` for a namespace that cannot be one.
+    ``nodes``: hosts and ports to begin at (the path of a Unix socket and 0); the other nodes of a cluster are found.
+    ``tls_ca``: whom to trust, PEM; with it all connections are TLS, and a node's certificate must be for its host.
+    ``tls_identity``: a certificate and its key, PEM, for nodes that ask for one.
+
+    ``silence_s``: a node that owes an answer that long has its connection closed; an idle one is asked every half of
+    it, so that a reader of cached entries misses no invalidation for longer than twice that. ``replica_timeout_s``: how
+    long replicas may take to acknowledge. ``stall_limit_s``: for how long after the last ``beat`` locks are renewed.
+    ``max_reply_bytes``: a longer answer of a node ends its connection. ``ConfigError`` for what cannot be.
     """
 
     def __new__(
@@ -46,6 +49,8 @@ class StoreClient:
         cluster: bool = False,
         username: str | None = None,
         password: str | None = None,
+        tls_ca: bytes | None = None,
+        tls_identity: tuple[bytes, bytes] | None = None,
         namespace: str = "vnf",
         timeout_s: float = 10.0,
         silence_s: float = 1.0,
@@ -53,7 +58,7 @@ class StoreClient:
         stall_limit_s: float = 120.0,
         max_queued: int = 65_536,
         max_queued_bytes: int = 67_108_864,
-        max_reply_bytes: int = 67_108_864,
+        max_reply_bytes: int = 201_326_592,
     ) -> Self: ...
     @property
     def wake_fd(self) -> int:

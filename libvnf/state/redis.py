@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 from .._native import StoreClient
-from ..errors import StateError, StoreUnavailable
+from ..errors import ConfigError, StateError, StoreUnavailable
 from .embedded import Embedded
 from .store import WRITER_BITS, Stored, Written
 from .url import StoreURL
@@ -26,6 +28,22 @@ REVIVE_S = 1.0
 
 def _ignore(*_: object) -> None:
     pass
+
+
+def _tls(url: StoreURL) -> dict[str, Any]:
+    """What the client is told of TLS."""
+    if not url.tls:
+        return {}
+    authorities = url.tls_ca or ssl.get_default_verify_paths().cafile
+    if authorities is None:
+        raise ConfigError(f"{url}: this system names no authorities: say tls_ca=FILE")
+    try:
+        given: dict[str, Any] = {"tls_ca": Path(authorities).read_bytes()}
+        if url.tls_cert and url.tls_key:
+            given["tls_identity"] = (Path(url.tls_cert).read_bytes(), Path(url.tls_key).read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{url}: {error}") from None
+    return given
 
 
 class RedisStore:
@@ -45,6 +63,7 @@ class RedisStore:
             username=url.username,
             password=url.password,
             namespace=url.namespace,
+            **_tls(url),
             **limits,
         )
         self._loop: asyncio.AbstractEventLoop | None = None

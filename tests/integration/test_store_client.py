@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from libvnf._native import StoreClient
 from libvnf.errors import DurabilityUnknown, LockLost, StateError, StateFull, StoreUnavailable
 from libvnf.state.store import Stored, Written
 from tests.peers import DEADLINE_S
-from tests.redis_cluster import RedisCluster, RedisServer
+from tests.redis_cluster import Certificates, RedisCluster, RedisServer
 
 pytestmark = pytest.mark.needs("redis-server")
 
@@ -494,6 +495,28 @@ async def test_closing_answers_what_is_under_way(redis_server: Start) -> None:
             asker.client.read(None, table, KEYS[:1])
 
 
+async def test_over_tls_it_is_the_same(redis_server: Start, certificates: Certificates) -> None:
+    async with asking(redis_server(tls=certificates), tls_ca=certificates.ca.read_bytes()) as asker:
+        table, large = asker.client.table("t"), bytes(range(256)) * 3000
+        assert await asker.put(table, KEYS[:5], large) == STORED
+        assert await asker.payloads(table, KEYS[:5]) == [large] * 5
+        async with Load(asker, table, KEYS[10:20]).running() as load:
+            await load.goes_on(100)
+        await load.check()
+
+
+@pytest.mark.needs("openssl")
+async def test_a_server_that_cannot_show_who_it_is_is_hopeless(
+    redis_server: Start, certificates: Certificates, tmp_path: Path
+) -> None:
+    stranger = Certificates(tmp_path / "stranger").ca.read_bytes()
+    async with asking(redis_server(tls=certificates), tls_ca=stranger) as asker:
+        assert "TLS: invalid peer certificate" in (await asker.told(lambda e: e[0] == "state" and e[2]))[1]
+    async with asking(redis_server(), tls_ca=stranger, timeout_s=0.5) as asker:
+        [error] = await asker.read(asker.client.table("t"), KEYS[:1])
+        assert type(error) is StoreUnavailable
+
+
 async def test_a_unix_socket_is_a_node_too(redis_server: Start) -> None:
     server = redis_server({"unixsocket": "redis.sock"})
     asker = Asker(StoreClient([(str(server.directory / "redis.sock"), 0)]))
@@ -515,6 +538,7 @@ async def test_wrong_arguments_are_refused_at_the_call() -> None:
         lambda: StoreClient([]),
         lambda: StoreClient([("h", 1)], namespace="{}"),
         lambda: StoreClient([("h", 1)], timeout_s=0),
+        lambda: StoreClient([("h", 1)], tls_ca=b"no certificate"),
     ):
         with pytest.raises(ValueError):
             wrong()

@@ -16,6 +16,7 @@ use crate::state::news::Stale;
 use crate::state::operation::{Answer, Cursor, Failure, Octets, Request, Said, Writes};
 use crate::state::settings::Settings;
 use crate::state::slots::{Table, Tables};
+use crate::state::tls::Tls;
 use crate::state::topology::Address;
 
 /// What an answer looks like when there is none.
@@ -232,9 +233,10 @@ impl StoreClient {
 #[pymethods]
 impl StoreClient {
     #[new]
-    #[pyo3(signature = (nodes, /, *, cluster=false, username=None, password=None, namespace="vnf", timeout_s=10.0,
+    #[pyo3(signature = (nodes, /, *, cluster=false, username=None, password=None, tls_ca=None,
+        tls_identity=None, namespace="vnf", timeout_s=10.0,
         silence_s=1.0, replica_timeout_s=1.0, stall_limit_s=120.0, max_queued=65_536, max_queued_bytes=67_108_864,
-        max_reply_bytes=67_108_864))]
+        max_reply_bytes=201_326_592))]
     #[expect(clippy::too_many_arguments, reason = "named in Python")]
     fn new(
         py: Python<'_>,
@@ -242,6 +244,8 @@ impl StoreClient {
         cluster: bool,
         username: Option<String>,
         password: Option<String>,
+        tls_ca: Option<&[u8]>,
+        tls_identity: Option<(Vec<u8>, Vec<u8>)>,
         namespace: &str,
         timeout_s: f64,
         silence_s: f64,
@@ -256,7 +260,10 @@ impl StoreClient {
         }
         // Tells a wrong namespace here, where its setting is.
         Table::new(namespace, "t", 1, false).map_err(|why| raised(py, "ConfigError", &why))?;
+        let identity = tls_identity.as_ref().map(|(chain, key)| (&chain[..], &key[..]));
+        let tls = tls_ca.map(|authorities| Tls::new(authorities, identity)).transpose();
         let settings = Settings {
+            tls: tls.map_err(|why| raised(py, "ConfigError", &format!("TLS: {why}")))?,
             seeds: nodes.iter().map(|(host, port)| Address::new(host, *port)).collect(),
             cluster,
             username,

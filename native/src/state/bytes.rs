@@ -93,6 +93,6 @@ mod tests {
         drop((0..40).map(|_| Bytes::new(1 << 20)).collect::<Vec<_>>());
         let spare = SPARE.lock().unwrap();
         assert!(spare.bytes <= MOST_SPARE);
-        assert_eq!(spare.bytes, spare.buffers.iter().map(Vec::capacity).sum());
+        assert_eq!(spare.bytes, spare.buffers.iter().map(Vec::capacity).sum::<usize>());
     }
 }

@@ -385,6 +385,12 @@ impl Cluster {
         self.dropped(key, was_up, expected, now);
     }
 
+    /// Not the server that was meant: waiting does not help.
+    pub fn distrust(&mut self, key: Key, generation: u32, why: String, now: Instant) {
+        self.news.hopeless |= self.link(key, generation).is_some();
+        self.lost(key, generation, why, now);
+    }
+
     /// Everything that was expected of a connection goes its way again.
     fn dropped(&mut self, key: Key, was_up: bool, expected: VecDeque<Expected>, now: Instant) {
         if was_up && key % LANES == MAIN {

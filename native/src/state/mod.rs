@@ -14,7 +14,7 @@
 //! * [`operation`] — what the loop asks for, and what becomes of it; [`news`] — what the loop is told unasked.
 //! * [`topology`] — who serves which slot; [`link`] — one connection; [`lease`] — locks that are held.
 //! * [`cluster`] — the state machine over all of these.
-//! * [`client`] — the thread: sockets, time, and the hand-over to the event loop.
+//! * [`client`] — the thread: sockets, time, and the hand-over to the event loop; [`tls`] — its sockets' cover.
 
 pub mod bytes;
 pub mod client;
@@ -30,4 +30,5 @@ pub mod resp;
 pub mod script;
 pub mod settings;
 pub mod slots;
+pub mod tls;
 pub mod topology;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::resp::{self, Reply};
 use super::script;
+use super::tls::Tls;
 use super::topology::Address;
 
 #[derive(Clone, Debug)]
@@ -14,6 +15,8 @@ pub struct Settings {
     /// None: the user `default`.
     pub username: Option<String>,
     pub password: Option<String>,
+    /// None: in the clear.
+    pub tls: Option<Tls>,
     /// How long an operation may take, retries and all.
     pub timeout: Duration,
     /// How long a node may owe an answer.
@@ -22,6 +25,7 @@ pub struct Settings {
     pub replica_timeout: Duration,
     /// How long locks are renewed without a sign of life from the loop.
     pub stall_limit: Duration,
+    /// More than as many of the longest values as are read at once.
     pub longest_reply: usize,
     /// Beyond that new operations are refused.
     pub queued_operations: usize,
@@ -35,11 +39,12 @@ impl Default for Settings {
             cluster: false,
             username: None,
             password: None,
+            tls: None,
             timeout: Duration::from_secs(10),
             silence: Duration::from_secs(1),
             replica_timeout: Duration::from_secs(1),
             stall_limit: Duration::from_secs(120),
-            longest_reply: 64 << 20,
+            longest_reply: 192 << 20,
             queued_operations: 65_536,
             queued_bytes: 64 << 20,
         }

@@ -455,7 +455,9 @@ fn a_mark_that_is_refused_or_lost_has_it_written_again() {
 #[test]
 fn a_wait_is_shared_by_what_was_written_meanwhile() {
     let mut bed = replicated();
-    (0..99).for_each(|_| drop(bed.updates(5, 2)));
+    for _ in 0..99 {
+        bed.updates(5, 2);
+    }
     (0..100).for_each(|_| bed.hears(0, ":0\r\n"));
     let count = |said: Vec<Vec<String>>| said.iter().filter(|words| words[0] == "WAIT").count();
     assert_eq!(count(bed.said(1)), WAITS);
