@@ -82,9 +82,6 @@ def refused(what: str, tmp_path: Path) -> str:
         tried = [lambda: start_on_memif("tcp://:5000", tmp_path)]
     elif "sctp" in what:
         tried = [lambda: vnf.server("sctp://:1")]
-    elif "lock" in what:
-        table = vnf.table("t", key=str, value=int)
-        tried = [lambda: table.lock("a"), lambda: table.on_expire(print)]
     elif "commit" in what:
         tried = [lambda: vnf.server("tcp://:1", commit="before_send")]
     elif "replicas" in what:
