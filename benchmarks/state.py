@@ -260,12 +260,24 @@ def tables_of(loop: asyncio.AbstractEventLoop, url: str) -> Iterator[Tables]:
         loop.run_until_complete(tables.close())
 
 
+def add(tables: Tables, name: str, value: Any, durability: Any, **options: Any) -> Any:
+    """A table that the store knows of."""
+    table: Any = tables.add(name, str, value, durability, **options)
+
+    async def opened() -> None:
+        while not table.open:  # noqa: ASYNC110 — a table does not say so by itself
+            await asyncio.sleep(0.001)
+
+    tables.loop.run_until_complete(opened())
+    return table
+
+
 def flushes(results: Results, tables: Tables, client: redis.asyncio.RedisCluster, run: Any) -> None:
     keys = [f"user:{number:06}" for number in range(KEYS)]
     loop, room = tables.loop, {"max_entries": 2 * KEYS, "max_bytes": 1 << 30}
     later = write_back(interval_s=3600)
-    conditional = tables.add("conditional", str, bytes, later, **room)
-    blind = tables.add("unconditional", str, bytes, later, last_writer_wins=True, **room)
+    conditional = add(tables, "conditional", bytes, later, **room)
+    blind = add(tables, "unconditional", bytes, later, last_writer_wins=True, **room)
     ours = Client("conditional", loop=loop, work=flushing(conditional, keys))
     theirs = Client("redis-py", loop=loop, work=pipelines(client, [f"redis-py:{key}" for key in keys]))
     last = Client("last writer wins", loop=loop, work=flushing(blind, keys))
@@ -280,7 +292,7 @@ def flushes(results: Results, tables: Tables, client: redis.asyncio.RedisCluster
 def remote(results: Results, tables: Tables, client: redis.asyncio.RedisCluster, run: Any, quick: bool) -> None:
     loop, keys = tables.loop, [f"user:{number:06}" for number in range(20_000)]
     # Room for so few that none is found again.
-    table = tables.add("remote", str, bytes, write_through, max_entries=4 * IN_FLIGHT)
+    table = add(tables, "remote", bytes, write_through, max_entries=4 * IN_FLIGHT)
 
     async def fill() -> None:
         for start in range(0, len(keys), 100):
@@ -317,7 +329,7 @@ def redis_benchmark(client: redis.asyncio.RedisCluster, count: int) -> tuple[flo
 
 def updates(results: Results, tables: Tables, run: Any) -> None:
     keys = [f"user:{number:06}" for number in range(20_000)]
-    table = tables.add("counters", str, int, write_through, max_entries=2 * len(keys))
+    table = add(tables, "counters", int, write_through, max_entries=2 * len(keys))
 
     async def one(key: str) -> None:
         await table.update(key, lambda value: value + 1, default=0)
@@ -328,7 +340,7 @@ def updates(results: Results, tables: Tables, run: Any) -> None:
 
 
 def local(results: Results, tables: Tables, run: Any) -> None:
-    table = tables.add("hits", str, Session, write_back(interval_s=3600))
+    table = add(tables, "hits", Session, write_back(interval_s=3600))
     tables.loop.run_until_complete(table.put("key", SESSION))
     codec: ValueCodec[Session] = ValueCodec("sessions", Session)
     found = Client("get", loop=tables.loop, work=hits(table, "key"))

@@ -58,7 +58,7 @@ class StoreClient:
         stall_limit_s: float = 120.0,
         max_queued: int = 65_536,
         max_queued_bytes: int = 67_108_864,
-        max_reply_bytes: int = 67_108_864,
+        max_reply_bytes: int = 201_326_592,
     ) -> Self: ...
     @property
     def wake_fd(self) -> int:

@@ -7,6 +7,7 @@ functions get dicts and operators see names; and the settings without which entr
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeGuard
 
 from ..errors import ConfigError, DurabilityUnknown, StateError, StateFull, StoreUnavailable
 from .record import KeyCodec, Record, ValueCodec
@@ -86,6 +87,6 @@ def enrol(
     store.read(handle, [key], found)
 
 
-def passes(error: StateError | ConfigError) -> bool:
+def passes(error: StateError | ConfigError) -> TypeGuard[StateError]:
     """Whether it helps to enrol again later."""
     return isinstance(error, (StoreUnavailable, StateFull, DurabilityUnknown))

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 from .._native import StoreClient
-from ..errors import StateError, StoreUnavailable
+from ..errors import ConfigError, StateError, StoreUnavailable
 from .embedded import Embedded
 from .store import WRITER_BITS, Stored, Written
 from .url import StoreURL
@@ -26,6 +28,22 @@ REVIVE_S = 1.0
 
 def _ignore(*_: object) -> None:
     pass
+
+
+def _tls(url: StoreURL) -> dict[str, Any]:
+    """What the client is told of TLS."""
+    if not url.tls:
+        return {}
+    authorities = url.tls_ca or ssl.get_default_verify_paths().cafile
+    if authorities is None:
+        raise ConfigError(f"{url}: this system names no authorities: say tls_ca=FILE")
+    try:
+        given: dict[str, Any] = {"tls_ca": Path(authorities).read_bytes()}
+        if url.tls_cert and url.tls_key:
+            given["tls_identity"] = (Path(url.tls_cert).read_bytes(), Path(url.tls_key).read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{url}: {error}") from None
+    return given
 
 
 class RedisStore:
@@ -45,12 +63,14 @@ class RedisStore:
             username=url.username,
             password=url.password,
             namespace=url.namespace,
+            **_tls(url),
             **limits,
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reviving: asyncio.Task[None] | None = None
         self._hopeless: Callable[[str], object] = _ignore
         self._closed = False
+        self._starting = self._embedded is not None
 
     async def open(self) -> None:
         """``StoreUnavailable`` after the client's time-out: may be called again. ``StateError`` where waiting does not
@@ -58,8 +78,10 @@ class RedisStore:
         self._loop = asyncio.get_running_loop()
         answered: asyncio.Future[Any] = self._loop.create_future()
         try:
-            if self._embedded:
+            if self._embedded and self._starting:
                 await self._embedded.open()
+                self._drain()
+            self._starting = False
             self._loop.add_reader(self._client.wake_fd, self._drain)
 
             def settle(answer: Any) -> None:
@@ -108,11 +130,13 @@ class RedisStore:
             match event:
                 case "invalid", table, keys:
                     self._told(self.on_invalid, table, keys)
-                case "state", text, hopeless:
-                    if hopeless and not self._closed:
+                case "state", text, hopeless if not self._closed:
+                    if hopeless:
                         self._hopeless(text.removeprefix("down: "))
+                    if text != "up" and self._starting:
+                        continue  # what was not begun yet is not down
                     self._told(self.on_state, text)
-                    if self._embedded and text != "up" and not self._closed:
+                    if self._embedded and text != "up":
                         self._revive()
                 case "lock_lost", table, key, owner:
                     self._told(self.on_lock_lost, table, key, owner)

@@ -14,6 +14,7 @@ from math import inf, isfinite
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from ..errors import ConfigError
+from ..handlers import check_arity
 from .durability import Durability
 from .held import Held
 from .locallock import LocalLock, LocalLocks
@@ -162,15 +163,15 @@ class Table(ABC, Generic[K, V]):
     def on_conflict(self, fn: F) -> F:
         """``fn(key, ours, theirs)``: a change was not stored, because another replica has changed the key since this
         one read it. The store's value, ``theirs``, stays; None is an absent one."""
-        return self._handler("conflict", fn)
+        return self._handler("conflict", fn, ("key", "ours", "theirs"))
 
     def on_error(self, fn: F) -> F:
         """``fn(error, keys)``: the store did not take changes of these keys. They stay cached and are tried again."""
-        return self._handler("error", fn)
+        return self._handler("error", fn, ("error", "keys"))
 
     def on_change(self, fn: F) -> F:
         """``fn(key, value)``: another replica changed a key that is cached here; None: it is absent now."""
-        return self._handler("change", fn)
+        return self._handler("change", fn, ("key", "value"))
 
     def on_expire(self, fn: F) -> F:
         """``fn(key, value)``, also ``async``: the entry's time is over. On one of the replicas, within seconds; once in
@@ -178,11 +179,10 @@ class Table(ABC, Generic[K, V]):
         it was put again. One that raises is called again later, one that takes longer than 20 seconds is cancelled; of
         a ``local`` table the entry is gone by then. Every replica has the handler, from the start: what one puts that
         has not expires unseen."""
-        return self._handler("expire", fn)
+        return self._handler("expire", fn, ("key", "value"))
 
-    def _handler(self, event: str, fn: F) -> F:
-        if not callable(fn):
-            raise ConfigError(f"table {self.name!r}: {fn!r} is not a function")
+    def _handler(self, event: str, fn: F, told: tuple[str, ...]) -> F:
+        check_arity(fn, told)
         self.handlers[event] = fn
         return fn
 

@@ -220,7 +220,7 @@ class Tables:
                     table.refuse(StateError(str(error)))
 
     def _told(self, state: str) -> None:
-        if state != self.state:
+        if state != self.state and not self._closing:
             self.state = state
             self.log.log(logging.INFO if state == "up" else logging.WARNING, "the store is %s", state)
 

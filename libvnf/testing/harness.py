@@ -31,6 +31,7 @@ from .fabric import Event, Fabric, Place
 from .faults import STACK_ONLY, STREAM_ONLY, Faults
 from .segment import Segment
 from .stack import StackTransport
+from .store import SharedStore
 from .transport import MemoryTransport
 
 __all__ = ["LeakError", "Network", "Peer", "Served", "network"]
@@ -38,6 +39,7 @@ __all__ = ["LeakError", "Network", "Peer", "Served", "network"]
 Startable: TypeAlias = "VNF | str | os.PathLike[str] | Callable[[], VNF]"
 Framing: TypeAlias = "_native.Framing | Literal['as the server'] | None"
 
+EPOCH_MS = 1_800_000_000_000  # where the network's time begins, for tables
 SETTLE_S = 60.0  # how long VNFs may take to finish once the test's own ends are closed
 NOTED_EVENTS = 25
 
@@ -90,6 +92,7 @@ class Network:
         self._framings: dict[Any, _native.Framing | None] = {}
         self._peers: dict[str, Peer] = {}
         self._random: Any = None
+        self._store: SharedStore | None = None
         self._closing = False
 
     # -- life
@@ -139,6 +142,8 @@ class Network:
         for peer in self._peers.values():
             peer.close()
         end_s, step_s = self.clock.now + SETTLE_S, 0.01
+        for vnf, _ in self._running.values():
+            await vnf.tables.drain(end_s)
         while self._fabric is not None:
             await asyncio.sleep(step_s)
             busy = any(core.open_requests for _, core in self._running.values())
@@ -178,6 +183,7 @@ class Network:
             raise ConfigError(f"a VNF runs on host {name!r} already: give one of them host=")
         if self._segment is not None and name in self._peers and not self.vacate(name):
             raise ConfigError(f"host {name!r} is the test's already: start the VNF first, or give it another host=")
+        made.tables.clock_ms, made.tables.store = self.clock_ms, self.store.client()
         listening = await made.start(transports=lambda core: [self._transport(core, name, made.limits)])
         self._running[name] = made, made.core
         for server, url, _ in listening:
@@ -312,11 +318,15 @@ class Network:
         )
 
     @property
-    def store(self) -> Any:
-        """The shared state's store, for outages; raises until there is a state layer."""
-        raise StateLayerMissing(
-            "net.store comes with the state layer: tables are in each replica's own memory until then"
-        )
+    def store(self) -> SharedStore:
+        """The store of all VNFs' tables, for outages: ``net.store.outage(seconds=5)``."""
+        if self._store is None:
+            self._store = SharedStore(self.clock_ms)
+        return self._store
+
+    def clock_ms(self) -> int:
+        """The time of tables: the network's, since a day that is always the same."""
+        return EPOCH_MS + round(self.clock.now * 1000)
 
     def _annotate(self, error: BaseException) -> None:
         """Adds the seed and the last events to an error, for whoever reads the failure."""
@@ -379,10 +389,6 @@ def made_with(vnf: Startable, settings: Mapping[str, object] | None) -> VNF:
         return runtime.load(os.fspath(vnf), config)
     with runtime.configured(config):
         return vnf()
-
-
-class StateLayerMissing(VNFError, NotImplementedError):
-    """A part of ``libvnf.testing`` whose subject is not there yet."""
 
 
 class Peer:

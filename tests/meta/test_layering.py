@@ -205,11 +205,13 @@ def test_unsafe_stays_where_memory_is_shared() -> None:
 
 def test_the_protocol_code_of_the_crate_is_without_io_and_clock() -> None:
     ways_out = re.compile(r"Instant::now|SystemTime|std::net::(Tcp|Udp)|std::fs|std::thread|libc::|\brand::")
-    wire = [f"state/{name}" for name in ("bytes", "command", "header", "resp", "script", "slots")]
+    wire = ("bytes", "command", "header", "resp", "script", "slots")
+    client = ("cluster", "counters", "lease", "link", "news", "operation", "settings", "topology")
+    store = [f"state/{name}" for name in (*wire, *client)]
     pure = [
         p
         for p in RUST
-        if in_rust(p, "packet", "framing", "stack", "flow", "steer", *wire)
+        if in_rust(p, "packet", "framing", "stack", "flow", "steer", *store)
         and not in_rust(p, "packet/pool", "stack/tcp/arena", "stack/bench")
     ]
     assert any(product(p) for p in pure)

@@ -336,3 +336,27 @@ def test_two_transports_of_one_name_are_refused(tmp_path: Path) -> None:
 def test_every_config_error_is_a_value_error_of_the_tree() -> None:
     assert issubclass(ConfigError, VNFError)
     assert issubclass(ConfigError, ValueError)
+
+
+# --- where state is
+
+
+def test_the_command_line_says_where_state_is_then_the_environment_then_the_file(tmp_path: Path) -> None:
+    text = "[state]\nurl = 'redis://file'"
+    assert read(tmp_path, "").store == "memory://"
+    assert read(tmp_path, text).store == "redis://file"
+    assert read(tmp_path, text, environment={"VNF_STORE": "redis://variable"}).store == "redis://variable"
+    assert read(tmp_path, text, environment={"VNF_STORE": "redis://variable"}, store="redis://x").store == "redis://x"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"store": "10.0.0.1:6379"}, "--store: '10.0.0.1:6379' is not a store: expected one of memory://"),
+        ({"environment": {"VNF_STORE": "mysql://u:secret@h"}}, "VNF_STORE: 'mysql://…@h' is not a store: expected one"),
+    ],
+)
+def test_what_is_no_store_is_refused_without_its_password(
+    tmp_path: Path, options: dict[str, object], words: str
+) -> None:
+    assert refusal(tmp_path, "", **options).startswith(words)

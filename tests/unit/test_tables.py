@@ -81,6 +81,14 @@ async def test_wrong_types_are_refused_at_the_call() -> None:
             await table.put("k" * 2000, 1)
 
 
+async def test_a_handler_of_other_arguments_is_refused_when_it_is_registered() -> None:
+    async with Rig() as rig:
+        table, _ = await rig.table()
+        for register in (table.on_conflict, table.on_error, table.on_change):
+            with pytest.raises(ConfigError, match="is called as"):
+                register(lambda: None)
+
+
 # --- reading
 
 

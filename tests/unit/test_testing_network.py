@@ -388,15 +388,6 @@ def test_a_fault_that_does_not_exist_is_refused():
         Network(losses=1)
 
 
-def test_the_store_comes_with_the_state_layer():
-    async def main():
-        async with Network() as net:
-            with pytest.raises(NotImplementedError, match="state layer"):
-                net.store.outage(seconds=5)
-
-    asyncio.run(main())
-
-
 def test_two_vnfs_on_one_host_are_refused(level):
     async def main():
         async with echo().test(**level) as net:

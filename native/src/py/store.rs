@@ -236,7 +236,7 @@ impl StoreClient {
     #[pyo3(signature = (nodes, /, *, cluster=false, username=None, password=None, tls_ca=None,
         tls_identity=None, namespace="vnf", timeout_s=10.0,
         silence_s=1.0, replica_timeout_s=1.0, stall_limit_s=120.0, max_queued=65_536, max_queued_bytes=67_108_864,
-        max_reply_bytes=67_108_864))]
+        max_reply_bytes=201_326_592))]
     #[expect(clippy::too_many_arguments, reason = "named in Python")]
     fn new(
         py: Python<'_>,

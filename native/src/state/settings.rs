@@ -25,6 +25,7 @@ pub struct Settings {
     pub replica_timeout: Duration,
     /// How long locks are renewed without a sign of life from the loop.
     pub stall_limit: Duration,
+    /// More than as many of the longest values as are read at once.
     pub longest_reply: usize,
     /// Beyond that new operations are refused.
     pub queued_operations: usize,
@@ -43,7 +44,7 @@ impl Default for Settings {
             silence: Duration::from_secs(1),
             replica_timeout: Duration::from_secs(1),
             stall_limit: Duration::from_secs(120),
-            longest_reply: 64 << 20,
+            longest_reply: 192 << 20,
             queued_operations: 65_536,
             queued_bytes: 64 << 20,
         }
