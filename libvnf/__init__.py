@@ -25,7 +25,7 @@ from .errors import (
 from .frames import Frames
 from .request import Request, Timer
 from .server import Server
-from .state import Durability, Record, Table, local, replicated, write_back, write_through
+from .state import Durability, Held, Record, Table, local, replicated, write_back, write_through
 from .vnf import VNF
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "Frame",
     "Frames",
     "FramingError",
+    "Held",
     "LengthPrefixed",
     "Limits",
     "LockLost",

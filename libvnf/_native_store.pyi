@@ -92,8 +92,9 @@ class StoreClient:
         """Answer: ``list[tuple[bytes, Stored]]`` or a ``StateError``."""
     def expired(self, token: object, table: int, keys: list[bytes], versions: list[int], /) -> None:
         """Answer: None or a ``StateError``."""
-    def lock(self, token: object, table: int, key: bytes, owner: int, lease_ms: int, /) -> None:
-        """Answer: the fence, None when another owner has it, or a ``StateError``. From then on the lease is renewed."""
+    def lock(self, token: object, table: int, key: bytes, owner: int, lease_ms: int, hold_ms: int = 0, /) -> None:
+        """Answer: the fence, None when another owner has it, or a ``StateError``. From then on the lease is renewed,
+        for ``hold_ms`` if that is not 0."""
     def unlock(self, token: object, table: int, key: bytes, owner: int, /) -> None:
         """Answer: None or a ``StateError``."""
     def call(self, token: object, words: list[bytes], once: bool = False, /) -> None:

@@ -12,6 +12,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -60,6 +61,7 @@ class VNF:
         self._clients: list[Client] = []
         self._frames: list[Frames] = []
         self.tables = Tables(self.log)
+        self.tables.report = partial(self.failed, None, None)
         self.flows = Flows(self)
         self._bridges: list[tuple[str, str]] = []
         self._engine: _native.Engine | None = None

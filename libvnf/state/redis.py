@@ -224,9 +224,16 @@ class RedisStore:
         self._client.expired(done, table, keys, versions)
 
     def lock(
-        self, table: int, key: bytes, owner: int, lease_ms: int, done: Callable[[int | StateError | None], object]
+        self,
+        table: int,
+        key: bytes,
+        owner: int,
+        lease_ms: int,
+        done: Callable[[int | StateError | None], object],
+        *,
+        hold_ms: int = 0,
     ) -> None:
-        self._client.lock(done, table, key, owner, lease_ms)
+        self._client.lock(done, table, key, owner, lease_ms, hold_ms)
 
     def unlock(self, table: int, key: bytes, owner: int, done: Callable[[StateError | None], object]) -> None:
         self._client.unlock(done, table, key, owner)

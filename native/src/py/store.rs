@@ -421,10 +421,18 @@ impl StoreClient {
         self.submit(token.py(), token.clone().unbind(), Shape::One, request)
     }
 
-    #[pyo3(signature = (token, table, key, owner, lease_ms, /))]
-    fn lock(&self, token: &Bound<'_, PyAny>, table: usize, key: Vec<u8>, owner: u64, lease_ms: u64) -> PyResult<()> {
+    #[pyo3(signature = (token, table, key, owner, lease_ms, hold_ms=0, /))]
+    fn lock(
+        &self,
+        token: &Bound<'_, PyAny>,
+        table: usize,
+        key: Vec<u8>,
+        owner: u64,
+        lease_ms: u64,
+        hold_ms: u64,
+    ) -> PyResult<()> {
         self.check(token.py(), table)?;
-        let request = Request::Lock { table, key, owner, lease_ms };
+        let request = Request::Lock { table, key, owner, lease_ms, hold_ms };
         self.submit(token.py(), token.clone().unbind(), Shape::One, request)
     }
 

@@ -461,9 +461,10 @@ impl Cluster {
         {
             let (request, answer) = operation.finish();
             match (request, &answer) {
-                (Request::Lock { table, key, owner, lease_ms }, Answer::Fence(Some(_))) => {
+                (Request::Lock { table, key, owner, lease_ms, hold_ms }, Answer::Fence(Some(_))) => {
                     let lock = Lock { table, key, owner };
-                    self.leases.held(lock, Duration::from_millis(lease_ms), since);
+                    let hold = (hold_ms > 0).then(|| Duration::from_millis(hold_ms));
+                    self.leases.held(lock, Duration::from_millis(lease_ms), hold, since);
                     self.leases.next().into_iter().for_each(|at| self.wake_at(at));
                 }
                 (Request::Renew { table, key, owner, .. }, _) => {

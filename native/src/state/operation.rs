@@ -111,6 +111,8 @@ pub enum Request {
         key: Vec<u8>,
         owner: u64,
         lease_ms: u64,
+        /// For how long it is renewed; 0: until it is given back.
+        hold_ms: u64,
     },
     Renew {
         table: usize,
