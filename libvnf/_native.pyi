@@ -150,7 +150,7 @@ class Request:
     def release(self, /) -> None:
         """One carrier less; the last one ends the request. Does nothing once it has ended."""
     def on_end(self, function: Callable[[], object], /) -> bool:
-        """Calls ``function()`` when it ends: once, however often it was given. False: it has ended, nothing is called."""
+        """Calls ``function()`` when it ends, once, however often it was given. False: it has ended, and nothing is."""
     # For what makes writes durable, where the server has ``commit="before_send"``:
     def await_commit(self, /) -> bool:
         """A write begins. Until ``committed`` or ``commit_failed`` has been called as often, what the request sends is

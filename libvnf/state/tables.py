@@ -7,7 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import ConfigError, StateError, StoreUnavailable
 from .catalogue import enrol, passes
@@ -16,6 +16,9 @@ from .shared import SharedTable
 from .store import Store, Versions
 from .table import LocalTable, Table
 from .url import StoreURL
+
+if TYPE_CHECKING:
+    from .._native import Request
 
 __all__ = ["Tables", "make_store"]
 
@@ -43,10 +46,12 @@ def make_store(url: str, loop: asyncio.AbstractEventLoop, clock_ms: Callable[[],
 
 
 class Tables:
-    """Of one VNF. ``store`` and ``clock_ms`` may be set before it starts."""
+    """Of one VNF. ``store`` and ``clock_ms`` may be set before it starts. ``commits``: requests wait for their writes;
+    ``request`` tells whose a write is."""
 
     def __init__(self, log: logging.Logger) -> None:
-        self.log = log
+        self.log, self.commits = log, False
+        self.request: Callable[[], Request | None] = lambda: None
         self.clock_ms: Callable[[], int] = wall_ms
         self.chance: Callable[[], float] = random.random
         self.report: Callable[[BaseException], object] = self._report

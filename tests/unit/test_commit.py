@@ -439,7 +439,7 @@ def test_held_bytes_are_buffered_bytes(url: str) -> None:
             refused.append((conn.buffered >= 800, str(error)))
 
     async def scenario(net):
-        peer = await net.connect(url.replace("://", "://b"))
+        peer = await net.connect(url.replace("://", "://b"), framing=Fixed(800))
         peer.send(b"x")
         await net.run_for(1)
         assert len(refused) == 1 and refused[0][0] and "max_buffered_bytes (1000)" in refused[0][1]

@@ -78,8 +78,6 @@ def test_what_comes_later_is_refused_when_it_is_registered() -> None:
     vnf = VNF("b")
     with pytest.raises(Unsupported, match="sctp:// is not supported yet"):
         vnf.server("sctp://:36412")
-    with pytest.raises(Unsupported, match="commit= is not supported yet"):
-        vnf.server("tcp://:0", commit="before_send")
 
 
 def test_a_connection_before_the_start_is_refused() -> None:

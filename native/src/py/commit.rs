@@ -115,9 +115,9 @@ impl Held {
     }
 }
 
-/// What a request knows of its writes.
+/// What a request knows of its writes, and who is told of its end. Most have none.
 #[derive(Default)]
-pub struct Commit {
+pub struct Writes {
     /// Writes that are not durable yet.
     pending: u32,
     /// A step of its handler runs, and has sent something.
@@ -128,11 +128,14 @@ pub struct Commit {
     held: Vec<(Py<Connection>, usize)>,
     /// The connection whose message began it, also when it has ended.
     origin: Option<Py<Connection>>,
+    /// Called when it ends.
+    pub at_end: Vec<Py<PyAny>>,
 }
 
-impl Commit {
+impl Writes {
     pub fn traverse(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.origin)?;
+        self.at_end.iter().try_for_each(|function| visit.call(function))?;
         self.held.iter().try_for_each(|(connection, _)| visit.call(connection))
     }
 }
@@ -146,9 +149,9 @@ enum Gate {
 
 impl Request {
     fn gate(&self, py: Python<'_>, stepping: bool) -> Gate {
-        self.state.with(py, |state| match &state.commit {
-            Some(commit) if commit.failed => Gate::Shut,
-            Some(commit) if commit.pending > 0 => Gate::Held,
+        self.state.with(py, |state| match &state.writes {
+            Some(writes) if writes.failed => Gate::Shut,
+            Some(writes) if writes.pending > 0 => Gate::Held,
             _ if stepping => Gate::Held,
             _ => Gate::Open,
         })
@@ -162,15 +165,15 @@ impl Request {
     fn note_held(&self, py: Python<'_>, connection: &Py<Connection>, stepping: bool) {
         let connection = connection.clone_ref(py);
         let spare = self.state.with(py, |state| {
-            let commit = state.commit.get_or_insert_default();
-            commit.stepping |= stepping;
-            match commit.held.iter_mut().rev().find(|(known, _)| known.is(&connection)) {
+            let writes = state.writes.get_or_insert_default();
+            writes.stepping |= stepping;
+            match writes.held.iter_mut().rev().find(|(known, _)| known.is(&connection)) {
                 Some((_, count)) => {
                     *count += 1;
                     Some(connection)
                 }
                 None => {
-                    commit.held.push((connection, 1));
+                    writes.held.push((connection, 1));
                     None
                 }
             }
@@ -181,8 +184,8 @@ impl Request {
     /// A step of its handler is over: what it sent leaves, unless it waits for a write.
     fn step_over(slf: &Py<Self>, py: Python<'_>) {
         let done = slf.get().state.with(py, |state| {
-            let Some(commit) = &mut state.commit else { return false };
-            std::mem::replace(&mut commit.stepping, false) && commit.pending == 0 && !commit.failed
+            let Some(writes) = &mut state.writes else { return false };
+            std::mem::replace(&mut writes.stepping, false) && writes.pending == 0 && !writes.failed
         });
         if done {
             Self::send_held(slf, py);
@@ -191,23 +194,52 @@ impl Request {
 
     /// Nothing of it is under way any more: what is held leaves.
     fn send_held(slf: &Py<Self>, py: Python<'_>) {
-        let commit = slf.get().state.with(py, |state| state.commit.take());
-        for (connection, count) in commit.into_iter().flat_map(|commit| commit.held) {
+        let held =
+            slf.get().state.with(py, |state| state.writes.as_mut().map(|writes| std::mem::take(&mut writes.held)));
+        for (connection, count) in held.into_iter().flatten() {
             Connection::release(&connection, py, slf, count);
+        }
+    }
+
+    /// Has `function` called when it ends; false: it has ended.
+    pub fn tell_at_end(&self, py: Python<'_>, function: Py<PyAny>) -> bool {
+        let (noted, spare) = self.state.with(py, |state| {
+            if state.ended {
+                return (false, Some(function));
+            }
+            let at_end = &mut state.writes.get_or_insert_default().at_end;
+            if at_end.iter().any(|known| known.is(&function)) {
+                return (true, Some(function));
+            }
+            at_end.push(function);
+            state.touched = true;
+            (true, None)
+        });
+        drop(spare);
+        noted
+    }
+
+    pub fn tell_end(&self, py: Python<'_>, core: &Py<Core>) {
+        let at_end =
+            self.state.with(py, |state| state.writes.as_mut().map(|writes| std::mem::take(&mut writes.at_end)));
+        for function in at_end.into_iter().flatten() {
+            if let Err(error) = function.call0(py) {
+                Core::failed(core, py, None, None, error);
+            }
         }
     }
 
     /// One more write of its is under way; false if that is nobody's concern.
     pub fn await_one(&self, py: Python<'_>) -> bool {
         self.state.with(py, |state| {
-            if !state.commits || state.commit.as_ref().is_some_and(|commit| commit.failed) {
+            if !state.commits || state.writes.as_ref().is_some_and(|writes| writes.failed) {
                 return false;
             }
-            let commit = state.commit.get_or_insert_default();
-            if commit.origin.is_none() {
-                commit.origin = state.origin.as_ref().map(|origin| origin.clone_ref(py));
+            let writes = state.writes.get_or_insert_default();
+            if writes.origin.is_none() {
+                writes.origin = state.origin.as_ref().map(|origin| origin.clone_ref(py));
             }
-            commit.pending += 1;
+            writes.pending += 1;
             state.touched = true;
             if !state.ended {
                 state.carriers += 1;
@@ -219,9 +251,9 @@ impl Request {
     /// One write less; whether it was the last one.
     fn one_less(&self, py: Python<'_>) -> PyResult<bool> {
         let left = self.state.with(py, |state| {
-            let commit = state.commit.as_mut().filter(|commit| commit.pending > 0)?;
-            commit.pending -= 1;
-            Some(commit.pending == 0 && !commit.stepping && !commit.failed)
+            let writes = state.writes.as_mut().filter(|writes| writes.pending > 0)?;
+            writes.pending -= 1;
+            Some(writes.pending == 0 && !writes.stepping && !writes.failed)
         });
         left.ok_or_else(|| PyRuntimeError::new_err("no write of this request is under way"))
     }
@@ -238,9 +270,9 @@ impl Request {
     pub fn one_failed(slf: &Py<Self>, py: Python<'_>, error: &Bound<'_, PyBaseException>) -> PyResult<()> {
         slf.get().one_less(py)?;
         let found = slf.get().state.with(py, |state| {
-            let commit = state.commit.as_mut().filter(|commit| !commit.failed)?;
-            commit.failed = true;
-            Some((std::mem::take(&mut commit.held), commit.origin.take(), state.core.as_ref()?.clone_ref(py)))
+            let writes = state.writes.as_mut().filter(|writes| !writes.failed)?;
+            writes.failed = true;
+            Some((std::mem::take(&mut writes.held), writes.origin.take(), state.core.as_ref()?.clone_ref(py)))
         });
         if let Some((held, origin, core)) = found {
             let inner = core.get();

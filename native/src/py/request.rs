@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 use pyo3::{PyTraverseError, PyVisit, ffi};
 
 use super::cell::GilCell;
-use super::commit::Commit;
+use super::commit::Writes;
 use super::connection::Connection;
 use super::core::Core;
 
@@ -22,9 +22,7 @@ pub struct State {
     pub ended: bool,
     /// Its server has `commit=`.
     pub commits: bool,
-    pub commit: Option<Box<Commit>>,
-    /// Called when it ends.
-    at_end: Vec<Py<PyAny>>,
+    pub writes: Option<Box<Writes>>,
 }
 
 /// One request's state, across connections.
@@ -36,10 +34,12 @@ pub struct Request {
 impl Request {
     /// Begins the life of a fresh object: it belongs to `core`, came by `origin`, and its handler carries it.
     pub fn begin(&self, py: Python<'_>, core: &Py<Core>, origin: Option<&Py<Connection>>, id: Option<Py<PyAny>>) {
+        let commits = core.get().commits.any() && origin.is_some_and(|origin| origin.get().endpoint.get().commits);
         let (core, origin) = (core.clone_ref(py), origin.map(|origin| origin.clone_ref(py)));
-        let commits = origin.as_ref().is_some_and(|origin| origin.get().endpoint.get().commits);
-        let begun = State { core: Some(core), origin, id, carriers: 1, commits, ..State::default() };
-        let old = self.state.with(py, |state| std::mem::replace(state, begun));
+        let old = self.state.with(py, |state| {
+            let begun = State { core: Some(core), origin, id, carriers: 1, commits, ..State::default() };
+            std::mem::replace(state, begun)
+        });
         drop(old);
     }
 
@@ -100,15 +100,13 @@ impl Request {
                 return None;
             }
             state.ended = true;
-            let at_end = std::mem::take(&mut state.at_end);
+            let told = state.writes.as_mut().is_some_and(|writes| !writes.at_end.is_empty());
             let id = state.id.as_ref().map(|id| id.clone_ref(py));
-            state.core.as_ref().map(|core| (core.clone_ref(py), state.origin.take(), id, at_end))
+            state.core.as_ref().map(|core| (core.clone_ref(py), state.origin.take(), id, told))
         });
-        let Some((core, origin, id, at_end)) = found else { return };
-        for function in at_end {
-            if let Err(error) = function.call0(py) {
-                Core::failed(&core, py, None, None, error);
-            }
+        let Some((core, origin, id, told)) = found else { return };
+        if told {
+            self.tell_end(py, &core);
         }
         core.get().request_ended(py, origin.as_ref(), id.as_ref());
     }
@@ -157,16 +155,7 @@ impl Request {
     #[pyo3(signature = (function, /))]
     fn on_end(&self, py: Python<'_>, function: Py<PyAny>) -> PyResult<bool> {
         self.check_thread(py)?;
-        let (noted, spare) = self.state.with(py, |state| {
-            if state.ended || state.at_end.iter().any(|known| known.is(&function)) {
-                return (!state.ended, Some(function));
-            }
-            state.at_end.push(function);
-            state.touched = true;
-            (true, None)
-        });
-        drop(spare);
-        Ok(noted)
+        Ok(self.tell_at_end(py, function))
     }
 
     fn await_commit(&self, py: Python<'_>) -> PyResult<bool> {
@@ -213,18 +202,15 @@ impl Request {
             .peek(|state| {
                 visit.call(&state.origin)?;
                 visit.call(&state.id)?;
-                state.commit.as_ref().map_or(Ok(()), |commit| commit.traverse(visit))?;
-                state.at_end.iter().try_for_each(|function| visit.call(function))?;
+                state.writes.as_ref().map_or(Ok(()), |writes| writes.traverse(visit))?;
                 visit.call(&state.core)
             })
             .unwrap_or(Ok(()))
     }
 
     fn __clear__(&self, py: Python<'_>) {
-        let old = self.state.with(py, |state| {
-            let at_end = std::mem::take(&mut state.at_end);
-            (state.origin.take(), state.id.take(), state.core.take(), state.commit.take(), at_end)
-        });
+        let old =
+            self.state.with(py, |state| (state.origin.take(), state.id.take(), state.core.take(), state.writes.take()));
         drop(old);
     }
 }
