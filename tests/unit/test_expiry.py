@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -210,7 +211,7 @@ async def test_a_handler_that_raises_is_reported_and_called_again_later(kind: st
         await table.put("k", 1, ttl_s=1)
         await asyncio.sleep(400)
         assert [str(error) for error in replica.reported] == ["k 1"] * 3
-        waits = [later - before for before, later in zip(calls, calls[1:], strict=False)]
+        waits = [later - before for before, later in itertools.pairwise(calls)]
         assert [round(wait / 30) for wait in waits] == [1, 2, 4]
         assert table.counts["expire_failures"] == 3 and table.counts["expired"] == 1
         assert stored(table, "k") is None
