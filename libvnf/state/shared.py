@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..errors import ConfigError, StateConflict, StateError, StateFull, StoreUnavailable, Unreadable
 from .cache import UNKNOWN, Cache, Entry
 from .catalogue import Description
-from .durability import Durability
+from .durability import Durability, Request
 from .expiry import EXPIRY_COUNTS, Sweeper
 from .flush import Flusher
 from .lock import LOCK_COUNTS, Lock, Locks
@@ -28,7 +28,6 @@ from .table import Table, deadline_after
 from .updates import Updates
 
 if TYPE_CHECKING:
-    from .._native import Request
     from .tables import Tables
 
 __all__ = ["MAX_BYTES", "MAX_ENTRIES", "SharedTable"]
@@ -335,7 +334,7 @@ class SharedTable(Table[K, V]):
 
     @contextmanager
     def _awaited(self) -> Iterator[None]:
-        """A call that returns when the change is stored holds what was sent before. A failure its author hears himself."""
+        """A call that returns when the change is stored holds what was sent before. Its author hears of a failure."""
         request = self._tables.request() if self._tables.commits else None
         waits = request is not None and request.await_commit()
         try:

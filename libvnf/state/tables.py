@@ -7,18 +7,15 @@ import logging
 import random
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from ..errors import ConfigError, StateError, StoreUnavailable
 from .catalogue import enrol, passes
-from .durability import Durability, Level, local
+from .durability import Durability, Level, Request, local
 from .shared import SharedTable
 from .store import Store, Versions
 from .table import LocalTable, Table
 from .url import StoreURL
-
-if TYPE_CHECKING:
-    from .._native import Request
 
 __all__ = ["Tables", "make_store"]
 
