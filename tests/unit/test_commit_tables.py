@@ -10,8 +10,6 @@ import pytest
 
 from libvnf import VNF, Fixed, write_back, write_through
 from libvnf.errors import StateConflict
-from libvnf.state.memory import Memory, MemoryStore
-from tests.tables import EPOCH_MS
 
 LAZY = write_back(interval_s=1000)
 
@@ -23,17 +21,12 @@ class Site:
         self.vnf = VNF("b")
         self.table = self.vnf.table("t", key=str, value=int, durability=durability)
         self.server = self.vnf.server("tcp://:5000", framing=Fixed(1), commit=commit)
-        self.memory: Memory
-        self.store: MemoryStore
+        self.net: Any = None
 
     def run(self, scenario: Callable[[Any], Any]) -> None:
         async def whole() -> None:
-            loop = asyncio.get_running_loop()
-            self.memory = Memory(lambda: EPOCH_MS)
-            self.store = MemoryStore(self.memory, loop)
-            self.vnf.tables.store = self.store
-            async with self.vnf.test(seed=1) as net:
-                await scenario(await net.connect("tcp://b:5000", framing=Fixed(1)))
+            async with self.vnf.test(seed=1) as self.net:
+                await scenario(await self.net.connect("tcp://b:5000", framing=Fixed(1)))
 
         asyncio.run(whole())
 
@@ -73,7 +66,7 @@ def test_a_reply_waits_for_what_its_request_put(how: str, first: str) -> None:
             conn.send(packet)
 
     async def scenario(peer: Any) -> None:
-        site.store.slow(1.0)
+        site.net.store.slow(1.0)
         peer.send(b"x")
         await asyncio.sleep(0.9)
         assert peer.take() is None
@@ -90,7 +83,7 @@ def test_a_change_that_meets_another_fails_the_commit() -> None:
     @site.server.on_data
     async def on_request(conn: Any, request: Any, packet: Any) -> None:
         await site.table.get("a")
-        other = MemoryStore(site.memory, asyncio.get_running_loop())
+        other = site.net.store.client()
         await other.open()
         handle = other.table("t", partitions=site.table.partitions)
         other.write(handle, [site.table.keys.pack("a")], None, 7 << 40, [site.table.values.pack(5)], lambda _: None)
