@@ -99,7 +99,9 @@ class VNF:
 
         ``commit="before_send"``: what a request sends, to whomever, is held until what it wrote to tables is durable.
         """
-        return self._add(Server(self, url, framing=framing, request_id=request_id, idle_s=idle_s, commit=commit))
+        server = Server(self, url, framing=framing, request_id=request_id, idle_s=idle_s, commit=commit)
+        self.tables.commits |= commit is not None
+        return self._add(server)
 
     def session(self, url: str, *, framing: _native.Framing | None = None, idle_s: float | None = None) -> Server:
         """A server at ``url``; decorate ``async fn(conn)``, run once per connection."""
@@ -336,6 +338,7 @@ class VNF:
             else:
                 self._open(ports or self.config.transports)
             # Before anything is served: a handler may ask a table at once.
+            self.tables.request = core.current_request
             await self.tables.start(self.config.store, core.call, self.limits.connect_s)
             self._engine = next((t.engine for t in self._transports if t.engine is not None), None)
             self.flows.start(self._engine)

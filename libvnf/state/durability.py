@@ -14,13 +14,24 @@ A single call can ask for more than its table gives: ``put(key, value, durabilit
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from math import isfinite
+from typing import Protocol
 
 from ..errors import ConfigError
 
-__all__ = ["Durability", "Level", "local", "replicated", "write_back", "write_through"]
+__all__ = ["Durability", "Level", "Request", "local", "replicated", "write_back", "write_through"]
+
+
+class Request(Protocol):
+    """Whose change it is: ``libvnf.Request``, as far as tables know it."""
+
+    def await_commit(self, /) -> bool: ...
+    def committed(self, /) -> None: ...
+    def commit_failed(self, error: BaseException, /) -> None: ...
+    def on_end(self, function: Callable[[], object], /) -> bool: ...
 
 
 class Level(Enum):

@@ -79,6 +79,7 @@ class Flusher:
         self._retry: asyncio.TimerHandle | None = None
         self._delay_s = 0.0
         self._room: list[asyncio.Future[None]] = []
+        self._at_end = self._soon  # the same object each time: a request calls it once
 
     # --- when
 
@@ -89,8 +90,12 @@ class Flusher:
         when = self._durability
         if self._retry is not None or not self._table.running:
             return
-        if not when.cached or when.on_request_end or (self._every and self._cache.dirty >= self._every):
+        if not when.cached or (self._every and self._cache.dirty >= self._every):
             self._soon()
+        elif when.on_request_end:
+            request = self._table.request()
+            if request is None or not request.on_end(self._at_end):
+                self._soon()
         elif when.interval_s is not None and self._timer is None:
             self._timer = self._table.loop.call_later(when.interval_s, self._flush_all)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..errors import ConfigError, StateConflict, StateError, StateFull, StoreUnavailable, Unreadable
 from .cache import UNKNOWN, Cache, Entry
 from .catalogue import Description
-from .durability import Durability
+from .durability import Durability, Request
 from .expiry import EXPIRY_COUNTS, Sweeper
 from .flush import Flusher
 from .lock import LOCK_COUNTS, Lock, Locks
@@ -106,6 +107,10 @@ class SharedTable(Table[K, V]):
     def future(self) -> asyncio.Future[Any]:
         return self._tables.future()
 
+    def request(self) -> Request | None:
+        """Whose change this is, if it is a request's."""
+        return self._tables.request()
+
     def soon(self, fn: Callable[[], object]) -> None:
         """At the end of this turn of the loop; once the store is open, if it is not."""
         if self.running:
@@ -176,10 +181,16 @@ class SharedTable(Table[K, V]):
         entry = await self._put(key, value, self.values.pack(value), ttl_s)
         if not asked.cached:
             await self._stored(entry, asked)
+        elif self._tables.commits:
+            self._commit(entry)
 
     def put_nowait(self, key: K, value: V, *, ttl_s: float | None = None) -> None:
         payload = self.values.pack(value)
-        self._change(key, value, payload, 0 if ttl_s is None else deadline_after(ttl_s, self._tables.clock_ms()))
+        entry = self._change(
+            key, value, payload, 0 if ttl_s is None else deadline_after(ttl_s, self._tables.clock_ms())
+        )
+        if self._tables.commits:
+            self._commit(entry)
 
     async def delete(self, key: K, *, durability: Durability | None = None) -> bool:
         asked = self.durability if durability is None else self.durability.for_call(durability, self.name)
@@ -189,13 +200,17 @@ class SharedTable(Table[K, V]):
             entry = await self._put(key, None, None, None)
         if entry.dirty and not asked.cached:
             await self._stored(entry, asked)
+        elif entry.dirty and self._tables.commits:
+            self._commit(entry)
         return found
 
     def delete_nowait(self, key: K) -> bool:
         entry = self.present(key)
         found = entry is not None and self.value_of(entry) is not None
         if found or entry is None:
-            self._change(key, None, None, 0)
+            entry = self._change(key, None, None, 0)
+            if self._tables.commits:
+                self._commit(entry)
         return found
 
     async def update(
@@ -207,7 +222,9 @@ class SharedTable(Table[K, V]):
         durability: Durability | None = None,
     ) -> V:
         asked = self.durability if durability is None else self.durability.for_call(durability, self.name)
-        result: V = await self.updates.call(key, self.keys.pack(key), fn, default, asked.replicas)
+        result: V
+        with self._awaited():
+            result = await self.updates.call(key, self.keys.pack(key), fn, default, asked.replicas)
         return result
 
     def lock(
@@ -308,7 +325,25 @@ class SharedTable(Table[K, V]):
     async def _stored(self, entry: Entry[K, V], asked: Durability) -> None:
         future: asyncio.Future[None] = self.future()
         self.flusher.urgent(entry, asked.replicas, partial(_settle, future), author=True)
-        await future
+        with self._awaited():
+            await future
+
+    def _commit(self, entry: Entry[K, V]) -> None:
+        """The request whose change this is, if it waits for it, is told when it is stored."""
+        request = self._tables.request()
+        if request is not None and request.await_commit():
+            self.flusher.urgent(entry, self.durability.replicas, partial(_committed, request))
+
+    @contextmanager
+    def _awaited(self) -> Iterator[None]:
+        """A call that returns when the change is stored holds what was sent before. Its author hears of a failure."""
+        request = self._tables.request() if self._tables.commits else None
+        waits = request is not None and request.await_commit()
+        try:
+            yield
+        finally:
+            if request is not None and waits:
+                request.committed()
 
     # --- inside: what stands where
 
@@ -420,6 +455,13 @@ def _settle(future: asyncio.Future[None], error: StateError | None) -> None:
         future.set_result(None)
     else:
         future.set_exception(error)
+
+
+def _committed(request: Request, error: StateError | None) -> None:
+    if error is None:
+        request.committed()
+    else:
+        request.commit_failed(error)
 
 
 def _settle_read(future: asyncio.Future[Any], entry: Entry[Any, Any] | None, error: StateError | None) -> None:

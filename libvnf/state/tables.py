@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from ..errors import ConfigError, StateError, StoreUnavailable
 from .catalogue import enrol, passes
-from .durability import Durability, Level, local
+from .durability import Durability, Level, Request, local
 from .shared import SharedTable
 from .store import Store, Versions
 from .table import LocalTable, Table
@@ -43,10 +43,12 @@ def make_store(url: str, loop: asyncio.AbstractEventLoop, clock_ms: Callable[[],
 
 
 class Tables:
-    """Of one VNF. ``store`` and ``clock_ms`` may be set before it starts."""
+    """Of one VNF. ``store`` and ``clock_ms`` may be set before it starts. ``commits``: requests wait for their writes;
+    ``request`` tells whose a write is."""
 
     def __init__(self, log: logging.Logger) -> None:
-        self.log = log
+        self.log, self.commits = log, False
+        self.request: Callable[[], Request | None] = lambda: None
         self.clock_ms: Callable[[], int] = wall_ms
         self.chance: Callable[[], float] = random.random
         self.report: Callable[[BaseException], object] = self._report

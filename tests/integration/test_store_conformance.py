@@ -23,7 +23,7 @@ from libvnf.state.store import RECENT, Stored, Versions, Written, carried, write
 from libvnf.state.url import StoreURL
 from tests.integration.inside import until
 
-KINDS = ["memory", "embedded", "redis", "acl", "cluster"]
+KINDS = ["memory", "embedded", "redis", "acl", "tls", "cluster"]
 SHARED = pytest.mark.parametrize("world", KINDS[1:], indirect=True)
 DONE = Written([], [])
 FUNCTION_SCOPED = hypothesis.HealthCheck.function_scoped_fixture
@@ -114,7 +114,7 @@ class World:
 
 @pytest.fixture
 async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
-    kind = request.param
+    kind, trusted = request.param, ""
     async with AsyncExitStack() as close:
         if kind == "memory":
             memory = Memory(now_ms)
@@ -124,14 +124,16 @@ async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
             url = f"redis+embedded://{tmp_path}/store"
         elif kind == "redis":
             url = request.getfixturevalue("redis_server")().url
-        elif kind == "acl":
-            server = request.getfixturevalue("redis_server")({"requirepass": "administrator"})
+        elif kind in ("acl", "tls"):
+            certificates = request.getfixturevalue("certificates") if kind == "tls" else None
+            server = request.getfixturevalue("redis_server")({"requirepass": "administrator"}, tls=certificates)
             allowed = ("~vnf:*", "~{vnf:*", "+@all", "-@dangerous", "+info", "+client|tracking", "+role")
             server.ask("acl", "setuser", "tables", "on", ">p@ss", "resetchannels", *allowed)
-            url = f"redis://tables:p%40ss@127.0.0.1:{server.port}"
+            scheme, trusted = ("rediss", f"&tls_ca={certificates.ca}") if certificates else ("redis", "")
+            url = f"{scheme}://tables:p%40ss@127.0.0.1:{server.port}"
         else:
             url = request.getfixturevalue("redis_cluster").url
-        yield World(kind, lambda namespace="vnf": RedisStore(StoreURL.parse(f"{url}?ns={namespace}")), close)
+        yield World(kind, lambda namespace="vnf": RedisStore(StoreURL.parse(f"{url}?ns={namespace}{trusted}")), close)
 
 
 pytestmark = pytest.mark.parametrize("world", KINDS, indirect=True)
