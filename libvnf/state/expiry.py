@@ -81,6 +81,7 @@ class Sweeper(Generic[K, V]):
         self._timer: asyncio.TimerHandle | None = None
         self._asking = self._removing = self._stopped = False
         self._more = self._hurried = False  # the last claim found some; a sweep is due at once
+        self._beginning = False  # there is room for some that wait
         self._idle: asyncio.Future[None] | None = None
         self._delay_s = 0.0  # while claims fail
 
@@ -129,6 +130,9 @@ class Sweeper(Generic[K, V]):
         self._claims.pop(claim.packed, None)
         if not self._claims:
             self._wake()
+        if self._waiting and not self._beginning:
+            self._beginning = True
+            self._table.soon(self._begin_waiting)
         self._hurry()
 
     # --- claiming
@@ -188,6 +192,7 @@ class Sweeper(Generic[K, V]):
     # --- handling
 
     def _begin_waiting(self) -> None:
+        self._beginning = False
         now_ms = self._table.clock_ms()
         while self._waiting and len(self._claims) < self.settings.most and not self._stopped:
             packed, stored, until_ms = self._waiting.pop(0)

@@ -59,10 +59,12 @@ class Held(ABC, Generic[K, V]):
         """As ``put``. True when there was one."""
 
     def check(self) -> None:
+        """Raises :class:`LockLost` when it is known that this is no longer the holder; before a step with no guard."""
         if self.why_lost:
             raise self.error(self.why_lost)
 
     def error(self, why: str) -> LockLost:
+        """What is raised when it is held no longer."""
         return LockLost(f"table {self._name!r}: the lock of {self.key!r} is held no longer: {why}")
 
 

@@ -71,6 +71,7 @@ class SharedTable(Table[K, V]):
         self.flush_s = 0.0
         self._hits = 0
         self.handle = -1
+        self._described = False
         self.refused: StateError | None = None
         self.flusher, self.reads, self.updates = Flusher(self), Reads(self), Updates(self)
         self.locks: Locks[K, V] = Locks(self, tables.chance)
@@ -118,7 +119,8 @@ class SharedTable(Table[K, V]):
     def description(self) -> Description:
         """What all replicas must agree on."""
         key, value = (getattr(kind, "__name__", str(kind)) for kind in self._kinds)
-        return Description(self.partitions, False, key, value, {self.schema: self.values.fields()})
+        self._described = True
+        return Description(self.partitions, "expire" in self.handlers, key, value, {self.schema: self.values.fields()})
 
     def opened(self) -> None:
         """There is a store now, and a writer's number."""
@@ -290,7 +292,7 @@ class SharedTable(Table[K, V]):
             raise StoreUnavailable(f"table {self.name!r}: the store is {self._tables.state}")
 
     def on_expire(self, fn: F) -> F:
-        if self.handle >= 0:
+        if self._described:
             raise ConfigError(f"table {self.name!r}: on_expire comes too late: entries are stored already")
         return super().on_expire(fn)
 

@@ -177,8 +177,7 @@ class Table(ABC, Generic[K, V]):
         """``fn(key, value)``, also ``async``: the entry's time is over. On one of the replicas, within seconds; once in
         the ordinary case, at least once always, also when who put it has died. The entry is removed afterwards, unless
         it was put again. One that raises is called again later, one that takes longer than 20 seconds is cancelled; of
-        a ``local`` table the entry is gone by then. Every replica has the handler, from the start: what one puts that
-        has not expires unseen."""
+        a ``local`` table the entry is gone by then. Every replica has the handler, from the start."""
         return self._handler("expire", fn, ("key", "value"))
 
     def _handler(self, event: str, fn: F, told: tuple[str, ...]) -> F:

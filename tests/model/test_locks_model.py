@@ -129,7 +129,8 @@ class Play:
         assert len(before) >= self.acknowledged
         for table in self.tables:
             assert len(table.locks.line) == 0 and table.locks._holding == {}
-        assert self.tables[0].store._standing(self.rig.memory.tables[0], self.tables[0].keys.pack("k")) is None
+        first = self.tables[0]
+        assert first.store._standing(self.rig.memory.tables[first.handle], first.keys.pack("k")) is None
         assert (stored(self.tables[0], "k") or []) == before
 
 

@@ -512,3 +512,10 @@ async def test_deadlines_that_are_put_off_again_and_again_take_no_memory() -> No
         for _ in range(10_000):
             await table.put("k", 1, ttl_s=3600)
         assert len(table._due) < 3000
+
+
+async def test_a_replica_without_the_handler_is_refused() -> None:
+    async with Rig() as rig:
+        await sweeping(rig, keeper([]))
+        with pytest.raises(ConfigError, match="keeps_expired"):
+            await rig.table(write_through)

@@ -254,8 +254,8 @@ async def test_a_cancelled_waiter_in_the_line_is_passed_over() -> None:
 
 async def test_an_unreadable_value_gives_the_lock_back() -> None:
     async with Rig() as rig:
-        table, replica = await rig.table()
-        rig.memory.set(replica.store._memory.tables[0], table.keys.pack("k"), Stored(1, 0, b"", b"\xff\xff"), None)
+        table, _ = await rig.table()
+        rig.memory.set(rig.memory.tables[table.handle], table.keys.pack("k"), Stored(1, 0, b"", b"\xff\xff"), None)
         with pytest.raises(Unreadable):
             await holding(table, [], "x")
         await soon()
