@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bridge": ("libvnf.cli.bridge:bridge", "Join ports in pairs: vnf bridge PORT PORT"),
     "ports": ("libvnf.cli.ports:ports", "Ports of running VNFs: links, rates, drops by reason"),
     "trace": ("libvnf.cli.trace:trace", "The next packets of a running VNF, and what came of each"),
+    "state": ("libvnf.cli.state:state", "Look into the tables of a store, and change entries"),
     "load": ("libvnf.cli.load:load", "Send requests and measure the replies, or answer them"),
 }
 """Name → where it is, and its line in ``vnf --help``."""

@@ -50,6 +50,12 @@ def command_of(name: str) -> click.Command:
     return found
 
 
+def subcommands(name: str) -> dict[str, click.Command]:
+    """``vnf NAME …``; none where it has none."""
+    command = command_of(name)
+    return dict(command.commands) if isinstance(command, click.Group) else {}
+
+
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
@@ -139,6 +145,20 @@ def test_every_option_of_a_command_is_in_the_guide(page: str, heading: str | Non
     assert told == {name for option in command.params if isinstance(option, click.Option) for name in option.opts}
 
 
+def test_every_option_of_vnf_state_is_in_the_guide_with_its_commands() -> None:
+    told = {
+        re.findall("`(--[a-z]+)", row[0])[0]: row[1] for row in rows("operating.md", "vnf state") if "`--" in row[0]
+    }
+    commands = subcommands("state")
+    offered: dict[str, set[str]] = {}
+    for name, command in commands.items():
+        for option in command.params:
+            if isinstance(option, click.Option):
+                offered.setdefault(option.opts[0], set()).add(name)
+    listed = {option: set(re.findall("`([a-z]+)`", where)) or set(commands) for option, where in told.items()}
+    assert listed == offered
+
+
 def test_every_function_of_the_papers_is_in_the_guide() -> None:
     text = (ROOT / GUIDE / "papers.md").read_text()
     assert {name for name in api.__all__ if not re.search(rf"`{name}\b", text)} == set()
@@ -204,7 +224,10 @@ def test_the_commands_of_the_guide_are_understood() -> None:
         for command in commands(page):
             words = shlex.split(command)
             if words[0] == "vnf":
-                command_of(words[1]).make_context(words[1], words[2:], resilient_parsing=False)
+                if below := subcommands(words[1]):
+                    below[words[2]].make_context(words[2], words[3:], resilient_parsing=False)
+                else:
+                    command_of(words[1]).make_context(words[1], words[2:], resilient_parsing=False)
                 seen += 1
                 for option, value in itertools.pairwise(words):
                     if option == "--transport" and ":" in value:
