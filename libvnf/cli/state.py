@@ -23,6 +23,7 @@ from ..errors import ConfigError, StateError, Unreadable, VNFError
 from ..runtime import INTERRUPTED, USAGE, complain, terminable
 from ..state.catalogue import CATALOGUE, KEYS, VALUES, Description
 from ..state.plain import Plain, to_json, written
+from ..state.record import MAX_KEY_BYTES
 from ..state.redis import RedisStore
 from ..state.store import Stored, Versions, Written
 from ..state.url import StoreURL
@@ -36,6 +37,7 @@ TIMEOUT_S = 5.0
 STEP = 64
 """Entries asked for at once: with the longest values they are well below what the client takes of an answer."""
 MOST_TABLES = 10_000
+LONGEST_INPUT = 16 << 20
 LONGEST_TEXT, LONGEST_WHY = 4000, 200
 
 
@@ -222,9 +224,12 @@ def key_bytes(plain: Plain, text: str, *, packed: bool) -> bytes:
     if not packed:
         return plain.key(text)
     try:
-        return bytes.fromhex(text)
+        key = bytes.fromhex(text)
     except ValueError:
         raise ConfigError(f"--packed: {text[:100]!r} is not hexadecimal") from None
+    if not 0 < len(key) <= MAX_KEY_BYTES:
+        raise ConfigError(f"--packed: {len(key)} bytes, expected 1…{MAX_KEY_BYTES}")
+    return key
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -331,8 +336,10 @@ async def put(
 ) -> int:
     """Store an entry, unless somebody else was faster.
 
-    Of a Record JSON is an object with all its fields.
+    Of a Record JSON is an object with all its fields; "-": it is read from standard input.
     """
+    if value == "-":
+        value = sys.stdin.buffer.read(LONGEST_INPUT).decode(errors="replace")
     plain, handle = await shelf.plain(table)
     name, payload = key_bytes(plain, key, packed=packed), plain.pack(value, schema)
     stored = await shelf.entry(handle, name)

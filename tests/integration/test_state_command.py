@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -19,9 +21,9 @@ import redis
 from libvnf.cli.state import Shelf, change
 from libvnf.errors import StateError
 from libvnf.state import Record, Tables, write_through
-from libvnf.state.catalogue import CATALOGUE
+from libvnf.state.catalogue import CATALOGUE, Description
 from tests.meta.tree import ROOT
-from tests.peers import DEADLINE_S
+from tests.peers import DEADLINE_S, Process
 from tests.redis_cluster import RedisCluster, RedisServer
 
 
@@ -30,18 +32,19 @@ class Session(Record):
     hits: int = 0
 
 
-def state(url: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def state(url: str, *words: str, typed: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "libvnf", "state", *words],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "VNF_STORE": url, **environment},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "VNF_STORE": url},
+        input=typed,
         capture_output=True,
         text=True,
         check=False,
     )
 
 
-def said(url: str, *words: str) -> str:
-    done = state(url, *words)
+def said(url: str, *words: str, typed: str = "") -> str:
+    done = state(url, *words, typed=typed)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
@@ -145,13 +148,37 @@ async def test_a_change_between_reading_and_writing_is_never_lost(redis_server: 
     assert "another's" in said(url, "get", "sessions", "03")
 
 
+async def test_a_table_that_cannot_be_as_it_is_described_is_refused(redis_server: Callable[..., RedisServer]) -> None:
+    async with Shelf(redis_server().url) as shelf:
+        for name, partitions in (("t", 0), ("t", -1), ("t", 2**63), ("{t}", 64), ("", 64)):
+            with pytest.raises(StateError, match="is described as none can be"):
+                shelf.opened(name, Description(partitions, False, "str", "int", {1: []}))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_ends_a_command_whose_store_does_not_answer(
+    number: signal.Signals, process: Callable[..., Process]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(DEADLINE_S)
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}"
+        child = process([sys.executable, "-m", "libvnf", "state", "ls", "--store", url], cwd=ROOT)
+        connection, _ = silent.accept()
+        with connection:
+            assert connection.recv(1), "it asks"
+            child.send_signal(number)
+            assert child.wait() == 130
+    assert child.output == ""
+
+
 async def test_a_vnf_reads_what_was_put_by_hand(redis_server: Callable[..., RedisServer]) -> None:
     url = redis_server().url
     await filled(url)
-    said(url, "put", "sessions", "05", '{"user": "dave", "hits": 9}')
+    long = "d" * 500_000  # more than fits into a word of a command line
+    said(url, "put", "sessions", "05", "-", typed=json.dumps({"user": long, "hits": 9}))
     async with opened(url) as tables:
         [sessions] = tables
-        assert await sessions.get(b"\5") == Session("dave", 9)
+        assert await sessions.get(b"\5") == Session(long, 9)
 
 
 async def test_what_cannot_be_read_is_listed_shown_in_hex_and_can_be_removed(
@@ -217,6 +244,8 @@ async def test_a_damaged_catalogue_is_told_and_the_other_tables_are_shown(
         (("get", "sessions", "xyz"), "key 'xyz' of table 'sessions': expected hexadecimal digits"),
         (("put", "sessions", "01", '{"user": "a"}'), "table 'sessions': without hits: expected all fields"),
         (("put", "pairs", '["a", 1]', '"x"'), "table 'pairs': str, expected int"),
+        (("get", "sessions", "00" * 5000, "--packed"), "--packed: 5000 bytes, expected 1…1024"),
+        (("get", "t" * 5000, "a"), "at most 1024"),
         (("del", "sessions", "zz", "--packed"), "--packed: 'zz' is not hexadecimal"),
         (("ls", "--store", "memory://"), "memory://: is within one process, and nobody else can look into it"),
         (("ls", "--store", "redis+embedded:///no/where"), "there is no such directory"),
