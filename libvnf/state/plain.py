@@ -25,6 +25,7 @@ from .record import KeyCodec, ValueCodec
 __all__ = ["Plain", "from_json", "to_json", "written"]
 
 KEY_TYPES: dict[str, Any] = {"str": str, "bytes": bytes, "int": int, "tuple": tuple}
+DEEPEST = 64
 VALUE_TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
     "bytes": (bytes,),
@@ -38,8 +39,10 @@ VALUE_TYPES: dict[str, tuple[type, ...]] = {
 """As msgpack has them. Of a type that is not here no more is known than its name."""
 
 
-def to_json(value: Any) -> Any:
-    """What ``json.dumps`` takes, of what msgpack can hold. ``RecursionError`` for what is nested too deep."""
+def to_json(value: Any, depth: int = 0) -> Any:
+    """What ``json.dumps`` takes, of what msgpack can hold. ``ValueError`` for what is nested too deep."""
+    if depth > DEEPEST:
+        raise ValueError(f"nested deeper than {DEEPEST}")
     match value:
         case None | bool() | int() | str():
             return value
@@ -50,11 +53,11 @@ def to_json(value: Any) -> Any:
         case datetime():
             return {"$time": value.isoformat()}
         case list() | tuple():
-            return [to_json(item) for item in value]
+            return [to_json(item, depth + 1) for item in value]
         case dict():
             if all(type(key) is str for key in value) and not (len(value) == 1 and next(iter(value)).startswith("$")):
-                return {key: to_json(item) for key, item in value.items()}
-            return {"$map": [[to_json(key), to_json(item)] for key, item in value.items()]}
+                return {key: to_json(item, depth + 1) for key, item in value.items()}
+            return {"$map": [[to_json(key, depth + 1), to_json(item, depth + 1)] for key, item in value.items()]}
     raise TypeError(f"{type(value).__name__} has no form in JSON")
 
 
@@ -139,6 +142,8 @@ class Plain:
                     return self._keys.pack(_tupled(from_json(text)))
         except ConfigError as error:
             raise ConfigError(f"key {text[:100]!r} of {kind} table {self.name!r}: {error}") from None
+        except RecursionError:
+            raise ConfigError(f"key of table {self.name!r}: nested too deep") from None
         except ValueError:
             expected = "hexadecimal digits" if kind == "bytes" else "a decimal number"
             raise ConfigError(f"key {text[:100]!r} of table {self.name!r}: expected {expected}") from None
@@ -216,6 +221,7 @@ class Plain:
                 raise ConfigError(f"table {self.name!r}: without {', '.join(missing)}: expected all fields")
             value = [value[name] for name in names]
         try:
+            to_json(value)
             self._check(value, names, schema)
         except ValueError as error:
             raise ConfigError(f"table {self.name!r}: {error}") from None

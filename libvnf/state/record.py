@@ -74,9 +74,10 @@ class KeyCodec(Generic[K]):
         """``Unreadable`` when these are no key of this type."""
         try:
             key = _tupled(self._decode(packed))
+            fits = self._fits(key)
         except Exception as error:
             raise Unreadable(f"table {self._table!r}: {len(packed)} bytes that are no key: {error}") from error
-        if not self._fits(key):
+        if not fits:
             raise Unreadable(
                 f"table {self._table!r}: stored key of type {type(key).__name__}, expected {_named(self._kind)}"
             )

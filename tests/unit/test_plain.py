@@ -135,3 +135,25 @@ def test_a_plain_value_is_of_the_tables_type() -> None:
 def test_a_key_of_another_form_is_refused(kind: str, text: str) -> None:
     with pytest.raises(ConfigError, match="key "):
         plain(kind).key(text)
+
+
+@given(st.integers(1, 1100), st.sampled_from([b"\x91", b"\x81\xa1a"]))
+def test_what_is_nested_is_shown_or_unreadable_however_deep(depth: int, layer: bytes) -> None:
+    one = plain("object", "object", {1: []})
+    packed = layer * depth + b"\1"
+    try:
+        _, value, _ = one.read(b"\0\1" + packed)
+    except Unreadable:
+        assert depth > 64
+    else:
+        assert from_json(written(value)) == value
+    try:
+        assert one.key(one.shown(packed)) == packed
+    except Unreadable as error:
+        assert depth > 64 or layer != b"\x91", error
+
+
+@pytest.mark.parametrize("depth", [300, 480, 600, 900, 990, 5000])
+def test_a_key_nested_too_deep_is_refused(depth: int) -> None:
+    with pytest.raises(VNFError):
+        plain("object").key("[" * depth + "{}" + "]" * depth)
