@@ -199,9 +199,7 @@ def hits(table: Any, key: str) -> Work:
     return work
 
 
-class Session(Record):
-    """Ten fields, as a subscriber's session has them."""
-
+class Subscriber(Record):
     imsi: str
     apn: str
     address: str
@@ -211,21 +209,17 @@ class Session(Record):
     down_bytes: int
     since_s: float
     roaming: bool
+
+
+class Session(Subscriber):
+    """Ten fields, as a subscriber's session has them."""
+
     bearers: tuple[int, ...]
 
 
-class Growing(Record):
+class Growing(Subscriber):
     """The same with a list in it, which could be changed in place: each reader gets its own, decoded for it."""
 
-    imsi: str
-    apn: str
-    address: str
-    teid: int
-    qci: int
-    up_bytes: int
-    down_bytes: int
-    since_s: float
-    roaming: bool
     bearers: list[int]
 
 
