@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Reads", "Waiter"]
 
+SINGLY = 256
+"""Up to so many reads go one by one, and each is answered when its node answers. More go together: by far less of the
+nodes' time, but the slowest node's answer is then that of all."""
+
 Waiter: TypeAlias = Callable[[Entry[Any, Any] | None, StateError | None], object]
 """Gets the entry, cached or not, absent ones too; or why there is none."""
 
@@ -24,17 +28,17 @@ class Reads:
 
     def __init__(self, table: SharedTable[Any, Any]) -> None:
         self._table = table
-        self._waiting: dict[bytes, tuple[Any, list[Waiter]]] = {}
-        self._queue: list[bytes] = []
+        self._waiting: dict[bytes, list[Waiter]] = {}
+        self._queue: list[tuple[Any, bytes]] = []
 
     def fetch(self, key: Any, packed: bytes, waiter: Waiter) -> None:
         """Reads the key, or joins the read that is under way."""
-        found = self._waiting.get(packed)
-        if found is not None:
-            found[1].append(waiter)
+        waiters = self._waiting.get(packed)
+        if waiters is not None:
+            waiters.append(waiter)
             return
-        self._waiting[packed] = (key, [waiter])
-        self._queue.append(packed)
+        self._waiting[packed] = [waiter]
+        self._queue.append((key, packed))
         if len(self._queue) == 1:
             self._table.soon(self.send)
 
@@ -45,20 +49,21 @@ class Reads:
         if not self._table.open or not self._queue:
             return
         queue, self._queue = self._queue, []
-        try:
-            self._table.store.read(self._table.handle, queue, partial(self._arrived, queue))
-        except StateError as error:
-            self._arrived(queue, [error] * len(queue))
+        handle, read = self._table.handle, self._table.store.read
+        for part in [queue] if len(queue) > SINGLY else [[one] for one in queue]:
+            try:
+                read(handle, [packed for _, packed in part], partial(self._arrived, part))
+            except StateError as error:
+                self._arrived(part, [error] * len(part))
 
     def fail(self, error: StateError) -> None:
         """The store cannot be opened: who waits is told."""
         queue, self._queue = self._queue, []
         self._arrived(queue, [error] * len(queue))
 
-    def _arrived(self, queue: list[bytes], answers: list[Stored | StateError | None]) -> None:
-        for packed, answer in zip(queue, answers, strict=True):
-            key, waiters = self._waiting.pop(packed)
-            entry, error = None, None
+    def _arrived(self, part: list[tuple[Any, bytes]], answers: list[Stored | StateError | None]) -> None:
+        for (key, packed), answer in zip(part, answers, strict=True):
+            entry = error = None
             if isinstance(answer, StateError):
                 error = answer
             else:
@@ -66,5 +71,5 @@ class Reads:
                     entry = self._table.arrived(key, packed, answer)
                 except StateError as caught:
                     error = caught
-            for waiter in waiters:
+            for waiter in self._waiting.pop(packed):
                 waiter(entry, error)

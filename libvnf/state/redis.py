@@ -1,7 +1,7 @@
 """The store contract (``store.py``) over the native client: a Redis server, a cluster, or an embedded server.
 
-The client's thread does everything; here answers are handed to those who asked. The token of a native call is its
-``done``, so nothing has to be looked up. An embedded server that has ended is begun again by whoever notices first.
+The client's thread does everything, and answers those who asked by their own ``done``. It begins what was called in one
+turn of the loop at that turn's end. An embedded server that has ended is begun again by whoever notices first.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ class RedisStore:
         self._hopeless: Callable[[str], object] = _ignore
         self._closed = False
         self._starting = self._embedded is not None
+        self._going = False
 
     async def open(self) -> None:
         """``StoreUnavailable`` after the client's time-out: may be called again. ``StateError`` where waiting does not
@@ -90,6 +91,7 @@ class RedisStore:
 
             self._hopeless = lambda why: settle(StateError(why))
             self._client.call(settle, [b"INCR", f"{self.url.namespace}:{WRITERS}".encode()])
+            self._client.go()
             answer = await answered
             if isinstance(answer, StateError):
                 unavailable = type(answer) is not StateError
@@ -122,10 +124,10 @@ class RedisStore:
             self._embedded.close()
 
     def _drain(self) -> None:
-        done, events = self._client.drain()
         # Answers first: a value that was read, and then changed by another, must be in the cache when that is told.
-        for token, answer in done:
-            self._told(cast("Callable[[object], object]", token), answer)
+        errors, events = self._client.drain()
+        for error in errors:
+            self._raised(error)
         for event in events:
             match event:
                 case "invalid", table, keys:
@@ -142,14 +144,25 @@ class RedisStore:
                     self._told(self.on_lock_lost, table, key, owner)
 
     def _told(self, handler: Callable[..., object], *args: object) -> None:
-        """One handler that raises does not keep the answers of the others back."""
+        """One handler that raises does not keep what is to be told to others back."""
         try:
             handler(*args)
         except Exception as error:
-            assert self._loop is not None
-            self._loop.call_exception_handler(
-                {"message": f"a handler of the store {self.url} raised", "exception": error}
-            )
+            self._raised(error)
+
+    def _raised(self, error: BaseException) -> None:
+        assert self._loop is not None
+        self._loop.call_exception_handler({"message": f"a handler of the store {self.url} raised", "exception": error})
+
+    def _soon(self) -> None:
+        """The client begins at the end of this turn, with all that was called in it."""
+        if not self._going and self._loop is not None:
+            self._going = True
+            self._loop.call_soon(self._go)
+
+    def _go(self) -> None:
+        self._going = False
+        self._client.go()
 
     def _revive(self) -> None:
         assert self._loop is not None
@@ -172,6 +185,7 @@ class RedisStore:
 
     def read(self, table: int, keys: list[bytes], done: Callable[[list[Stored | StateError | None]], object]) -> None:
         self._client.read(done, table, keys)
+        self._soon()
 
     def write(
         self,
@@ -189,6 +203,7 @@ class RedisStore:
         guard: tuple[bytes, int] | None = None,
     ) -> None:
         self._client.write(done, table, keys, expected, first, payloads, deadlines, recents, update, replicas, guard)
+        self._soon()
 
     def scan(
         self,
@@ -204,9 +219,11 @@ class RedisStore:
                 done(*answer)
 
         self._client.scan(found, table, cast("tuple[int, int, int] | None", cursor), count)
+        self._soon()
 
     def drop(self, table: int, done: Callable[[StateError | None], object]) -> None:
         self._client.drop(done, table)
+        self._soon()
 
     def claim_expired(
         self,
@@ -217,11 +234,13 @@ class RedisStore:
         done: Callable[[list[tuple[bytes, Stored]] | StateError], object],
     ) -> None:
         self._client.claim_expired(done, table, now_ms, claim_ms, most)
+        self._soon()
 
     def expired(
         self, table: int, keys: list[bytes], versions: list[int], done: Callable[[StateError | None], object]
     ) -> None:
         self._client.expired(done, table, keys, versions)
+        self._soon()
 
     def lock(
         self,
@@ -234,9 +253,11 @@ class RedisStore:
         hold_ms: int = 0,
     ) -> None:
         self._client.lock(done, table, key, owner, lease_ms, hold_ms)
+        self._soon()
 
     def unlock(self, table: int, key: bytes, owner: int, done: Callable[[StateError | None], object]) -> None:
         self._client.unlock(done, table, key, owner)
+        self._soon()
 
     def beat(self) -> None:
         self._client.beat()

@@ -161,7 +161,9 @@ class SharedTable(Table[K, V]):
 
     async def get(self, key: K) -> V | None:
         entry = self._entries.get(key)
-        if entry is None or entry.deadline_ms or not self._values_are_shared:
+        if entry is None:
+            return self.value_of(await self._missing(key))
+        if entry.deadline_ms or not self._values_are_shared:
             return self.value_of(await self._read(key))
         entry.visited = True
         self._hits += 1
@@ -368,10 +370,13 @@ class SharedTable(Table[K, V]):
         if entry is not None:
             self._hits += 1
             return entry
+        return await self._missing(key)
+
+    def _missing(self, key: K) -> asyncio.Future[Entry[K, V]]:
         self.cache.misses += 1
-        future: asyncio.Future[Entry[K, V]] = self.future()
+        future: asyncio.Future[Entry[K, V]] = self._tables.future()
         self.reads.fetch(key, self.keys.pack(key), partial(_settle_read, future))
-        return await future
+        return future
 
     def arrived(self, key: K, packed: bytes, stored: Stored | None) -> Entry[K, V]:
         """What was read. What is cached by now came later than the read was begun, and stays."""

@@ -157,8 +157,12 @@ impl Client {
         shared.operations.fetch_add(1, Ordering::Relaxed);
         shared.bytes.fetch_add(weight, Ordering::Relaxed);
         lock(&shared.inbox).requests.push((id, request));
-        shared.wake();
         Ok(())
+    }
+
+    /// What was submitted is begun. Once for many: on the loop's own cpu each ring is a switch to the thread and back.
+    pub fn go(&self) {
+        self.shared.wake();
     }
 
     /// An operation submitted with that weight was told to whoever asked.
