@@ -18,8 +18,8 @@ class StoreClient:
     mean; here ``done`` comes first, and is called by ``drain``, with the answer.
 
     Calls return at once and never wait; ``go`` begins what was called. What the store cannot do now is tried again,
-    elsewhere if need be, until ``timeout_s`` is over (each step of a scan or a drop has that time). ``StateFull`` when
-    ``max_queued`` operations or ``max_queued_bytes`` wait, undrained answers included; ``StateError`` once it is closed.
+    elsewhere if need be, until ``timeout_s`` is over (each step of a scan or a drop has that time). ``StateFull`` while
+    ``max_queued`` operations or ``max_queued_bytes`` wait, undrained answers too; ``StateError`` once it is closed.
 
     ``nodes``: hosts and ports to begin at (the path of a Unix socket and 0); the other nodes of a cluster are found.
     ``tls_ca``: whom to trust, PEM; with it all connections are TLS, and a node's certificate must be for its host.

@@ -153,10 +153,8 @@ class Updates:
         self._at_the_end_of_the_turn()
 
     def _send(self, ready: list[Update]) -> None:
-        batches: dict[int, list[Update]] = {}
-        for update in ready:
-            batches.setdefault(max(call.replicas for call in update.flying), []).append(update)
-        for replicas, batch in batches.items():
+        for batch in [[u] for u in ready]:
+            replicas = max(call.replicas for call in batch[0].flying)
             first = self._table.versions.take(len(batch))
             try:
                 self._table.store.write(
