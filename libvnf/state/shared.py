@@ -225,6 +225,9 @@ class SharedTable(Table[K, V]):
     ) -> V:
         asked = self.durability if durability is None else self.durability.for_call(durability, self.name)
         result: V
+        if not self._tables.commits:
+            result = await self.updates.call(key, self.keys.pack(key), fn, default, asked.replicas)
+            return result
         with self._awaited():
             result = await self.updates.call(key, self.keys.pack(key), fn, default, asked.replicas)
         return result

@@ -197,7 +197,10 @@ def writer_of(version: int) -> int:
 
 def carried(recent: bytes, version: int) -> bytes:
     """``recent`` after the update ``version``: in front, without its writer's older one, the youngest ``RECENT``."""
-    writer = version.to_bytes(8, "big")[: WRITER_BITS // 8]
+    own = version.to_bytes(8, "big")
+    writer = own[: WRITER_BITS // 8]
+    if not recent or (len(recent) == 8 and recent.startswith(writer)):
+        return own  # nobody else's
     others = (recent[at : at + 8] for at in range(0, len(recent), 8))
-    kept = [one for one in others if one[: WRITER_BITS // 8] != writer]
-    return version.to_bytes(8, "big") + b"".join(kept[: RECENT - 1])
+    kept = [one for one in others if not one.startswith(writer)]
+    return own + b"".join(kept[: RECENT - 1])
