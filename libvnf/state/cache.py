@@ -13,7 +13,8 @@ The **base** of an entry is the version its value replaces in the store. One tha
 none (``UNKNOWN``); whoever takes it reads first, or writes unconditionally.
 
 A flight whose outcome nobody knows may have arrived. So a conflict with a version of our own, or with nothing where we
-may have deleted, is none: :meth:`Cache.conflicted` bases the entry on that and it flies again.
+may have deleted, is none; nor is one with nothing where the base has expired: :meth:`Cache.conflicted` bases the entry
+on that and it flies again.
 
 Eviction is CLOCK (second chance): a hit costs one flag, not a move in a list, and a scan over many keys does not push
 out those in use. Only clean entries are in the ring; one that the hand dropped as dirty comes back when it is clean.
@@ -39,6 +40,9 @@ ENTRY_BYTES = 400
 UNKNOWN = -1
 """The version of an entry that was put without knowing what it replaces."""
 
+CLOCKS_DIFFER_MS = 1000
+"""How far the store's clock may be ahead of ours, so that it has ended what we think is still there."""
+
 _SPARED = 64  # entries given a second chance in one search for room: the next goes without, so that no put takes long
 
 
@@ -46,12 +50,14 @@ class Entry(Generic[K, V]):
     """Read by all, written by its :class:`Cache`."""
 
     __slots__ = (
+        "base_until_ms",
         "cached",
         "changed",
         "deadline_ms",
         "deleting",
         "dirty",
         "flying",
+        "flying_until_ms",
         "key",
         "maybe_deleted",
         "packed",
@@ -72,6 +78,8 @@ class Entry(Generic[K, V]):
         self.payload: bytes | None = None
         self.version = 0  # the base
         self.deadline_ms = 0
+        # When what this replaces will have expired in the store, and what flies, once it is not the newest; 0: never.
+        self.base_until_ms = self.flying_until_ms = 0
         self.recent = b""
         self.dirty = self.flying = self.changed = False
         self.stale = False  # somebody else wrote while it was flying
@@ -160,20 +168,21 @@ class Cache(Generic[K, V]):
                 entry.size = size
         entry.value = value
         entry.payload = payload
-        entry.deadline_ms = deadline_ms
         entry.visited = True
         if entry.flying:
-            entry.changed = True
+            if not entry.changed:
+                entry.changed, entry.flying_until_ms = True, entry.deadline_ms
         elif not entry.dirty:
-            entry.dirty = True
+            entry.dirty, entry.base_until_ms = True, entry.deadline_ms
             self.dirty += 1
             self._line.append(entry)
+        entry.deadline_ms = deadline_ms
         return entry
 
     def based(self, entry: Entry[K, V], stored: Stored | None) -> None:
         """What the entry's change replaces: the answer to a read for one that had no base, or our own update that was
         under way when it was put."""
-        entry.version, entry.recent = (0, b"") if stored is None else (stored.version, stored.recent)
+        entry.version, entry.base_until_ms, entry.recent = (0, 0, b"") if stored is None else stored[:3]
 
     # -- flushing
 
@@ -205,9 +214,9 @@ class Cache(Generic[K, V]):
         if not self._landed(entry):
             return
         if entry.deleting:
-            entry.version, entry.recent = 0, b""
+            entry.version, entry.base_until_ms, entry.recent = 0, 0, b""
         else:
-            entry.version = version
+            entry.version, entry.base_until_ms = version, entry.flying_until_ms  # of use where it was changed
         entry.maybe_deleted = False
         self._settle(entry)
 
@@ -221,12 +230,17 @@ class Cache(Generic[K, V]):
                 entry.version = version
                 self.flying -= 1
 
-    def conflicted(self, entry: Entry[K, V], stored: Stored | None) -> bool:
+    def conflicted(self, entry: Entry[K, V], stored: Stored | None, now_ms: int = 0) -> bool:
         """Another version stands in the store. True: somebody else's; the change is lost and the entry no longer here,
-        ``entry.value`` tells what it was. False: an earlier flight of ours; the entry is dirty, and based on that."""
+        ``entry.value`` tells what it was. False: an earlier flight of ours, or what it replaces has expired by now; the
+        entry is dirty, and based on what stands there."""
         if not self._landed(entry):
             return False
-        if entry.maybe_deleted if stored is None else writer_of(stored.version) == self.writer:
+        if stored is None:
+            nobodys = entry.maybe_deleted or 0 < entry.base_until_ms <= now_ms + CLOCKS_DIFFER_MS
+        else:
+            nobodys = writer_of(stored.version) == self.writer
+        if nobodys:
             self.based(entry, stored)
             entry.maybe_deleted = False
             entry.changed = True
@@ -242,6 +256,9 @@ class Cache(Generic[K, V]):
         if not self._landed(entry):
             return
         entry.maybe_deleted |= entry.deleting
+        until_ms = entry.flying_until_ms if entry.changed else entry.deadline_ms
+        if until_ms and not 0 < entry.base_until_ms <= until_ms:
+            entry.base_until_ms = until_ms  # of what may stand there, the first that goes
         entry.changed = True
         self._settle(entry)
 

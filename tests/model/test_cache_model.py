@@ -141,6 +141,7 @@ class CacheMachine(RuleBasedStateMachine):
         key = entry.key
         stored = self.store.get(key)
         if payload is None and stored is None:
+            self.tracked.add(key)  # as of any key that was written
             return True
         if (stored.version if stored else 0) != expected:
             self.tracked.add(key)
