@@ -142,10 +142,14 @@ class Lock(Generic[K, V]):
                 pass  # the store's value stands, and is read now
         answer: asyncio.Future[list[Stored | StateError | None]] = table.future()
         table.store.read(table.handle, [self._packed], partial(_answer, answer))
-        [found] = await self._within(answer)
+        table.reads.watch(self._packed, answer)
+        try:
+            [found] = await self._within(answer)
+        finally:
+            fresh = table.reads.unwatch(self._packed, answer)
         if isinstance(found, StateError):
             raise found
-        held.read(found)
+        held.read(found, fresh=fresh)
 
     async def _sleep(self, delay_s: float) -> None:
         awake: asyncio.Future[None] = self._table.future()

@@ -1,4 +1,8 @@
-"""Misses: those of one turn of the loop go to the store together, those of one key are one read."""
+"""Misses: those of one turn of the loop go to the store together, those of one key are one read.
+
+What others change is told at once, and may overtake the answer to what was asked before: that answer is handed to who
+waits for it, and not cached, since the store tells of a change only once. Who asks from then on has a read of its own.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +26,19 @@ nodes' time, but the slowest node's answer is then that of all."""
 Waiter: TypeAlias = Callable[[Entry[Any, Any] | None, StateError | None], object]
 """Gets the entry, cached or not, absent ones too; or why there is none."""
 
+Read: TypeAlias = tuple[Any, bytes, list[Waiter]]
+"""The key, as it is and packed, and who waits for it."""
+
 
 class Reads:
     """What one table waits for."""
 
     def __init__(self, table: SharedTable[Any, Any]) -> None:
         self._table = table
+        # By key, those that nothing has overtaken: reads, and whatever else is under way and says what stands there.
         self._waiting: dict[bytes, list[Waiter]] = {}
-        self._queue: list[tuple[Any, bytes]] = []
+        self._watched: dict[bytes, list[object]] = {}
+        self._queue: list[Read] = []
 
     def fetch(self, key: Any, packed: bytes, waiter: Waiter) -> None:
         """Reads the key, or joins the read that is under way."""
@@ -37,8 +46,8 @@ class Reads:
         if waiters is not None:
             waiters.append(waiter)
             return
-        self._waiting[packed] = [waiter]
-        self._queue.append((key, packed))
+        waiters = self._waiting[packed] = [waiter]
+        self._queue.append((key, packed, waiters))
         if len(self._queue) == 1:
             self._table.soon(self.send)
 
@@ -52,7 +61,7 @@ class Reads:
         handle, read = self._table.handle, self._table.store.read
         for part in [queue] if len(queue) > SINGLY else [[one] for one in queue]:
             try:
-                read(handle, [packed for _, packed in part], partial(self._arrived, part))
+                read(handle, [packed for _, packed, _ in part], partial(self._arrived, part))
             except StateError as error:
                 self._arrived(part, [error] * len(part))
 
@@ -61,15 +70,42 @@ class Reads:
         queue, self._queue = self._queue, []
         self._arrived(queue, [error] * len(queue))
 
-    def _arrived(self, part: list[tuple[Any, bytes]], answers: list[Stored | StateError | None]) -> None:
-        for (key, packed), answer in zip(part, answers, strict=True):
+    def _arrived(self, part: list[Read], answers: list[Stored | StateError | None]) -> None:
+        for (key, packed, waiters), answer in zip(part, answers, strict=True):
             entry = error = None
+            fresh = self._waiting.get(packed) is waiters
+            if fresh:
+                del self._waiting[packed]
             if isinstance(answer, StateError):
                 error = answer
             else:
                 try:
-                    entry = self._table.arrived(key, packed, answer)
+                    entry = self._table.arrived(key, packed, answer, fresh=fresh)
                 except StateError as caught:
                     error = caught
-            for waiter in self._waiting.pop(packed):
+            for waiter in waiters:
                 waiter(entry, error)
+
+    # --- what others change meanwhile
+
+    def watch(self, packed: bytes, what: object) -> None:
+        """``what`` is under way, and its answer will say what stands there."""
+        self._watched.setdefault(packed, []).append(what)
+
+    def unwatch(self, packed: bytes, what: object) -> bool:
+        """It was answered. False: it has been overtaken."""
+        watched = self._watched.get(packed, [])
+        if what not in watched:
+            return False
+        watched.remove(what)
+        if not watched:
+            del self._watched[packed]
+        return True
+
+    def overtaken(self, packed: bytes) -> None:
+        self._waiting.pop(packed, None)
+        self._watched.pop(packed, None)
+
+    def all_overtaken(self) -> None:
+        self._waiting.clear()
+        self._watched.clear()

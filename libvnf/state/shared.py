@@ -381,34 +381,38 @@ class SharedTable(Table[K, V]):
         self.reads.fetch(key, self.keys.pack(key), partial(_settle_read, future))
         return future
 
-    def arrived(self, key: K, packed: bytes, stored: Stored | None) -> Entry[K, V]:
-        """What was read. What is cached by now came later than the read was begun, and stays."""
+    def arrived(self, key: K, packed: bytes, stored: Stored | None, *, fresh: bool) -> Entry[K, V]:
+        """What was read. What is cached by now came later than the read was begun, and stays. Here and below: what is
+        not ``fresh`` another has changed since, and is not cached."""
         entry = self._entries.get(key)
         if entry is None:
-            return self._cached(key, packed, stored)
+            return self._cached(key, packed, stored, fresh=fresh)
         if entry.version == UNKNOWN:
             self.cache.based(entry, stored)
         return entry
 
-    def _cached(self, key: K, packed: bytes, stored: Stored | None) -> Entry[K, V]:
+    def _cached(self, key: K, packed: bytes, stored: Stored | None, *, fresh: bool) -> Entry[K, V]:
         """The entry, in the cache if there is room. ``Unreadable`` ones are not cached."""
         try:
             value = None if stored is None else self.values.unpack(stored.payload)
         except Unreadable:
             self.counts["unreadable"] += 1
             raise
-        return self.cache.put_clean(key, packed, value, stored)
+        return (self.cache.put_clean if fresh else self.cache.uncached)(key, packed, value, stored)
 
-    def overtaken(self, key: K, packed: bytes, stored: Stored | None) -> Entry[K, V]:
+    def overtaken(self, key: K, packed: bytes, stored: Stored | None, *, fresh: bool) -> Entry[K, V]:
         """An update met another version. What is dirty here meets it by itself."""
         entry = self._entries.get(key)
-        return entry if entry is not None and entry.dirty else self._cached(key, packed, stored)
+        return entry if entry is not None and entry.dirty else self._cached(key, packed, stored, fresh=fresh)
 
-    def updated(self, key: K, packed: bytes, value: V | None, stored: Stored | None) -> None:
+    def updated(self, key: K, packed: bytes, value: V | None, stored: Stored | None, *, fresh: bool) -> None:
         """An update was stored, or what the holder of a lock wrote. What was put meanwhile replaces that."""
         entry = self._entries.get(key)
         if entry is None or not entry.dirty:
-            self.cache.put_clean(key, packed, value, stored)
+            if fresh:
+                self.cache.put_clean(key, packed, value, stored)
+            else:
+                self.forget(key)  # our own write is not told: it may be after what has been read since
         elif not entry.flying:
             self.cache.based(entry, stored)
 
@@ -421,8 +425,12 @@ class SharedTable(Table[K, V]):
     def invalidated(self, keys: Sequence[bytes] | None) -> None:
         if keys is None:
             self.cache.drop_clean()
+            self.reads.all_overtaken()
+            self.updates.all_overtaken()
             return
         for packed in keys:
+            self.reads.overtaken(packed)
+            self.updates.overtaken(packed)
             try:
                 key = self.keys.unpack(packed)
             except Unreadable:
@@ -442,7 +450,7 @@ class SharedTable(Table[K, V]):
         """The store's value stands."""
         theirs: V | None = None
         try:
-            theirs = self.value_of(self._cached(entry.key, entry.packed, stored))
+            theirs = self.value_of(self._cached(entry.key, entry.packed, stored, fresh=not entry.stale))
         except Unreadable:
             pass  # counted
         if "conflict" in self.handlers:

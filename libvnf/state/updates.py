@@ -31,7 +31,7 @@ Call: TypeAlias = "tuple[Callable[[Any], Any], Any, int, asyncio.Future[Any]]"
 class Update:
     """One key's: the calls that wait, and those that the write under way carries, with what they return."""
 
-    __slots__ = ("base", "calls", "deadline_ms", "flying", "key", "packed", "payload", "recent", "value")
+    __slots__ = ("base", "calls", "deadline_ms", "flying", "fresh", "key", "packed", "payload", "recent", "value")
 
     def __init__(self, key: Any, packed: bytes) -> None:
         self.key, self.packed = key, packed
@@ -41,6 +41,7 @@ class Update:
         self.value: Any = None
         self.payload = self.recent = b""
         self.base = self.deadline_ms = 0
+        self.fresh = True  # nobody has changed the key since the write was begun
 
 
 class Updates:
@@ -64,6 +65,15 @@ class Updates:
             update.calls.append((fn, default, replicas, future))
             self._begin(update)
         return future
+
+    def overtaken(self, packed: bytes) -> None:
+        """Another has changed the key: what is under way may have been before that."""
+        if (update := self._keys.get(packed)) is not None:
+            update.fresh = False
+
+    def all_overtaken(self) -> None:
+        for update in self._keys.values():
+            update.fresh = False
 
     def close(self, error: StateError) -> None:
         """Who still waits is told."""
@@ -153,6 +163,8 @@ class Updates:
     def _write(self, batch: list[Update], replicas: int) -> None:
         table = self._table
         first = table.versions.take(len(batch))
+        for update in batch:
+            update.fresh = True
         try:
             table.store.write(
                 table.handle,
@@ -191,7 +203,7 @@ class Updates:
         update.calls = [call for call, _ in update.flying] + update.calls
         update.flying = []
         try:
-            base = self._table.overtaken(update.key, update.packed, stored)
+            base = self._table.overtaken(update.key, update.packed, stored, fresh=update.fresh)
         except StateError as error:
             calls, update.calls = update.calls, []
             self._end(update, calls, error)
@@ -200,7 +212,7 @@ class Updates:
 
     def _stored(self, update: Update, version: int) -> None:
         stored = Stored(version, update.deadline_ms, carried(update.recent, version), update.payload)
-        self._table.updated(update.key, update.packed, update.value, stored)
+        self._table.updated(update.key, update.packed, update.value, stored, fresh=update.fresh)
         flying, update.flying = update.flying, []
         for (_, _, _, future), value in flying:
             if not future.done():
