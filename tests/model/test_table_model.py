@@ -24,7 +24,7 @@ calls = st.one_of(
     st.tuples(st.just("flush"), st.just(""), st.just(0)),
 )
 faults = st.tuples(
-    st.sampled_from(["outage", "recover", "lose", "refuse", "slow", "fast", "wait"]), st.just(""), st.integers(1, 3)
+    st.sampled_from(["outage", "recover", "lose", "refuse", "slow", "late", "fast", "wait"]), st.just(""), st.integers(1, 3)
 )
 
 
@@ -40,6 +40,8 @@ def fault(replica: Replica, what: str, number: int) -> None:
             replica.store.refuse(number, StoreUnavailable("refused"))
         case "slow":
             replica.store.slow(0.03 * number)
+        case "late":
+            replica.store.slow(0.0, answers_s=0.03 * number)
         case "fast":
             replica.store.slow(0)
 
@@ -165,34 +167,52 @@ def test_every_update_of_two_replicas_counts_once(rounds: list[Any]) -> None:
     asyncio.run(play())
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=150)
 @given(
     steps=st.lists(
         st.one_of(
-            st.tuples(st.integers(0, 1), st.sampled_from(["put_nowait", "incr", "get", "flush", "wait"]), keys),
-            st.tuples(st.integers(0, 1), st.sampled_from(["lose", "refuse", "slow", "fast"]), st.just("")),
+            st.tuples(
+                st.integers(0, 1),
+                st.sampled_from(["put_nowait", "put_through", "put_through", "incr", "get", "flush", "wait"]),
+                keys,
+            ),
+            st.tuples(st.integers(0, 1), st.sampled_from(["lose", "refuse", "slow", "late", "fast"]), st.just("")),
         ),
         max_size=40,
-    )
+    ),
+    ttl_s=st.sampled_from([None, None, 0.3]),
 )
-def test_a_change_is_stored_or_told_to_be_lost(steps: list[tuple[int, str, str]]) -> None:
+def test_a_change_is_stored_or_told_to_be_lost(steps: list[tuple[int, str, str]], ttl_s: float | None) -> None:
     """Each put has a value of its own: all but those that were overwritten here are seen in the store, or told of."""
 
     async def play() -> None:
         async with Rig() as rig:
             tables = await rig.two(write_back(interval_s=0.05))
+            written = history(rig, tables[0])
             lost = [dict[str, list[int]](), dict[str, list[int]]()]
+            theirs: list[Any] = []
             for at in (0, 1):
-                tables[at].on_conflict(lambda key, ours, theirs, at=at: lost[at].setdefault(key, []).append(ours))
-            last: list[dict[str, int]] = [{}, {}]
+
+                def on_conflict(key: str, ours: int, found: Any, at: int = at) -> None:
+                    lost[at].setdefault(key, []).append(ours)
+                    theirs.append(found)
+
+                tables[at].on_conflict(on_conflict)
+            puts: list[dict[str, list[int]]] = [{}, {}]
+            waiting: list[tuple[int, str, int, asyncio.Future[None]]] = []
             for number, (at, what, key) in enumerate(steps):
-                table = tables[at]
+                table, value = tables[at], 1000 * (number + 1)
                 try:
                     match what:
                         case "put_nowait":
-                            table.put_nowait(key, 1000 * (number + 1))
-                            last[at][key] = 1000 * (number + 1)
-                        case "incr":
+                            table.put_nowait(key, value, ttl_s=ttl_s)
+                            puts[at].setdefault(key, []).append(value)
+                        case "put_through":
+                            put = table.put(key, value, ttl_s=ttl_s, durability=write_through)
+                            waiting.append((at, key, value, asyncio.ensure_future(put)))
+                            puts[at].setdefault(key, []).append(value)
+                            await asyncio.sleep(0)
+                        case "incr" if ttl_s is None:  # an entry of its own has no deadline
                             await table.incr(key)
                         case "get":
                             await table.get(key)
@@ -207,9 +227,14 @@ def test_a_change_is_stored_or_told_to_be_lost(steps: list[tuple[int, str, str]]
             for replica in rig.replicas:
                 heal(replica)
             await asyncio.sleep(30)
+            for at, key, value, call in waiting:
+                if call.exception() is None:
+                    later = puts[at][key][puts[at][key].index(value) :]
+                    assert set(later) & written[key], f"put {value} at {key} returned, and was never stored"
             for key in KEYS:
                 values = {await table.get(key) for table in tables}
                 assert values == {stored(tables[0], key)}
+            assert None not in theirs, "nobody deletes: where there is nothing an entry has expired"
             for at in (0, 1):
                 told = sum(len(ours) for ours in lost[at].values())
                 found = tables[at].statistics()
@@ -217,3 +242,17 @@ def test_a_change_is_stored_or_told_to_be_lost(steps: list[tuple[int, str, str]]
                 assert (found["dirty_now"], found["flying_now"]) == (0, 0)
 
     asyncio.run(play())
+
+
+def history(rig: Rig, table: Any) -> dict[str, set[int]]:
+    """Every value that ever stood under each key, from now on."""
+    written: dict[str, set[int]] = {key: set() for key in KEYS}
+    write = rig.memory.set
+
+    def landed(held: Any, key: bytes, found: Any, by: Any) -> None:
+        write(held, key, found, by)
+        if found is not None:
+            written[table.keys.unpack(key)].add(table.values.unpack(found.payload))
+
+    rig.memory.set = landed  # type: ignore[method-assign]
+    return written
