@@ -315,7 +315,7 @@ class Flusher:
         else:
             self._delay_s = 0.0
         for waiters in flight.waiters.values():
-            _tell(waiters, None)
+            self._tell(waiters, None)
         for barrier in flight.barriers:
             barrier.one(failures[0][1] if failures else None)
         if self._cache.dirty:
@@ -329,7 +329,7 @@ class Flusher:
         waiters = flight.waiters.pop(entry.key, [])
         if self._cache.conflicted(entry, stored, self._table.clock_ms()):
             error = self._table.conflict(entry, stored)
-            _tell(waiters, error)
+            self._tell(waiters, error)
             self._tell_those_behind(entry.key, error)  # what they put is lost with it
             return
         self._table.counts["recovered"] += 1
@@ -348,7 +348,7 @@ class Flusher:
             self._cache.failed(entry)
             if given_up:
                 self._cache.discard(entry)
-            _tell(flight.waiters.pop(entry.key, []), error)
+            self._tell(flight.waiters.pop(entry.key, []), error)
             if given_up:
                 self._tell_those_behind(entry.key, error)
             else:
@@ -366,9 +366,17 @@ class Flusher:
         self._retry = None
         self._flush_all()
 
+    def _tell(self, waiters: list[Waiter], error: StateError | None) -> None:
+        """One that raises does not keep others from being told."""
+        for waiter in waiters:
+            try:
+                waiter(error)
+            except Exception as raised:
+                self._table.report(raised)
+
     def _tell_those_behind(self, key: Any, error: StateError | None) -> None:
         """Who waits for a flight of this entry, and there will be none."""
-        _tell([one.waiter for one in self._waiting.pop(key, ())], error)
+        self._tell([one.waiter for one in self._waiting.pop(key, ())], error)
 
     def _join(self, barrier: Barrier, entry: Entry[Any, Any]) -> None:
         barrier.count += 1
@@ -379,11 +387,6 @@ class Flusher:
         for future in room:
             if not future.done():
                 future.set_result(None)
-
-
-def _tell(waiters: list[Waiter], error: StateError | None) -> None:
-    for waiter in waiters:
-        waiter(error)
 
 
 def _ignore(_entry: Entry[Any, Any] | None, _error: StateError | None) -> None:

@@ -84,7 +84,10 @@ class Reads:
                 except StateError as caught:
                     error = caught
             for waiter in waiters:
-                waiter(entry, error)
+                try:
+                    waiter(entry, error)
+                except Exception as raised:  # the others, and the other keys, are told all the same
+                    self._table.report(raised)
 
     # --- what others change meanwhile
 

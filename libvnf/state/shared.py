@@ -107,6 +107,9 @@ class SharedTable(Table[K, V]):
     def future(self) -> asyncio.Future[Any]:
         return self._tables.future()
 
+    def report(self, error: BaseException) -> None:
+        self._tables.report(error)
+
     def request(self) -> Request | None:
         """Whose change this is, if it is a request's."""
         return self._tables.request()
@@ -454,7 +457,11 @@ class SharedTable(Table[K, V]):
         except Unreadable:
             pass  # counted
         if "conflict" in self.handlers:
-            self._tables.call(self.handlers["conflict"], entry.key, self.value_of(entry), theirs)
+            try:
+                ours = self.value_of(entry)
+            except Unreadable:
+                ours = entry.value  # as it was put
+            self._tables.call(self.handlers["conflict"], entry.key, ours, theirs)
         return StateConflict(f"table {self.name!r}: another replica has changed {entry.key!r}: its value stands")
 
     def failed(self, error: StateError, keys: list[K], *, first: bool) -> None:

@@ -303,5 +303,5 @@ def history(rig: Rig, table: Any) -> dict[str, set[int]]:
         if found is not None:
             written[table.keys.unpack(key)].add(table.values.unpack(found.payload))
 
-    rig.memory.set = landed  # type: ignore[method-assign]
+    rig.memory.set = landed  # type: ignore[method-assign, assignment]
     return written

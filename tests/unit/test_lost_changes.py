@@ -13,7 +13,7 @@ from tests.tables import Rig, stored
 FOREIGN = 7 << 40
 
 
-def foreign(table: Any, key: str, value: int, version: int = FOREIGN) -> None:
+def foreign(table: Any, key: str, value: Any, version: int = FOREIGN) -> None:
     """Another replica's write, of which nobody is told."""
     memory = table.store._memory
     held = memory.tables[table.handle]
