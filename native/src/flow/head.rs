@@ -14,6 +14,7 @@ pub struct Head {
     start: u16,
     end: u16,
     rest: u32,
+    /// Of the whole frame, as it is now.
     len: u32,
 }
 
@@ -42,10 +43,9 @@ impl Head {
         &mut self.buffer[usize::from(self.start)..usize::from(self.end)]
     }
 
-    /// Of the whole frame, as it is now.
     #[inline]
     pub fn frame_len(&self) -> usize {
-        self.bytes().len() + (self.len - self.rest) as usize
+        self.len as usize
     }
 
     /// What of the frame as it was lent comes behind `bytes()`.
@@ -62,6 +62,7 @@ impl Head {
         }
         self.buffer.copy_within(start..start + at, start - count);
         self.start -= count as u16;
+        self.len += count as u32;
         true
     }
 
@@ -73,6 +74,7 @@ impl Head {
         }
         self.buffer.copy_within(start..start + at, start + count);
         self.start += count as u16;
+        self.len -= count as u32;
         true
     }
 }

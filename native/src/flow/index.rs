@@ -41,16 +41,22 @@ pub(super) struct Index {
 
 /// An index, and where its buckets are.
 pub(super) struct Opened<'a> {
+    /// A power of two, so that no place is looked for beyond.
     lines: &'a [[u32; LINE]],
-    mask: usize,
+    old: Option<&'a Buckets>,
     index: &'a Index,
 }
 
 impl Opened<'_> {
     #[inline(always)]
+    fn line(&self, tag: Tag) -> &[u32; LINE] {
+        &self.lines[tag as usize & (self.lines.len() - 1)]
+    }
+
+    #[inline(always)]
     pub fn prefetch(&self, tag: Tag) {
-        prefetch(NonNull::from(&self.lines[tag as usize & self.mask]).cast(), 64, false);
-        if let Some((old, _)) = &self.index.old {
+        prefetch(NonNull::from(self.line(tag)).cast(), 64, false);
+        if let Some(old) = self.old {
             prefetch(NonNull::from(old.line(tag as usize)).cast(), 64, false);
         }
     }
@@ -58,13 +64,13 @@ impl Opened<'_> {
     /// A rule with this tag, nearly always the one that is looked for. `None`: there is none.
     #[inline(always)]
     pub fn first(&self, tag: Tag) -> Option<u32> {
-        let line = &self.lines[tag as usize & self.mask];
+        let line = self.line(tag);
         for place in places_of(line, byte(tag)) {
             if line[HASHES + place] == tag {
                 return Some(line[RULES + place]);
             }
         }
-        if meta(line) >> PAST == 0 && self.index.old.is_none() { None } else { self.index.find(tag, |_| true) }
+        if meta(line) >> PAST == 0 && self.old.is_none() { None } else { self.index.find(tag, |_| true) }
     }
 }
 
@@ -76,7 +82,10 @@ impl Index {
     /// For many look-ups.
     #[inline(always)]
     pub fn open(&self) -> Opened<'_> {
-        Opened { lines: self.buckets.lines(), mask: self.buckets.mask, index: self }
+        let old = self.old.as_ref().map(|(old, _)| old);
+        let lines = &self.buckets.lines()[..self.buckets.count()];
+        assert!(!lines.is_empty(), "buckets begin with {FEWEST_BUCKETS}");
+        Opened { lines, old, index: self }
     }
 
     /// The rule with this tag that `is` says yes to.
