@@ -413,6 +413,35 @@ async def test_a_dropped_table_is_empty_and_usable(world: World) -> None:
     assert (await client.write(table, {b"k": b"2"}, [0]))[1] == DONE
 
 
+async def test_what_is_put_while_its_table_is_dropped_goes_or_expires(world: World) -> None:
+    here, there = await world.client(), await world.client()
+    for partitions in (1, 4):
+        name = world.name()
+        [table] = {one.store.table(name, partitions=partitions, keeps_expired=True) for one in (here, there)}
+        for _ in range(5):
+            at = now_ms()
+            await here.write(table, {b"%d" % number: b"" for number in range(2000)}, deadlines=[at] * 2000)
+            puts = (there.write(table, {b"new %d" % number: b""}, deadlines=[at]) for number in range(300))
+            assert (await asyncio.gather(here.ask(here.store.drop, table), *puts))[0] is None
+            left = {key for key, _ in await here.all(table)}
+            assert all(key.startswith(b"new") for key in left)
+            claimed = await here.ask(here.store.claim_expired, table, now_ms(), HOUR_MS, 1000)
+            assert {key for key, _ in claimed} == left
+
+
+async def test_a_drop_leaves_locks_and_their_fences(world: World) -> None:
+    client = await world.client()
+    table = client.store.table("t", keeps_expired=True)
+    mine, yours = client.versions.take(), client.versions.take()
+    fence = await client.ask(client.store.lock, table, b"k", mine, 60_000)
+    await client.write(table, {b"k": b"v"}, guard=(b"k", mine))
+    assert await client.ask(client.store.drop, table) is None
+    assert await client.all(table) == []
+    assert await client.ask(client.store.lock, table, b"k", yours, 60_000) is None
+    assert await client.ask(client.store.unlock, table, b"k", mine) is None
+    assert await client.ask(client.store.lock, table, b"k", yours, 60_000) > fence
+
+
 async def test_replicas_that_are_not_there_leave_durability_unknown(world: World) -> None:
     client = await world.client()
     table = client.store.table("t")

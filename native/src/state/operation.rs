@@ -444,7 +444,7 @@ impl Operation {
                 Reply::Integer(_) => *answer = Some(Answer::Done),
                 _ => return Err("not the answer about a lock".to_owned()),
             },
-            (Asked::Expired | Asked::Unlinked, SoFar::One(_)) => {}
+            (Asked::Removed, SoFar::One(_)) => {}
             (Asked::Other, _) => return self.scanned(piece, reply, tables, masters),
             _ => return Err("an answer to another question".to_owned()),
         }
@@ -483,14 +483,14 @@ impl Operation {
         self.stepped = true;
         let (next, names) = scanned(reply).map_err(|malformed| malformed.0.to_owned())?;
         let names = names.filter_map(|name| if let Reply::Data(name) = name { Some(name) } else { None });
+        // Locks, fences and deadlines are no entries: they stay.
+        let entry = |name| match tables.find(name) {
+            Some(Found::Entry { table, key }) if table == handle => Some(key),
+            _ => None,
+        };
         match &mut self.so_far {
             SoFar::Found { cursor: Some(at), keys, .. } => {
-                *keys = names
-                    .filter_map(|name| match tables.find(name) {
-                        Some(Found::Entry { table, key }) if table == handle => Some(key),
-                        _ => None,
-                    })
-                    .collect();
+                *keys = names.filter_map(entry).collect();
                 let pieces = read(table, keys);
                 (at.cursor, at.node) = (next, at.node + usize::from(next == 0));
                 if at.node >= masters {
@@ -500,9 +500,9 @@ impl Operation {
                 Ok(pieces)
             }
             _ => {
-                let names: Vec<&[u8]> = names.collect();
+                let keys: Vec<&[u8]> = names.filter_map(entry).collect();
                 let mut pieces: Vec<Piece> =
-                    table.unlink(&names).into_iter().map(|piece| Piece::of(piece, Effect::Repeatable)).collect();
+                    table.drop(&keys).into_iter().map(|piece| Piece::of(piece, Effect::Repeatable)).collect();
                 if next != 0 {
                     pieces.push(scan(table, next, count, node));
                 }

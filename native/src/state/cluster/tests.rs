@@ -397,6 +397,28 @@ fn what_is_refused_tells_so_and_what_passes_is_not_hopeless() {
     }
 }
 
+// --- scans and drops --------------------------------------------------------------------------------------------------
+
+/// The answer to a scan that is over and has found these.
+fn names(names: &[&[u8]]) -> Vec<u8> {
+    let head = format!("*2\r\n$1\r\n0\r\n*{}\r\n", names.len()).into_bytes();
+    names.iter().fold(head, |out, name| [out, bulk(&[b"{vnf:u:0}", *name].concat())].concat())
+}
+
+#[test]
+fn a_drop_takes_entries_with_their_deadlines_and_nothing_else() {
+    let mut bed = Bed::up();
+    bed.asks(Request::Drop { table: 0 });
+    bed.said(0);
+    bed.hears(0, names(&[b"k", b"\xfffence", b"\xffttl", b"\xfflockk", b"\xffwait"]));
+    let said = bed.said(0);
+    assert_eq!(said.len(), 1);
+    assert_eq!(said[0][0], "EVALSHA");
+    assert_eq!(said[0][2..], ["2", "{vnf:u:0}k", "{vnf:u:0}\u{fffd}ttl"]);
+    bed.hears(0, ":1\r\n");
+    assert_eq!(bed.answer().unwrap().1, Answer::Done);
+}
+
 // --- replicas ---------------------------------------------------------------------------------------------------------
 
 /// A single server that is up, and an update that two replicas shall have, sent.
