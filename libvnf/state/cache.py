@@ -137,8 +137,11 @@ class Cache(Generic[K, V]):
             entry = Entry(key, packed)
             entry.cached = False
         entry.value, entry.payload = value, payload
-        entry.version, entry.deadline_ms, entry.recent = (0, 0, b"") if stored is None else stored[:3]
-        if entry.cached:
+        if stored is None:
+            entry.version, entry.deadline_ms, entry.recent = 0, 0, b""
+        else:
+            entry.version, entry.deadline_ms, entry.recent, _ = stored
+        if entry.cached and not entry.queued:
             self._enqueue(entry)
         return entry
 
@@ -351,30 +354,30 @@ class Cache(Generic[K, V]):
             raise StateError(
                 f"an entry of {size} bytes, the cache holds {self.max_bytes} in {self.max_entries} entries"
             )
-        while self.bytes + size - (entry.size if entry else 0) > self.max_bytes or (
-            entry is None and len(self.entries) >= self.max_entries
-        ):
+        more = size if entry is None else size - entry.size
+        while self.bytes + more > self.max_bytes or (entry is None and len(self.entries) >= self.max_entries):
             self._evict(entry)
         if entry is None:
             entry = self.entries[key] = Entry(key, packed)
-            entry.pinned = key in self._pins
-        self.bytes += size - entry.size
+            if self._pins:
+                entry.pinned = key in self._pins
+        self.bytes += more
         entry.size = size
         return entry
 
     def _evict(self, kept: Entry[K, V] | None) -> None:
-        spared = 0
-        for _ in range(len(self._ring) + _SPARED):
-            if not self._ring:
+        ring, spared = self._ring, 0
+        for _ in range(len(ring) + _SPARED):
+            if not ring:
                 break
-            entry = self._ring.popleft()
+            entry = ring.popleft()
             if not entry.cached or entry.dirty or entry.pinned:
                 entry.queued = False
             elif entry is kept:
-                self._ring.append(entry)
+                ring.append(entry)
             elif entry.visited and spared < _SPARED:
                 entry.visited = False
-                self._ring.append(entry)
+                ring.append(entry)
                 spared += 1
             else:
                 self.evicted += 1

@@ -123,7 +123,8 @@ class Store(Protocol):
     ) -> None:
         """About ``count`` entries (more or fewer, also none). ``cursor`` is None at first, then what ``done`` got;
         ``done`` gets None with the last ones. What stands there throughout a scan comes at least once; what changes
-        meanwhile comes or not. Where slots have moved it begins again, so entries may come twice. After an error the cursor given to ``done`` is the one to try again with."""
+        meanwhile comes or not; where slots have moved it begins again, and entries come twice. After an error the
+        cursor given to ``done`` is the one to try again with."""
 
     def drop(self, table: int, done: Callable[[StateError | None], object]) -> None:
         """Removes all entries of the table, not at one instant; the handle stays valid. Others are told by

@@ -463,7 +463,8 @@ impl<'a> Thread<'a> {
         });
         match connected {
             Ok(fd) => {
-                self.sockets.insert(key, Socket { generation, fd, session, is_open: false, is_full: true, ended: false });
+                self.sockets
+                    .insert(key, Socket { generation, fd, session, is_open: false, is_full: true, ended: false });
             }
             Err(error) => self.cluster.lost(key, generation, words(&error), now),
         }

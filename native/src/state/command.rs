@@ -283,6 +283,7 @@ impl Table {
         let mut bytes = Bytes::new(256 + home.prefix.len() + entries().map(|(_, entry)| each(entry)).sum::<usize>());
 
         let script = match (is_plain, write.conditional) {
+            (true, true) if count == 1 => &script::PUT_ONE,
             (true, true) => &script::PUT,
             (true, false) => &script::SET,
             (false, _) => &script::CHANGE,
