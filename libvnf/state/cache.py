@@ -23,11 +23,11 @@ out those in use. Only clean entries are in the ring; one that the hand dropped 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
 from ..errors import StateError, StateFull
-from .store import Stored, writer_of
+from .store import Stored
 
 __all__ = ["ENTRY_BYTES", "UNKNOWN", "Cache", "Entry"]
 
@@ -92,10 +92,12 @@ class Entry(Generic[K, V]):
 
 class Cache(Generic[K, V]):
     """Holds at most ``max_entries``, and ``max_bytes`` of packed keys and values with :data:`ENTRY_BYTES` for each.
-    ``writer`` is the store's, once it is known."""
+    ``is_ours`` tells whether a version is this client's, once there is a store."""
 
-    def __init__(self, max_entries: int, max_bytes: int, writer: int = 0) -> None:
-        self.max_entries, self.max_bytes, self.writer = max_entries, max_bytes, writer
+    def __init__(
+        self, max_entries: int, max_bytes: int, is_ours: Callable[[int], bool] = lambda version: False
+    ) -> None:
+        self.max_entries, self.max_bytes, self.is_ours = max_entries, max_bytes, is_ours
         self.entries: dict[K, Entry[K, V]] = {}
         self.bytes = 0
         self.dirty = 0
@@ -250,7 +252,7 @@ class Cache(Generic[K, V]):
         if stored is None:
             nobodys = entry.maybe_deleted or 0 < entry.base_until_ms <= now_ms + CLOCKS_DIFFER_MS
         else:
-            nobodys = writer_of(stored.version) == self.writer
+            nobodys = self.is_ours(stored.version)
         if nobodys:
             self.based(entry, stored)
             entry.maybe_deleted = False

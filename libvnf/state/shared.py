@@ -130,7 +130,7 @@ class SharedTable(Table[K, V]):
         on_expire = self.handlers.get("expire")
         keeps_expired = on_expire is not None
         self.handle = self.store.table(self.name, partitions=self.partitions, keeps_expired=keeps_expired)
-        self.cache.writer = self.store.writer
+        self.cache.is_ours = self.versions.took
         self.soon(self.reads.send)
         self.flusher.opened()
         if on_expire is not None:

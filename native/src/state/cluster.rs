@@ -101,6 +101,8 @@ pub struct Cluster {
     nodes: Vec<Option<Node>>,
     by_address: HashMap<Address, usize>,
     owners: Owners,
+    /// How often they have changed.
+    epoch: u64,
     /// Some slot has no master.
     incomplete: bool,
     operations: HashMap<u64, Asked>,
@@ -137,6 +139,7 @@ impl Cluster {
             nodes: Vec::new(),
             by_address: HashMap::new(),
             owners: Owners::default(),
+            epoch: 0,
             incomplete: true,
             operations: HashMap::new(),
             deadlines: VecDeque::new(),
@@ -180,7 +183,7 @@ impl Cluster {
             self.leases.gone(&Lock { table: *table, key: key.clone(), owner: *owner });
         }
         let masters = self.masters();
-        let (operation, pieces) = Operation::begin(request, &self.tables, &masters, self.counters.topology_changes);
+        let (operation, pieces) = Operation::begin(request, &self.tables, &masters, self.epoch);
         if self.deadlines.len() > 1024 + 2 * self.operations.len() {
             self.deadlines.retain(|(_, id)| self.operations.contains_key(id));
         }
@@ -453,6 +456,16 @@ impl Cluster {
             asked.operation.failed(&held.piece, failure);
         }
         self.finish_if_over(held.operation);
+    }
+
+    /// An outdated operation is not over when its pieces are.
+    fn begin_again(&mut self, id: u64, now: Instant) {
+        let masters = self.masters();
+        let asked = self.operations.get_mut(&id).filter(|asked| asked.pieces.is_empty());
+        if let Some(Asked { operation, .. }) = asked {
+            let pieces = operation.begin_again(&self.tables, &masters, self.epoch);
+            self.add(id, pieces, now);
+        }
     }
 
     fn finish_if_over(&mut self, id: u64) {

@@ -86,6 +86,12 @@ pub static EXPIRED: Script = Script::new(
      return count",
 );
 
+/// Whatever stands there. KEYS: the entries, the partition's deadlines. How many were deleted.
+pub static DROP: Script = Script::new(
+    "local call,ttl,w=redis.call,KEYS[#KEYS],{} for i=1,#KEYS-1 do w[i]=string.sub(KEYS[i],#ttl-3) end \
+     call('ZREM',ttl,unpack(w)) return call('UNLINK',unpack(KEYS,1,#KEYS-1))",
+);
+
 /// Takes a lock. KEYS: the lock, the partition's fence. ARGV: the owner, the lease in milliseconds.
 ///
 /// What stands there is the owner and its fence, in decimal. The fence, from 1; or for how many milliseconds more it is
@@ -107,7 +113,7 @@ pub static RENEW: Script = Script::new(
 pub static UNLOCK: Script =
     Script::new("if redis.call('GETRANGE',KEYS[1],0,7)~=ARGV[1] then return 0 end redis.call('DEL',KEYS[1]) return 1");
 
-pub static ALL: [&Script; 9] = [&PUT, &PUT_ONE, &SET, &CHANGE, &CLAIM, &EXPIRED, &LOCK, &RENEW, &UNLOCK];
+pub static ALL: [&Script; 10] = [&PUT, &PUT_ONE, &SET, &CHANGE, &CLAIM, &EXPIRED, &DROP, &LOCK, &RENEW, &UNLOCK];
 
 #[derive(Debug)]
 pub struct Script {

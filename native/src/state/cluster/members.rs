@@ -130,6 +130,7 @@ impl Cluster {
             }
         }
         if !owners.iter().eq(self.owners.iter()) {
+            self.epoch += 1;
             self.news.all_stale(&self.tables);
             self.counters.topology_changes += 1;
         }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::state::header;
-use crate::state::operation::{Octets, Writes};
+use crate::state::operation::{Cursor, Octets, Writes};
 use crate::state::slots::Table;
 
 const WRITER: u64 = 7 << 40;
@@ -119,6 +119,10 @@ impl Bed {
 
     fn reads(&mut self) -> u64 {
         self.asks(Request::Read { table: 0, keys: keys(&[b"k"]) })
+    }
+
+    fn scans(&mut self, cursor: Option<Cursor>) -> u64 {
+        self.asks(Request::Scan { table: 0, cursor, count: 10 })
     }
 
     fn updates(&mut self, expected: u64, replicas: u32) -> u64 {
@@ -395,6 +399,81 @@ fn what_is_refused_tells_so_and_what_passes_is_not_hopeless() {
         assert_eq!(state.hopeless, hopeless, "{error}");
         assert_eq!(state.down.unwrap(), format!("10.0.0.1:1: refused: {error}"));
     }
+}
+
+// --- scans and drops --------------------------------------------------------------------------------------------------
+
+/// The answer to a scan that is over and has found these.
+fn names(names: &[&[u8]]) -> Vec<u8> {
+    let head = format!("*2\r\n$1\r\n0\r\n*{}\r\n", names.len()).into_bytes();
+    names.iter().fold(head, |out, name| [out, bulk(&[b"{vnf:u:0}", *name].concat())].concat())
+}
+
+/// Another node has the slot, as somebody hears who reads.
+fn moves(bed: &mut Bed) {
+    bed.reads();
+    bed.said(0);
+    bed.hears(0, "-MOVED 1297 10.0.0.2:2\r\n");
+}
+
+#[test]
+fn a_drop_takes_entries_with_their_deadlines_and_nothing_else() {
+    let mut bed = Bed::up();
+    bed.asks(Request::Drop { table: 0 });
+    bed.said(0);
+    bed.hears(0, names(&[b"k", b"\xfffence", b"\xffttl", b"\xfflockk", b"\xffwait"]));
+    let said = bed.said(0);
+    assert_eq!(said.len(), 1);
+    assert_eq!(said[0][0], "EVALSHA");
+    assert_eq!(said[0][2..], ["2", "{vnf:u:0}k", "{vnf:u:0}\u{fffd}ttl"]);
+    bed.hears(0, ":1\r\n");
+    assert_eq!(bed.answer().unwrap().1, Answer::Done);
+}
+
+#[test]
+fn a_scan_begins_again_when_a_slot_has_moved() {
+    let found = |bed: &mut Bed| match bed.answer() {
+        Some((_, Answer::Found { cursor, .. })) => cursor,
+        other => panic!("{other:?}"),
+    };
+    let mut bed = Bed::two();
+    bed.scans(None);
+    assert_eq!(bed.said(0)[0][..2], ["SCAN", "0"]);
+    bed.hears(0, names(&[]));
+    let cursor = found(&mut bed);
+    bed.scans(cursor);
+    assert_eq!(bed.said(2)[0][..2], ["SCAN", "0"], "the next node");
+    moves(&mut bed);
+    bed.hears(2, names(&[]));
+    let cursor = found(&mut bed);
+    assert!(cursor.is_some(), "what has moved may have been on its way from the one to the other");
+    bed.hears(2, "_\r\n");
+    bed.answer();
+    bed.scans(cursor);
+    assert_eq!(bed.said(0)[0][..2], ["SCAN", "0"]);
+    bed.hears(0, names(&[]));
+    let cursor = found(&mut bed);
+    bed.scans(cursor);
+    bed.hears(2, names(&[]));
+    assert_eq!(found(&mut bed), None);
+}
+
+#[test]
+fn a_drop_looks_again_when_a_slot_has_moved() {
+    let mut bed = Bed::two();
+    let id = bed.asks(Request::Drop { table: 0 });
+    let scans = |bed: &mut Bed, key| bed.said(key).iter().filter(|words| words[0] == "SCAN").count();
+    assert_eq!((scans(&mut bed, 0), scans(&mut bed, 2)), (1, 1));
+    bed.hears(0, names(&[]));
+    moves(&mut bed);
+    bed.hears(2, names(&[]));
+    assert!(bed.answer().is_none(), "what has moved may have been on its way from the one to the other");
+    assert_eq!((scans(&mut bed, 0), scans(&mut bed, 2)), (1, 1));
+    bed.hears(2, "_\r\n");
+    bed.answer();
+    bed.hears(0, names(&[]));
+    bed.hears(2, names(&[]));
+    assert_eq!(bed.answer(), Some((id, Answer::Done)));
 }
 
 // --- replicas ---------------------------------------------------------------------------------------------------------
