@@ -308,7 +308,9 @@ class Flusher:
         """Another version stands in the store than the one this entry was based on."""
         waiters = flight.waiters.pop(entry.key, [])
         if self._cache.conflicted(entry, stored):
-            _tell(waiters, self._table.conflict(entry, stored))
+            # With what flew goes what was put while it did.
+            later = [waiter for _, waiter, _ in self._waiters.pop(entry.key, [])]
+            _tell(waiters + later, self._table.conflict(entry, stored))
             return
         self._table.counts["recovered"] += 1
         for waiter in waiters:
