@@ -136,8 +136,7 @@ async def count(_conn: Connection, key: str, updates: str, incrs: str) -> str:
     outcomes: list[int] = []
 
     async def one(times: int, call: Callable[[], Awaitable[int]]) -> None:
-        for _ in range(times):
-            outcomes.append(await call())
+        outcomes.extend([await call() for _ in range(times)])
 
     name = key.encode()
     add = [one(int(updates) // 32, lambda: sums.update(name, lambda value: value + 1, 0)) for _ in range(32)]
