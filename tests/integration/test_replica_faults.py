@@ -357,7 +357,7 @@ async def test_no_update_is_lost_to_puts_of_another_replica_and_each_conflict_is
 ) -> None:
     """One counts by ``update``, the other puts what it makes of what it has read, and stands still now and then."""
     updater, putter = [await asyncio.to_thread(start, redis_cluster.url) for _ in range(2)]
-    keys, rounds, times = 8, 10, 200
+    keys, rounds, times = 64, 10, 200
     async with updater.asker() as updating, putter.asker() as putting:
         assert await putting.ask("overwrite", keys, 7) == "begins"
         for at in range(rounds):
@@ -369,7 +369,7 @@ async def test_no_update_is_lost_to_puts_of_another_replica_and_each_conflict_is
         told = json.loads(await putting.line())
     stored = (await standing(redis_cluster.url, "both", Both, int)).values()
     assert sum(value.updates for value in stored) == rounds * times
-    assert sum(value.puts for value in stored) == told["made"] - told["lost puts"] > 0
+    assert sum(value.puts for value in stored) == told["made"] - told["lost puts"]
     assert told["counted"] == told["conflicts"] > 0
 
 

@@ -48,7 +48,7 @@ class Both(Record):
 vnf = VNF("tally")
 tables = {name: vnf.table(name, key=bytes, value=int, durability=level) for name, level in LEVELS.items()}
 sums = vnf.table("sums", key=bytes, value=int, durability=write_through)
-both = vnf.table("both", key=int, value=Both, durability=write_back(interval_s=0.01))
+both = vnf.table("both", key=int, value=Both, durability=write_back(interval_s=0.002))
 told: Counter[str] = Counter()
 go = asyncio.Event()
 
