@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import random
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -23,7 +22,6 @@ from libvnf.state.redis import RedisStore
 from libvnf.state.store import RECENT, Stored, Versions, Written, carried, writer_of
 from libvnf.state.url import StoreURL
 from tests.integration.inside import until
-from tests.redis_cluster import RedisServer
 
 KINDS = ["memory", "embedded", "redis", "acl", "tls", "cluster"]
 SHARED = pytest.mark.parametrize("world", KINDS[1:], indirect=True)
@@ -242,20 +240,6 @@ async def test_a_repeated_write_has_succeeded(world: World) -> None:
     first, _ = await client.write(table, {b"k": b"1"}, [0])
     assert (await client.write(table, {b"k": b"1"}, [0], first=first))[1] == DONE
     assert await client.read(table, b"k") == [Stored(first, 0, b"", b"1")]
-
-
-async def test_a_store_that_has_forgotten_its_writers_gives_no_number_again(
-    redis_server: Callable[..., RedisServer],
-) -> None:
-    server, writers = redis_server(), []
-    random.seed(4)
-    for _ in range(20):
-        store = RedisStore(StoreURL.parse(server.url))
-        await store.open()
-        writers.append(store.writer)
-        await store.close()
-        server.ask("flushall", "sync")
-    assert len(set(writers)) == 20
 
 
 async def test_of_writers_with_the_same_condition_one_succeeds(world: World) -> None:
