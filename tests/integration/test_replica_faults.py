@@ -189,11 +189,11 @@ async def kill_under_load(replica: Replica, load: dict[str, list[Worker]], answe
     assert await asyncio.to_thread(replica.process.wait) == -signal.SIGKILL, replica.process.output
 
 
-@pytest.fixture(scope="module")
-def killed(session_cluster: RedisCluster) -> Killed:
+@pytest.fixture(scope="module", params=[6, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(7, 27))])
+def killed(request: pytest.FixtureRequest, session_cluster: RedisCluster) -> Killed:
     """Six replicas, killed at moments of their own under load of every kind."""
     session_cluster.heal()
-    url, chance, started = session_cluster.url, random.Random(6), list[Process]()
+    url, chance, started = session_cluster.url, random.Random(request.param), list[Process]()
 
     def process(*args: Any, **options: Any) -> Process:
         started.append(Process(*args, **options))
