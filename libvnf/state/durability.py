@@ -6,7 +6,7 @@ durability             a ``put`` completes when     lost by the death of the rep
 ``local``              it is in this process        everything
 ``write_back(…)``      it is in this process        changes not flushed yet: see :func:`write_back`
 ``write_through``      the store has it             nothing that completed; a store's failover may lose it
-``replicated(n)``      and ``n`` of its replicas    nothing that completed, while one of those ``n + 1`` nodes lives
+``replicated(n)``      and ``n`` of its replicas    nothing that completed; nor in a failover from ``n`` replicas
 =====================  ===========================  =================================================================
 
 A single call can ask for more than its table gives: ``put(key, value, durability=write_through)``.

@@ -56,7 +56,7 @@ class Lock(Generic[K, V]):
             raise StoreUnavailable(f"table {self._table.name!r}: there is no store to ask for a lock")
         self._until_s = None if self._timeout_s is None else self._table.loop.time() + self._timeout_s
         self._turn = turn = self._table.future()
-        self._locks.line.enter(self._packed, turn)
+        self._locks.line.enter(self._packed, turn, f"table {self._table.name!r}: lock({self._key!r})")
         try:
             await self._within(turn)
             held = self._held = await self._take()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,9 @@ from .url import StoreURL
 __all__ = ["RedisStore"]
 
 WRITERS = "writers"
+STRIDE = 4096
+"""A writer's number is up to that much greater than the last one, by chance. A store that has forgotten the youngest (a
+failover, a restart) would give them again otherwise, while those who have them still write."""
 REVIVE_S = 1.0
 """Between attempts to begin an embedded server again."""
 
@@ -90,15 +94,16 @@ class RedisStore:
                     answered.set_result(answer)
 
             self._hopeless = lambda why: settle(StateError(why))
-            self._client.call(settle, [b"INCR", f"{self.url.namespace}:{WRITERS}".encode()])
+            stride = b"%d" % random.randint(1, STRIDE)
+            self._client.call(settle, [b"INCRBY", f"{self.url.namespace}:{WRITERS}".encode(), stride])
             self._client.go()
             answer = await answered
             if isinstance(answer, StateError):
                 unavailable = type(answer) is not StateError
                 raise (StoreUnavailable if unavailable else StateError)(f"{self.url}: {answer}")
             if not isinstance(answer, int):
-                raise StateError(f"{self.url}: INCR was answered with {answer!r}")
-            # Never 0, and every number once before one comes again.
+                raise StateError(f"{self.url}: INCRBY was answered with {answer!r}")
+            # Never 0, and thousands before one comes again.
             self.writer = (answer - 1) % ((1 << WRITER_BITS) - 1) + 1
         except StateError as error:
             if not isinstance(error, StoreUnavailable):
@@ -124,6 +129,7 @@ class RedisStore:
             self._embedded.close()
 
     def _drain(self) -> None:
+        assert self._loop is not None
         # Answers first: a value that was read, and then changed by another, must be in the cache when that is told.
         errors, events = self._client.drain()
         for error in errors:
@@ -131,7 +137,8 @@ class RedisStore:
         for event in events:
             match event:
                 case "invalid", table, keys:
-                    self._told(self.on_invalid, table, keys)
+                    # After the step of who waited for such a value: what it puts replaces what it has read.
+                    self._loop.call_soon(self._told, self.on_invalid, table, keys)
                 case "state", text, hopeless if not self._closed:
                     if hopeless:
                         self._hopeless(text.removeprefix("down: "))

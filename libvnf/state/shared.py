@@ -465,7 +465,7 @@ class SharedTable(Table[K, V]):
         return StateConflict(f"table {self.name!r}: another replica has changed {entry.key!r}: its value stands")
 
     def failed(self, error: StateError, keys: list[K], *, first: bool) -> None:
-        if first:
+        if first and self.running:
             self._tables.log.warning("table %s: %d changes not stored, tried again: %s", self.name, len(keys), error)
         if "error" in self.handlers:
             self._tables.call(self.handlers["error"], error, keys)

@@ -298,6 +298,7 @@ impl<'a> Thread<'a> {
         if self.cluster.wake().is_some_and(|at| at <= now) {
             let beat = self.shared.began + Duration::from_millis(self.shared.beat.load(Ordering::Relaxed));
             self.cluster.beat(beat);
+            self.cluster.suspended(sys::suspended());
             self.cluster.tick(now);
         }
         self.carry_out(now);

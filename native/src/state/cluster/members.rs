@@ -184,7 +184,7 @@ impl Cluster {
             self.deadlines.front().map(|&(at, _)| at),
             self.later.peek().map(|&Reverse((at, _))| at),
             self.ask_at,
-            self.leases.next(),
+            self.next_lease(),
         ];
         timers.into_iter().flatten().for_each(|at| self.wake_at(at));
     }

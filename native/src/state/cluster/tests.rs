@@ -622,3 +622,26 @@ fn a_node_that_falls_silent_when_asked_is_not_the_only_one_asked() {
     (0..5).for_each(|_| bed.after(100));
     assert!(of(&mut bed, 2 - first));
 }
+
+#[test]
+fn a_lease_runs_on_while_the_machine_is_suspended() {
+    let lock = Lock { table: 0, key: b"k".to_vec(), owner: WRITER | 1 };
+    for (slept_ms, lapsed) in [(1000, vec![]), (9000, vec![lock.clone()])] {
+        let mut bed = Bed::up();
+        // What it has slept before does not count.
+        bed.cluster.suspended(Duration::from_secs(3600));
+        let Lock { table, key, owner } = lock.clone();
+        bed.asks(Request::Lock { table, key, owner, lease_ms: 9000, hold_ms: 0 });
+        assert_eq!(bed.said(0).len(), 1);
+        bed.hears(0, ":1\r\n");
+        assert!(matches!(bed.answer(), Some((_, Answer::Fence(Some(1))))));
+        bed.after(3000);
+        let renews = |bed: &mut Bed| bed.said(0).iter().any(|words| words[0] == "EVALSHA");
+        assert!(renews(&mut bed));
+        // The renewal was sent before, its answer comes after.
+        bed.cluster.suspended(Duration::from_secs(3600) + Duration::from_millis(slept_ms));
+        bed.hears(0, ":1\r\n");
+        bed.after(3000);
+        assert_eq!(bed.cluster.lapsed, lapsed);
+    }
+}
