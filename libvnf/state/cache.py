@@ -172,13 +172,14 @@ class Cache(Generic[K, V]):
         if entry is None:
             entry = self._sized(None, key, packed, payload)
             entry.version = UNKNOWN
-        else:
-            size = ENTRY_BYTES + len(packed) + (0 if payload is None else len(payload))
-            if size > entry.size:
-                self._sized(entry, key, packed, payload)
-            else:
-                self.bytes += size - entry.size
-                entry.size = size
+        self.change(entry, value, payload, deadline_ms)
+        return entry
+
+    def change(self, entry: Entry[K, V], value: V | None, payload: bytes | None, deadline_ms: int) -> bool:
+        """``put_dirty`` for an entry that is here. True: it waits from now on, and did not before."""
+        old = entry.payload
+        if old is None or payload is None or len(old) != len(payload):
+            self._sized(entry, entry.key, entry.packed, payload)
         entry.value = value
         entry.payload = payload
         entry.visited = True
@@ -189,8 +190,10 @@ class Cache(Generic[K, V]):
             entry.dirty, entry.base_until_ms = True, entry.deadline_ms
             self.dirty += 1
             self._line.append(entry)
+            entry.deadline_ms = deadline_ms
+            return True
         entry.deadline_ms = deadline_ms
-        return entry
+        return False
 
     def based(self, entry: Entry[K, V], stored: Stored | None) -> None:
         """What the entry's change replaces: the answer to a read for one that had no base, or our own update that was

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -34,6 +33,7 @@ __all__ = ["MAX_BYTES", "MAX_ENTRIES", "SharedTable"]
 
 K = TypeVar("K")
 V = TypeVar("V")
+R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
 
 MAX_ENTRIES = 1 << 17
@@ -183,7 +183,13 @@ class SharedTable(Table[K, V]):
 
     async def put(self, key: K, value: V, *, ttl_s: float | None = None, durability: Durability | None = None) -> None:
         asked = self.durability if durability is None else self.durability.for_call(durability, self.name)
-        entry = await self._put(key, value, self.values.pack(value), ttl_s)
+        payload, deadline_ms = self.values.pack(value), 0
+        if ttl_s is not None:
+            deadline_ms = deadline_after(ttl_s, self._tables.clock_ms())
+        try:
+            entry = self._change(key, value, payload, deadline_ms)
+        except StateFull as full:
+            entry = await self._change_later(full, key, value, payload, deadline_ms)
         if not asked.cached:
             await self._stored(entry, asked)
         elif self._tables.commits:
@@ -202,7 +208,10 @@ class SharedTable(Table[K, V]):
         entry = await self._read(key)
         found = self.value_of(entry) is not None
         if found:
-            entry = await self._put(key, None, None, None)
+            try:
+                entry = self._change(key, None, None, 0)
+            except StateFull as full:
+                entry = await self._change_later(full, key, None, None, 0)
         if entry.dirty and not asked.cached:
             await self._stored(entry, asked)
         elif entry.dirty and self._tables.commits:
@@ -227,13 +236,7 @@ class SharedTable(Table[K, V]):
         durability: Durability | None = None,
     ) -> V:
         asked = self.durability if durability is None else self.durability.for_call(durability, self.name)
-        result: V
-        if not self._tables.commits:
-            result = await self.updates.call(key, self.keys.pack(key), fn, default, asked.replicas)
-            return result
-        with self._awaited():
-            result = await self.updates.call(key, self.keys.pack(key), fn, default, asked.replicas)
-        return result
+        return await self._awaited(self.updates.call(key, self.keys.pack(key), fn, default, asked.replicas))
 
     def lock(
         self, key: K, *, lease_s: float = 10.0, max_hold_s: float = 60.0, timeout_s: float | None = None
@@ -306,35 +309,32 @@ class SharedTable(Table[K, V]):
 
     # --- inside: changes
 
-    async def _put(self, key: K, value: V | None, payload: bytes | None, ttl_s: float | None) -> Entry[K, V]:
-        """Waits for room, as long as there will be some."""
-        deadline_ms = deadline_after(ttl_s, self._tables.clock_ms())
-        while True:
-            try:
-                return self._change(key, value, payload, deadline_ms)
-            except StateFull:
-                if not (self.running and self.cache.unstored):
-                    raise
-            await self.flusher.room()
-
     def _change(self, key: K, value: V | None, payload: bytes | None, deadline_ms: int) -> Entry[K, V]:
         entry = self._entries.get(key)
         if entry is None:
             entry = self.cache.put_dirty(key, self.keys.pack(key), value, payload, deadline_ms)
             self.flusher.read_base(entry)
             self.flusher.changed()
-        elif entry.dirty:
-            self.cache.put_dirty(key, entry.packed, value, payload, deadline_ms)
-        else:
-            self.cache.put_dirty(key, entry.packed, value, payload, deadline_ms)
+        elif self.cache.change(entry, value, payload, deadline_ms):
             self.flusher.changed()
         return entry
+
+    async def _change_later(
+        self, full: StateFull, key: K, value: V | None, payload: bytes | None, deadline_ms: int
+    ) -> Entry[K, V]:
+        """Waits for room, as long as there will be some."""
+        while self.running and self.cache.unstored:
+            await self.flusher.room()
+            try:
+                return self._change(key, value, payload, deadline_ms)
+            except StateFull as error:
+                full = error
+        raise full
 
     async def _stored(self, entry: Entry[K, V], asked: Durability) -> None:
         future: asyncio.Future[None] = self.future()
         self.flusher.urgent(entry, asked.replicas, partial(_settle, future), author=True)
-        with self._awaited():
-            await future
+        await self._awaited(future)
 
     def _commit(self, entry: Entry[K, V]) -> None:
         """The request whose change this is, if it waits for it, is told when it is stored."""
@@ -342,13 +342,15 @@ class SharedTable(Table[K, V]):
         if request is not None and request.await_commit():
             self.flusher.urgent(entry, self.durability.replicas, partial(_committed, request))
 
-    @contextmanager
-    def _awaited(self) -> Iterator[None]:
+    def _awaited(self, future: asyncio.Future[R]) -> Awaitable[R]:
         """A call that returns when the change is stored holds what was sent before. Its author hears of a failure."""
-        request = self._tables.request() if self._tables.commits else None
+        return self._holding(future) if self._tables.commits else future
+
+    async def _holding(self, future: asyncio.Future[R]) -> R:
+        request = self._tables.request()
         waits = request is not None and request.await_commit()
         try:
-            yield
+            return await future
         finally:
             if request is not None and waits:
                 request.committed()
