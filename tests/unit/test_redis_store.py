@@ -28,10 +28,15 @@ class Client:
     def call(self, settle: Any, _words: list[bytes]) -> None:
         self.hand([(settle, 1)], [])
 
-    def drain(self) -> tuple[list[Any], list[Any]]:
+    def go(self) -> None:
+        pass
+
+    def drain(self) -> tuple[list[BaseException], list[Any]]:
         os.eventfd_read(self.wake_fd)
-        handed, self.handed = self.handed, ([], [])
-        return handed
+        (answers, events), self.handed = self.handed, ([], [])
+        for done, answer in answers:
+            done(answer)
+        return [], events
 
     def close(self) -> None:
         self.hand([], [])
