@@ -50,7 +50,9 @@ class Updates:
     def __init__(self, table: SharedTable[Any, Any]) -> None:
         self._table = table
         self._keys: dict[bytes, Update] = {}
+        self._new: list[Update] = []
         self._ready: list[Update] = []
+        self._soon = False
 
     def call(
         self, key: Any, packed: bytes, fn: Callable[[Any], Any], default: Any, replicas: int
@@ -63,8 +65,22 @@ class Updates:
         else:
             update = self._keys[packed] = Update(key, packed)
             update.calls.append((fn, default, replicas, future))
-            self._begin(update)
+            self._new.append(update)
+            self._at_the_end_of_the_turn()
         return future
+
+    def _at_the_end_of_the_turn(self) -> None:
+        if not self._soon:
+            self._soon = True
+            self._table.soon(self._turn)
+
+    def _turn(self) -> None:
+        new, self._new = self._new, []
+        for update in new:
+            self._begin(update)
+        self._soon = False
+        ready, self._ready = self._ready, []
+        self._send(ready)
 
     def overtaken(self, packed: bytes) -> None:
         """Another has changed the key: what is under way may have been before that."""
@@ -145,11 +161,9 @@ class Updates:
             self._end(update, [], None)
             return
         self._ready.append(update)
-        if len(self._ready) == 1:
-            table.soon(self._send)
+        self._at_the_end_of_the_turn()
 
-    def _send(self) -> None:
-        ready, self._ready = self._ready, []
+    def _send(self, ready: list[Update]) -> None:
         if len(ready) <= SINGLY:
             for update in ready:
                 self._write([update], max([call[2] for call, _ in update.flying]))
