@@ -74,6 +74,7 @@ class SharedTable(Table[K, V]):
         self._described = False
         self.refused: StateError | None = None
         self.flusher, self.reads, self.updates = Flusher(self), Reads(self), Updates(self)
+        self._tells_each_change = self.flusher.of_each_change
         self.locks: Locks[K, V] = Locks(self, tables.chance)
         self.sweeper: Sweeper[K, V] | None = None
 
@@ -325,6 +326,8 @@ class SharedTable(Table[K, V]):
             self.flusher.changed()
         elif entry.dirty:
             self.cache.put_dirty(key, entry.packed, value, payload, deadline_ms)
+            if self._tells_each_change:
+                self.flusher.changed()
         else:
             self.cache.put_dirty(key, entry.packed, value, payload, deadline_ms)
             self.flusher.changed()
