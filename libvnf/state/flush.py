@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from ..errors import StateConflict, StateError, StateFull
+from .answers import ignore
 from .cache import UNKNOWN, Entry
 from .catalogue import passes
 from .store import Stored, Written
@@ -151,7 +152,7 @@ class Flusher:
     def read_base(self, entry: Entry[Any, Any]) -> None:
         """It was put before it was read: what it replaces is found out now, and not when it is flushed."""
         if not self._table.last_writer_wins:
-            self._table.reads.fetch(entry.key, entry.packed, _ignore)
+            self._table.reads.fetch(entry.key, entry.packed, ignore)  # the flight that wants to know reads again
 
     async def flush(self) -> None:
         """All that is dirty now."""
@@ -470,7 +471,3 @@ class Flusher:
         for future in room:
             if not future.done():
                 future.set_result(None)
-
-
-def _ignore(_entry: Entry[Any, Any] | None, _error: StateError | None) -> None:
-    """The flight that wants to know reads again."""

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from .._native import StoreClient
 from ..errors import ConfigError, StateError, StoreUnavailable
+from .answers import ignore
 from .embedded import Embedded
 from .store import WRITER_BITS, Stored, Written
 from .url import StoreURL
@@ -24,10 +25,6 @@ __all__ = ["RedisStore"]
 WRITERS = "writers"
 REVIVE_S = 1.0
 """Between attempts to begin an embedded server again."""
-
-
-def _ignore(*_: object) -> None:
-    pass
 
 
 def _tls(url: StoreURL) -> dict[str, Any]:
@@ -51,9 +48,9 @@ class RedisStore:
 
     def __init__(self, url: StoreURL, **limits: Any) -> None:
         self.url, self.writer = url, 0
-        self.on_invalid: Callable[[int, list[bytes] | None], object] = _ignore
-        self.on_state: Callable[[str], object] = _ignore
-        self.on_lock_lost: Callable[[int, bytes, int], object] = _ignore
+        self.on_invalid: Callable[[int, list[bytes] | None], object] = ignore
+        self.on_state: Callable[[str], object] = ignore
+        self.on_lock_lost: Callable[[int, bytes, int], object] = ignore
         """``(table handle, key, owner)``: the lease of a lock ran out unrenewed."""
         self._embedded = Embedded(url.directory) if url.scheme == "redis+embedded" else None
         nodes = [(self._embedded.socket, 0)] if self._embedded else list(url.nodes)
@@ -68,7 +65,7 @@ class RedisStore:
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reviving: asyncio.Task[None] | None = None
-        self._hopeless: Callable[[str], object] = _ignore
+        self._hopeless: Callable[[str], object] = ignore
         self._closed = False
         self._starting = self._embedded is not None
         self._going = False
@@ -105,7 +102,7 @@ class RedisStore:
                 await self.close()
             raise
         finally:
-            self._hopeless = _ignore
+            self._hopeless = ignore
 
     async def close(self) -> None:
         """Calls under way end before this returns."""

@@ -13,18 +13,21 @@ from tests.tables import Replica, Rig, stored
 
 
 class Asked:
-    """A request, as tables know it."""
+    """A request, as tables know it; nobody waits for its writes."""
 
     def __init__(self) -> None:
         self.ends: list[Callable[[], object]] = []
 
-    def on_end(self, function: Callable[[], object]) -> bool:
+    def on_end(self, function: Callable[[], object], /) -> bool:
         if function not in self.ends:
             self.ends.append(function)
         return True
 
     def await_commit(self) -> bool:
         return False
+
+    def committed(self) -> None: ...
+    def commit_failed(self, error: BaseException) -> None: ...
 
     def end(self) -> None:
         for function in self.ends:
