@@ -7,14 +7,13 @@ turn of the loop at that turn's end. An embedded server that has ended is begun 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 from .._native import StoreClient
-from ..errors import ConfigError, StateError, StoreUnavailable
+from ..errors import ConfigError, StateError, StoreUnavailable, VNFError
 from .answers import ignore
 from .embedded import Embedded
 from .store import WRITER_BITS, Stored, Written
@@ -109,11 +108,12 @@ class RedisStore:
         if self._closed:
             return
         self._closed = True
-        if self._reviving:
-            self._reviving.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._reviving
-        self._client.close()
+        try:
+            if self._reviving:
+                self._reviving.cancel()
+                await asyncio.wait([self._reviving])
+        finally:
+            self._client.close()
         if self._loop:
             self._loop.remove_reader(self._client.wake_fd)
             self._drain()
@@ -171,7 +171,7 @@ class RedisStore:
         while True:
             try:
                 return await self._embedded.open()
-            except StateError as error:
+            except VNFError as error:  # also that there is no server's program any more
                 self._told(self.on_state, f"down: {error}")
             await asyncio.sleep(REVIVE_S)
 
