@@ -354,6 +354,8 @@ async def store(vnf: VNF, until_s: float, at_once: asyncio.Future[int]) -> None:
     storing = asyncio.ensure_future(vnf.tables.drain(until_s))
     at_once.add_done_callback(lambda _: storing.cancel())
     await asyncio.wait([storing])
+    if not storing.cancelled() and (error := storing.exception()) is not None:
+        say(vnf, f"storing ended with {error!r}")
     for name, count in vnf.tables.unstored.items():
         say(vnf, f"table {name}: {count} change{'s' if count > 1 else ''} not stored")
 

@@ -130,6 +130,8 @@ class Embedded:
                 return
             except BlockingIOError:
                 await asyncio.sleep(PAUSE_S)
+            except OSError as error:
+                raise StateError(f"{self}: {keeper.CLIENTS}: {error.strerror}") from None
 
     async def _answers(self) -> bool:
         """Whether there is a server; not yet one that has read its file."""
@@ -159,14 +161,17 @@ class Embedded:
         words = [word for name, value in OPTIONS.items() for word in (f"--{name}", value)]
         words += ["--dir", self.directory, "--unixsocket", self.socket]
         # A session of its own: what ends this one (a terminal, a signal to its group) is not meant for the store.
-        starter = subprocess.Popen(  # noqa: ASYNC220 — a millisecond, at the start
-            [sys.executable, "-I", "-S", keeper.__file__, self.directory, program, *words],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-            start_new_session=True,
-        )
+        try:
+            starter = subprocess.Popen(  # noqa: ASYNC220 — a millisecond, at the start
+                [sys.executable, "-I", "-S", keeper.__file__, self.directory, program, *words],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise StateError(f"{self}: {sys.executable}: {error.strerror}") from None
         assert starter.stdout is not None
         try:
             told = starter.stdout.fileno()

@@ -21,6 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ..errors import StateError
+from .answers import ignore
 from .store import Stored
 
 if TYPE_CHECKING:
@@ -218,7 +219,7 @@ class Sweeper(Generic[K, V]):
             return
         entry = self._table.cache.peek(key)
         if entry is not None and entry.dirty:
-            self._table.flusher.urgent(entry, 0, _ignore)  # a change of ours is on its way: it says what becomes of it
+            self._table.flusher.urgent(entry, 0, ignore)  # a change of ours is on its way: it says what becomes of it
             return
         claim = self._claims[packed] = Claim(key, packed, stored, until_ms)
         try:
@@ -286,7 +287,7 @@ class Sweeper(Generic[K, V]):
             entry = self._table.cache.peek(claim.key)
             if entry is not None and entry.dirty:
                 self._forget(claim)
-                self._table.flusher.urgent(entry, 0, _ignore)
+                self._table.flusher.urgent(entry, 0, ignore)
                 self._table.counts["expired"] += 1
                 continue
             if entry is None or entry.version == claim.stored.version:
@@ -325,10 +326,6 @@ class Sweeper(Generic[K, V]):
     def _put_back(self, keys: list[bytes]) -> None:
         """The deadline was moved: no entry has the version 0, so what stands there is due when it says."""
         try:
-            self._table.store.expired(self._table.handle, keys, [0] * len(keys), _ignore)
+            self._table.store.expired(self._table.handle, keys, [0] * len(keys), ignore)
         except StateError:
             pass  # when the claim is over
-
-
-def _ignore(error: StateError | None) -> None:
-    """``on_conflict`` and ``on_error`` have been told."""

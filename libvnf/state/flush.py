@@ -1,8 +1,9 @@
 """When changes go to the store, and what becomes of them.
 
 A flush takes dirty entries, all of them or those that somebody waits for, and is conditional on the version that each
-was read at. An entry is in one flight at a time; what is put meanwhile is in the next. What fails is dirty again and
-tried later, with growing delays; what conflicts gives way to the store's value.
+was read at. An entry is in one flight at a time; what is put meanwhile is in the next. What conflicts gives way to the
+store's value. What fails is dirty again and tried later, with growing delays: everything waits for a store that is out
+of reach, an entry that the store refuses waits by itself. What the client has no room for waits for a landing.
 
 A conflict that the cache does not call one is with ourselves: an unanswered write arrived, or an ``update`` was faster.
 """
@@ -14,8 +15,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from ..errors import StateConflict, StateError
+from ..errors import StateConflict, StateError, StateFull
+from .answers import ignore
 from .cache import UNKNOWN, Entry
+from .catalogue import passes
 from .store import Stored, Written
 
 if TYPE_CHECKING:
@@ -92,31 +95,47 @@ class Flusher:
     def __init__(self, table: SharedTable[Any, Any]) -> None:
         self._table, self._cache, self._durability = table, table.cache, table.durability
         self._every = table.durability.every or 0
+        self.of_each_change = bool(self._every or table.durability.on_request_end)
         self._flights: set[Flight] = set()
         self._waiting: dict[Any, list[Waiting]] = {}
+        self._changes = 0  # since a flight was taken
+        self._batch = BATCH  # less, once the client had no room for so many
+        self._full = False  # it had none for the last flight
         self._all_soon = self._urgent_soon = False
         self._timer: asyncio.TimerHandle | None = None
-        self._retry: asyncio.TimerHandle | None = None
+        self._retry: asyncio.TimerHandle | None = None  # until then nothing is sent
         self._delay_s = 0.0
+        # Refused, and still flying as far as the cache knows: nobody takes them before their time.
+        self._aside: dict[Any, Entry[Any, Any]] = {}
+        self._aside_timer: asyncio.TimerHandle | None = None
+        self._aside_delay_s = 0.0
+        self._refused: set[Any] = set()  # keys of those, until they are stored
         self._room: list[asyncio.Future[None]] = []
         self._at_end = self._soon  # the same object each time: a request calls it once
 
     # --- when
 
     def changed(self) -> None:
-        """An entry became dirty."""
-        if self._all_soon or (self._timer is not None and not self._every):
+        """An entry became dirty; with ``every`` and ``on_request_end`` also: a dirty one was put again."""
+        if self._all_soon or (self._timer is not None and not self.of_each_change):
             return  # the usual case
+        self._changes += 1
+        self._arm()
+
+    def _arm(self) -> None:
+        """What is dirty will be stored in time."""
         when = self._durability
         if self._retry is not None or not self._table.running:
             return
-        if not when.cached or (self._every and self._cache.dirty >= self._every):
+        if not when.cached or 0 < self._every <= self._changes:
             self._soon()
-        elif when.on_request_end:
+            return
+        if when.on_request_end:
             request = self._table.request()
             if request is None or not request.on_end(self._at_end):
                 self._soon()
-        elif when.interval_s is not None and self._timer is None:
+                return
+        if when.interval_s is not None and self._timer is None:
             self._timer = self._table.loop.call_later(when.interval_s, self._flush_all)
 
     def urgent(self, entry: Entry[Any, Any], replicas: int, waiter: Waiter, *, author: bool = False) -> None:
@@ -133,7 +152,7 @@ class Flusher:
     def read_base(self, entry: Entry[Any, Any]) -> None:
         """It was put before it was read: what it replaces is found out now, and not when it is flushed."""
         if not self._table.last_writer_wins:
-            self._table.reads.fetch(entry.key, entry.packed, _ignore)
+            self._table.reads.fetch(entry.key, entry.packed, ignore)  # the flight that wants to know reads again
 
     async def flush(self) -> None:
         """All that is dirty now."""
@@ -143,13 +162,17 @@ class Flusher:
             for entry in flight.entries:
                 if entry.changed:  # the next flight takes it
                     self._join(barrier, entry)
-        for _ in range(1 + self._cache.dirty // BATCH):
-            self._take_off()
+        left = self._cache.dirty
+        while True:
+            taken = self._take_off()
+            left -= taken
             for flight in self._flights:
                 if barrier not in flight.barriers:
                     flight.barriers.append(barrier)
                     barrier.count += 1
-            await asyncio.sleep(0)
+            if left <= 0 or not (taken or self._full):
+                break
+            await (self.room() if self._full else asyncio.sleep(0))
         barrier.one(None)
         await barrier.future
 
@@ -172,10 +195,10 @@ class Flusher:
 
     def close(self, error: StateError) -> None:
         """Who still waits is told."""
-        for timer in (self._timer, self._retry):
+        for timer in (self._timer, self._retry, self._aside_timer):
             if timer is not None:
                 timer.cancel()
-        self._timer = self._retry = None
+        self._timer = self._retry = self._aside_timer = None
         for key in list(self._waiting):
             self._tell_those_behind(key, error)
         self._wake()
@@ -195,6 +218,7 @@ class Flusher:
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
+        self._release()
 
     # --- taking off
 
@@ -203,16 +227,17 @@ class Flusher:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._retry is None and self._table.open and self._take_off() == BATCH:
+        if self._retry is None and self._table.open and self._take_off() and self._cache.dirty:
             self._soon()
 
     def _take_off(self) -> int:
-        """One flight, and those that somebody waits for; how many the one took."""
+        """One flight, and those that somebody waits for; how many the one took and the client had room for."""
         self._flush_urgent()
-        entries = self._cache.take_dirty(BATCH)
+        self._changes = 0
+        entries = [] if self._full else self._cache.take_dirty(self._batch)
         if entries:
             self._fly(Flight(entries, self._durability.replicas))
-        return len(entries)
+        return 0 if self._full else len(entries)
 
     def _flush_urgent(self) -> None:
         self._urgent_soon = False
@@ -221,10 +246,13 @@ class Flusher:
         if not self._waiting or self._retry is not None or not self._table.open:
             return
         flights: dict[int, Flight] = {}
+        taken = 0
         for key, waiting in list(self._waiting.items()):
             entry = self._cache.peek(key)
             if entry is not None and entry.flying:
-                continue  # looked at again when it has landed
+                if self._aside.pop(key, None) is None:
+                    continue  # looked at again when it has landed
+                self._cache.failed(entry)
             if entry is None or not self._cache.take(entry):
                 self._tell_those_behind(key, None)
                 continue
@@ -233,6 +261,10 @@ class Flusher:
             flight = flights.setdefault(replicas, Flight([], replicas))
             flight.entries.append(entry)
             flight.join(key, waiting)
+            taken += 1
+            if taken == self._batch:
+                self._urgently()
+                break
         for flight in flights.values():
             self._fly(flight)
 
@@ -287,8 +319,24 @@ class Flusher:
                 recents=recents if any(recents) else None,
                 replicas=flight.replicas,
             )
+        except StateFull:
+            self._put_back(flight)
         except StateError as error:
             self._landed(flight, Written([], [(at, error) for at in range(len(entries))]))
+
+    def _put_back(self, flight: Flight) -> None:
+        """The client has no room for it: when something has landed, or soon, in smaller flights."""
+        self._flights.discard(flight)
+        self._batch, self._full = max(1, len(flight.entries) // 2), True
+        for entry in flight.entries:
+            self._cache.failed(entry)
+            self._again_urgent(flight, entry)
+        if flight.unread:
+            self._failed(flight.unread, flight)
+        for barrier in flight.barriers:
+            barrier.one(flight.unread[0][1] if flight.unread else None)
+        if self._retry is None and self._table.running:
+            self._retry = self._table.loop.call_later(FIRST_DELAY_S, self._again)
 
     # --- landing
 
@@ -310,61 +358,97 @@ class Flusher:
         table.counts["flushes"] += 1
         table.counts["flushed"] += len(flight.entries) - len(conflicts) - len(failed)
         table.flush_s = table.loop.time() - flight.sent_s
+        if self._full:
+            self._full = False
+            self._stop_waiting()
+            self._soon()
         if failures:
             self._failed(failures, flight)
         else:
-            self._delay_s = 0.0
+            self._batch = min(BATCH, 2 * self._batch)
+            if self._retry is None:
+                self._delay_s = 0.0
+            if self._refused:
+                self._refused.difference_update([entry.key for entry in flight.entries])
+            if not self._refused:
+                self._aside_delay_s = 0.0
         for waiters in flight.waiters.values():
             self._tell(waiters, None)
         for barrier in flight.barriers:
             barrier.one(failures[0][1] if failures else None)
         if self._cache.dirty:
-            self.changed()
+            self._arm()
         if self._waiting:
             self._urgently()
         self._wake()
 
     def _conflict(self, flight: Flight, entry: Entry[Any, Any], stored: Stored | None) -> None:
         """Another version stands in the store than the one this entry was based on."""
-        waiters = flight.waiters.pop(entry.key, [])
         if self._cache.conflicted(entry, stored, self._table.clock_ms()):
             error = self._table.conflict(entry, stored)
-            self._tell(waiters, error)
+            self._refused.discard(entry.key)
+            self._tell(flight.waiters.pop(entry.key, []), error)
             self._tell_those_behind(entry.key, error)  # what they put is lost with it
             return
         self._table.counts["recovered"] += 1
         self._soon()
+        self._again_urgent(flight, entry)
+
+    def _again_urgent(self, flight: Flight, entry: Entry[Any, Any]) -> None:
+        """Who waited for this entry's flight waits for its next."""
         author = flight.is_its_authors(entry)
-        for waiter in waiters:
+        for waiter in flight.waiters.pop(entry.key, []):
             self.urgent(entry, flight.replicas, waiter, author=author)
         for barrier in flight.barriers:
             self._join(barrier, entry)
 
     def _failed(self, failures: list[tuple[Entry[Any, Any], StateError]], flight: Flight) -> None:
         """They are dirty and tried again later; but for those whose author is told, where a put stores or raises."""
-        kept = []
+        kept, out_of_reach = [], False
         for entry, error in failures:
             given_up = flight.is_its_authors(entry) and not entry.changed and not self._durability.cached
-            self._cache.failed(entry)
+            if given_up or entry.changed or passes(error):
+                self._cache.failed(entry)
+                out_of_reach |= passes(error) and not given_up
+            elif entry.flying:
+                self._aside[entry.key] = entry
+                self._refused.add(entry.key)
             if given_up:
                 self._cache.discard(entry)
+                self._refused.discard(entry.key)
+            else:
+                kept.append(entry.key)
             self._tell(flight.waiters.pop(entry.key, []), error)
             if given_up:
                 self._tell_those_behind(entry.key, error)
-            else:
-                kept.append(entry.key)
         self._table.counts["flush_failures"] += len(failures)
-        if not kept:
-            return
-        first = self._delay_s == 0.0
-        self._delay_s = min(LAST_DELAY_S, 2 * self._delay_s) or FIRST_DELAY_S
-        if self._retry is None and self._table.running:
-            self._retry = self._table.loop.call_later(self._delay_s, self._again)
-        self._table.failed(failures[0][1], kept, first=first)
+        first, loop = False, self._table.loop
+        if out_of_reach and self._retry is None and self._table.running:
+            first, self._delay_s = not self._delay_s, min(LAST_DELAY_S, 2 * self._delay_s) or FIRST_DELAY_S
+            self._retry = loop.call_later(self._delay_s, self._again)
+        if self._aside and self._aside_timer is None and self._table.running:
+            first |= not self._aside_delay_s
+            self._aside_delay_s = min(LAST_DELAY_S, 2 * self._aside_delay_s) or FIRST_DELAY_S
+            self._aside_timer = loop.call_later(self._aside_delay_s, self._aside_again)
+        if kept:
+            self._table.failed(failures[0][1], kept, first=first)
 
     def _again(self) -> None:
-        self._retry = None
+        self._retry, self._full = None, False
         self._flush_all()
+
+    def _release(self) -> None:
+        """What was refused is dirty like others."""
+        if self._aside_timer is not None:
+            self._aside_timer.cancel()
+            self._aside_timer = None
+        aside, self._aside = self._aside, {}
+        for entry in aside.values():
+            self._cache.failed(entry)
+
+    def _aside_again(self) -> None:
+        self._release()
+        self._soon()
 
     def _tell(self, waiters: list[Waiter], error: StateError | None) -> None:
         """One that raises does not keep others from being told."""
@@ -387,7 +471,3 @@ class Flusher:
         for future in room:
             if not future.done():
                 future.set_result(None)
-
-
-def _ignore(_entry: Entry[Any, Any] | None, _error: StateError | None) -> None:
-    """The flight that wants to know reads again."""

@@ -60,6 +60,14 @@ class Guarded(Held[K, V]):
     # --- inside
 
     async def _write(self, value: V | None, payload: bytes | None, deadline_ms: int) -> None:
+        request = self._table.awaiting()
+        try:
+            await self._until_written(value, payload, deadline_ms)
+        finally:
+            if request is not None:
+                request.committed()
+
+    async def _until_written(self, value: V | None, payload: bytes | None, deadline_ms: int) -> None:
         table = self._table
         while True:
             self.check()

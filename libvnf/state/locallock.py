@@ -58,7 +58,7 @@ class LocalLock(Generic[K, V]):
         self, locks: LocalLocks[K, V], key: K, lease_s: float, max_hold_s: float, timeout_s: float | None
     ) -> None:
         check_lock(locks.table.name, lease_s, max_hold_s, timeout_s)
-        locks.table.check_key(key)
+        locks.table.keys.check(key)
         self._locks, self._key = locks, key
         self._max_hold_s, self._timeout_s = max_hold_s, timeout_s
         self._turn: asyncio.Future[None] | None = None

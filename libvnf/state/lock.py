@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ..errors import LockLost, StateConflict, StateError, StoreUnavailable
+from .answers import ignore, settle, settle_with
 from .guarded import Guarded
 from .held import LEASE_LOST, LEFT, OVERSTAYED, Held, Line, check_lock
 from .store import Stored
@@ -135,13 +136,13 @@ class Lock(Generic[K, V]):
         entry = table.cache.peek(self._key)
         if entry is not None and entry.dirty:
             stored: asyncio.Future[None] = table.future()
-            table.flusher.urgent(entry, 0, partial(_settle, stored))
+            table.flusher.urgent(entry, 0, partial(settle, stored))
             try:
                 await self._within(stored)
             except StateConflict:
                 pass  # the store's value stands, and is read now
         answer: asyncio.Future[list[Stored | StateError | None]] = table.future()
-        table.store.read(table.handle, [self._packed], partial(_answer, answer))
+        table.store.read(table.handle, [self._packed], partial(settle_with, answer))
         table.reads.watch(self._packed, answer)
         try:
             [found] = await self._within(answer)
@@ -153,7 +154,7 @@ class Lock(Generic[K, V]):
 
     async def _sleep(self, delay_s: float) -> None:
         awake: asyncio.Future[None] = self._table.future()
-        timer = self._table.loop.call_later(delay_s, partial(_settle, awake, None))
+        timer = self._table.loop.call_later(delay_s, partial(settle, awake, None))
         try:
             await self._within(awake)
         finally:
@@ -218,7 +219,7 @@ class Locks(Generic[K, V]):
 
     def give_back(self, packed: bytes, owner: int) -> None:
         """What may have been taken, and nobody wants any more."""
-        self._unlock(packed, owner, lambda error: None)
+        self._unlock(packed, owner, ignore)
 
     def lost(self, owner: int) -> None:
         """The store says so."""
@@ -263,17 +264,3 @@ class Locks(Generic[K, V]):
             self.table.counts["unlock_failures"] += 1  # it is left to its lease
         if not future.done():
             future.set_result(None)
-
-
-def _settle(future: asyncio.Future[None], error: StateError | None) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(None)
-    else:
-        future.set_exception(error)
-
-
-def _answer(future: asyncio.Future[T], answer: T) -> None:
-    if not future.done():
-        future.set_result(answer)

@@ -60,8 +60,7 @@ class KeyCodec(Generic[K]):
 
     def pack(self, key: K) -> bytes:
         """``ConfigError`` for a key of another type, ``StateError`` for one that is too long."""
-        if key.__class__ is not self._class and not self._fits(key):
-            raise ConfigError(f"table {self._table!r}: key of type {type(key).__name__}, expected {_named(self._kind)}")
+        self.check(key)
         try:
             packed = _encode(key)
         except _UNWRITABLE as error:
@@ -69,6 +68,11 @@ class KeyCodec(Generic[K]):
         if len(packed) > MAX_KEY_BYTES:
             raise StateError(f"table {self._table!r}: key of {len(packed)} bytes, at most {MAX_KEY_BYTES}")
         return packed
+
+    def check(self, key: K) -> None:
+        """``ConfigError`` for a key of another type."""
+        if key.__class__ is not self._class and not self._fits(key):
+            raise ConfigError(f"table {self._table!r}: key of type {type(key).__name__}, expected {_named(self._kind)}")
 
     def unpack(self, packed: bytes) -> K:
         """``Unreadable`` when these are no key of this type."""
@@ -189,6 +193,11 @@ class ValueCodec(Generic[V]):
                     f"table {self._table!r}: schema {schema} is stored with the fields {', '.join(names)}, and has "
                     f"{', '.join(mine)} now: give schema={schema + 1} and upgrades={{{schema}: …}}, or add at the end"
                 )
+
+    def check(self, value: V) -> None:
+        """``ConfigError`` for a value of another class; what is within is not looked at."""
+        if value.__class__ not in self._classes:
+            self._refuse(value)
 
     def pack(self, value: V) -> bytes:
         """``ConfigError`` for a value of another type, ``StateError`` for one that is too long."""

@@ -7,7 +7,6 @@ turn of the loop at that turn's end. An embedded server that has ended is begun 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import ssl
 from collections.abc import Callable
@@ -15,7 +14,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from .._native import StoreClient
-from ..errors import ConfigError, StateError, StoreUnavailable
+from ..errors import ConfigError, StateError, StoreUnavailable, VNFError
+from .answers import ignore
 from .embedded import Embedded
 from .store import WRITER_BITS, Stored, Written
 from .url import StoreURL
@@ -28,10 +28,6 @@ STRIDE = 4096
 failover, a restart) would give them again otherwise, while those who have them still write."""
 REVIVE_S = 1.0
 """Between attempts to begin an embedded server again."""
-
-
-def _ignore(*_: object) -> None:
-    pass
 
 
 def _tls(url: StoreURL) -> dict[str, Any]:
@@ -55,9 +51,9 @@ class RedisStore:
 
     def __init__(self, url: StoreURL, **limits: Any) -> None:
         self.url, self.writer = url, 0
-        self.on_invalid: Callable[[int, list[bytes] | None], object] = _ignore
-        self.on_state: Callable[[str], object] = _ignore
-        self.on_lock_lost: Callable[[int, bytes, int], object] = _ignore
+        self.on_invalid: Callable[[int, list[bytes] | None], object] = ignore
+        self.on_state: Callable[[str], object] = ignore
+        self.on_lock_lost: Callable[[int, bytes, int], object] = ignore
         """``(table handle, key, owner)``: the lease of a lock ran out unrenewed."""
         self._embedded = Embedded(url.directory) if url.scheme == "redis+embedded" else None
         nodes = [(self._embedded.socket, 0)] if self._embedded else list(url.nodes)
@@ -72,7 +68,7 @@ class RedisStore:
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reviving: asyncio.Task[None] | None = None
-        self._hopeless: Callable[[str], object] = _ignore
+        self._hopeless: Callable[[str], object] = ignore
         self._closed = False
         self._starting = self._embedded is not None
         self._going = False
@@ -110,18 +106,19 @@ class RedisStore:
                 await self.close()
             raise
         finally:
-            self._hopeless = _ignore
+            self._hopeless = ignore
 
     async def close(self) -> None:
         """Calls under way end before this returns."""
         if self._closed:
             return
         self._closed = True
-        if self._reviving:
-            self._reviving.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._reviving
-        self._client.close()
+        try:
+            if self._reviving:
+                self._reviving.cancel()
+                await asyncio.wait([self._reviving])
+        finally:
+            self._client.close()
         if self._loop:
             self._loop.remove_reader(self._client.wake_fd)
             self._drain()
@@ -181,7 +178,7 @@ class RedisStore:
         while True:
             try:
                 return await self._embedded.open()
-            except StateError as error:
+            except VNFError as error:  # also that there is no server's program any more
                 self._told(self.on_state, f"down: {error}")
             await asyncio.sleep(REVIVE_S)
 

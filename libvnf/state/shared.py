@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import ConfigError, StateConflict, StateError, StateFull, StoreUnavailable, Unreadable
+from .answers import ignore, settle, settle_pair, settle_with
 from .cache import UNKNOWN, Cache, Entry
 from .catalogue import Description
 from .durability import Durability, Request
@@ -33,7 +34,6 @@ __all__ = ["MAX_BYTES", "MAX_ENTRIES", "SharedTable"]
 
 K = TypeVar("K")
 V = TypeVar("V")
-R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
 
 MAX_ENTRIES = 1 << 17
@@ -74,6 +74,7 @@ class SharedTable(Table[K, V]):
         self._described = False
         self.refused: StateError | None = None
         self.flusher, self.reads, self.updates = Flusher(self), Reads(self), Updates(self)
+        self._tells_each_change = self.flusher.of_each_change
         self.locks: Locks[K, V] = Locks(self, tables.chance)
         self.sweeper: Sweeper[K, V] | None = None
 
@@ -146,8 +147,13 @@ class SharedTable(Table[K, V]):
         await self.flusher.drain(until_s)
 
     def refuse(self, error: StateError) -> None:
-        """There will be no store for it: who waits is told, and who asks."""
+        """There will be no store for it: who waits is told, and who asks; what was changed before is lost."""
         self.refused = error
+        if lost := [key for key, entry in self._entries.items() if entry.dirty]:
+            self._tables.log.error("table %s: %d changes are lost: %s", self.name, len(lost), error)
+            if "error" in self.handlers:
+                self._tables.call(self.handlers["error"], error, lost)
+        self.cache.clear()
         self.reads.fail(error)
         self.flusher.close(error)
 
@@ -186,14 +192,19 @@ class SharedTable(Table[K, V]):
         payload, deadline_ms = self.values.pack(value), 0
         if ttl_s is not None:
             deadline_ms = deadline_after(ttl_s, self._tables.clock_ms())
+        request = self.awaiting() if self._tables.commits else None
         try:
-            entry = self._change(key, value, payload, deadline_ms)
-        except StateFull as full:
-            entry = await self._change_later(full, key, value, payload, deadline_ms)
-        if not asked.cached:
-            await self._stored(entry, asked)
-        elif self._tables.commits:
-            self._commit(entry)
+            try:
+                entry = self._change(key, value, payload, deadline_ms)
+            except StateFull as full:
+                entry = await self._change_later(full, key, value, payload, deadline_ms)
+            if not asked.cached:
+                await self._stored(entry, asked)
+            elif request is not None:
+                self._commit(entry)
+        finally:
+            if request is not None:
+                request.committed()
 
     def put_nowait(self, key: K, value: V, *, ttl_s: float | None = None) -> None:
         payload = self.values.pack(value)
@@ -205,18 +216,23 @@ class SharedTable(Table[K, V]):
 
     async def delete(self, key: K, *, durability: Durability | None = None) -> bool:
         asked = self.durability if durability is None else self.durability.for_call(durability, self.name)
-        entry = await self._read(key)
-        found = self.value_of(entry) is not None
-        if found:
-            try:
-                entry = self._change(key, None, None, 0)
-            except StateFull as full:
-                entry = await self._change_later(full, key, None, None, 0)
-        if entry.dirty and not asked.cached:
-            await self._stored(entry, asked)
-        elif entry.dirty and self._tables.commits:
-            self._commit(entry)
-        return found
+        request = self.awaiting() if self._tables.commits else None
+        try:
+            entry = await self._read(key)
+            found = self.value_of(entry) is not None
+            if found:
+                try:
+                    entry = self._change(key, None, None, 0)
+                except StateFull as full:
+                    entry = await self._change_later(full, key, None, None, 0)
+            if entry.dirty and not asked.cached:
+                await self._stored(entry, asked)
+            elif entry.dirty and request is not None:
+                self._commit(entry)
+            return found
+        finally:
+            if request is not None:
+                request.committed()
 
     def delete_nowait(self, key: K) -> bool:
         entry = self.present(key)
@@ -236,7 +252,13 @@ class SharedTable(Table[K, V]):
         durability: Durability | None = None,
     ) -> V:
         asked = self.durability if durability is None else self.durability.for_call(durability, self.name)
-        return await self._awaited(self.updates.call(key, self.keys.pack(key), fn, default, asked.replicas))
+        request = self.awaiting() if self._tables.commits else None
+        try:
+            result: V = await self.updates.call(key, self.keys.pack(key), fn, default, asked.replicas)
+            return result
+        finally:
+            if request is not None:
+                request.committed()
 
     def lock(
         self, key: K, *, lease_s: float = 10.0, max_hold_s: float = 60.0, timeout_s: float | None = None
@@ -267,7 +289,7 @@ class SharedTable(Table[K, V]):
         cursor: object | None = None
         while True:
             future: asyncio.Future[Any] = self.future()
-            self.store.scan(self.handle, cursor, SCAN, partial(_settle_pair, future))
+            self.store.scan(self.handle, cursor, SCAN, partial(settle_pair, future))
             cursor, found = await future
             if isinstance(found, StateError):
                 raise found
@@ -289,9 +311,14 @@ class SharedTable(Table[K, V]):
     async def drop(self) -> None:
         self._check_open()
         future: asyncio.Future[None] = self.future()
+        request = self.awaiting()
         self.cache.clear()
-        self.store.drop(self.handle, partial(_settle, future))
-        await future
+        try:
+            self.store.drop(self.handle, partial(settle, future))
+            await future
+        finally:
+            if request is not None:
+                request.committed()
 
     def statistics(self) -> Mapping[str, int | float]:
         found: dict[str, int | float] = {**self.cache.statistics(), **self.counts, "flush_s_now": self.flush_s}
@@ -312,10 +339,13 @@ class SharedTable(Table[K, V]):
     def _change(self, key: K, value: V | None, payload: bytes | None, deadline_ms: int) -> Entry[K, V]:
         entry = self._entries.get(key)
         if entry is None:
-            entry = self.cache.put_dirty(key, self.keys.pack(key), value, payload, deadline_ms)
+            packed = self.keys.pack(key)
+            if self.refused is not None:
+                raise self.refused
+            entry = self.cache.put_dirty(key, packed, value, payload, deadline_ms)
             self.flusher.read_base(entry)
             self.flusher.changed()
-        elif self.cache.change(entry, value, payload, deadline_ms):
+        elif self.cache.change(entry, value, payload, deadline_ms) or self._tells_each_change:
             self.flusher.changed()
         return entry
 
@@ -333,8 +363,8 @@ class SharedTable(Table[K, V]):
 
     async def _stored(self, entry: Entry[K, V], asked: Durability) -> None:
         future: asyncio.Future[None] = self.future()
-        self.flusher.urgent(entry, asked.replicas, partial(_settle, future), author=True)
-        await self._awaited(future)
+        self.flusher.urgent(entry, asked.replicas, partial(settle, future), author=True)
+        await future
 
     def _commit(self, entry: Entry[K, V]) -> None:
         """The request whose change this is, if it waits for it, is told when it is stored."""
@@ -342,18 +372,11 @@ class SharedTable(Table[K, V]):
         if request is not None and request.await_commit():
             self.flusher.urgent(entry, self.durability.replicas, partial(_committed, request))
 
-    def _awaited(self, future: asyncio.Future[R]) -> Awaitable[R]:
-        """A call that returns when the change is stored holds what was sent before. Its author hears of a failure."""
-        return self._holding(future) if self._tables.commits else future
-
-    async def _holding(self, future: asyncio.Future[R]) -> R:
-        request = self._tables.request()
-        waits = request is not None and request.await_commit()
-        try:
-            return await future
-        finally:
-            if request is not None and waits:
-                request.committed()
+    def awaiting(self) -> Request | None:
+        """At the beginning of a call: the request that makes it, where what it has sent waits for the call's end. Then
+        that is ``committed()``, also after a failure: whoever calls hears of it."""
+        request = self._tables.request() if self._tables.commits else None
+        return request if request is not None and request.await_commit() else None
 
     # --- inside: what stands where
 
@@ -383,7 +406,7 @@ class SharedTable(Table[K, V]):
     def _missing(self, key: K) -> asyncio.Future[Entry[K, V]]:
         self.cache.misses += 1
         future: asyncio.Future[Entry[K, V]] = self._tables.future()
-        self.reads.fetch(key, self.keys.pack(key), partial(_settle_read, future))
+        self.reads.fetch(key, self.keys.pack(key), partial(settle_with, future))
         return future
 
     def arrived(self, key: K, packed: bytes, stored: Stored | None, *, fresh: bool) -> Entry[K, V]:
@@ -443,7 +466,7 @@ class SharedTable(Table[K, V]):
             known = key in self._entries
             entry = self.cache.invalidate(key)
             if entry is not None:
-                self.flusher.urgent(entry, 0, _ignore)  # it meets its conflict now
+                self.flusher.urgent(entry, 0, ignore)  # it meets its conflict now
             elif known and "change" in self.handlers:
                 self.reads.fetch(key, packed, partial(self._changed, key))
 
@@ -473,35 +496,8 @@ class SharedTable(Table[K, V]):
             self._tables.call(self.handlers["error"], error, keys)
 
 
-def _settle(future: asyncio.Future[None], error: StateError | None) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(None)
-    else:
-        future.set_exception(error)
-
-
 def _committed(request: Request, error: StateError | None) -> None:
     if error is None:
         request.committed()
     else:
         request.commit_failed(error)
-
-
-def _settle_read(future: asyncio.Future[Any], entry: Entry[Any, Any] | None, error: StateError | None) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(entry)
-    else:
-        future.set_exception(error)
-
-
-def _settle_pair(future: asyncio.Future[Any], cursor: object, found: object) -> None:
-    if not future.done():
-        future.set_result((cursor, found))
-
-
-def _ignore(error: StateError | None) -> None:
-    """``on_conflict`` and ``on_error`` have been told."""

@@ -18,6 +18,7 @@ from ..handlers import check_arity
 from .durability import Durability
 from .held import Held
 from .locallock import LocalLock, LocalLocks
+from .record import KeyCodec, ValueCodec
 
 if TYPE_CHECKING:
     from .tables import Tables
@@ -192,7 +193,9 @@ class LocalTable(Table[K, V]):
 
     def __init__(self, tables: Tables, name: str, key: type[K], value: type[V], durability: Durability) -> None:
         super().__init__(name, durability)
-        self._tables, self._key, self._value = tables, key, value
+        self._tables = tables
+        self.keys: KeyCodec[K] = KeyCodec(name, key)
+        self._values: ValueCodec[V] = ValueCodec(name, value)
         self._entries: dict[K, V] = {}
         self._deadlines: dict[K, int] = {}
         self._due: list[tuple[int, int, K]] = []
@@ -216,16 +219,9 @@ class LocalTable(Table[K, V]):
         self.durability.for_call(durability, self.name)
         self.put_nowait(key, value, ttl_s=ttl_s)
 
-    def check_key(self, key: K) -> None:
-        if not isinstance(key, self._key):
-            raise ConfigError(f"table {self.name!r}: key {type(key).__name__}, expected {self._key.__name__}")
-
     def put_nowait(self, key: K, value: V, *, ttl_s: float | None = None) -> None:
-        if not isinstance(key, self._key) or not isinstance(value, self._value):
-            raise ConfigError(
-                f"table {self.name!r}: {type(key).__name__} -> {type(value).__name__}, "
-                f"expected {self._key.__name__} -> {self._value.__name__}"
-            )
+        self.keys.check(key)
+        self._values.check(value)
         if self._deadlines:
             self._expire()
         if ttl_s is not None:
@@ -311,7 +307,18 @@ class LocalTable(Table[K, V]):
         if "expire" in self.handlers and self._due and self._tables.running:
             self.closed()
             delay_s = (self._due[0][0] - self._tables.clock_ms()) / 1000
-            self._timer = self._tables.loop.call_later(max(0.0, delay_s), self._expire)
+            self._timer = self._tables.loop.call_later(max(0.001, delay_s), self._timer_over)
+
+    def _timer_over(self) -> None:
+        self._timer = None
+        self._expire()
+        if self._timer is None:  # the clock is not as far as the timer is: it has been set, or counts in milliseconds
+            self._arm()
+
+    def on_expire(self, fn: F) -> F:
+        super().on_expire(fn)
+        self._arm()
+        return fn
 
     def _expire(self) -> None:
         """Removes what is due. A deadline that was put off has another place in the heap."""

@@ -7,6 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 from ..errors import ConfigError, StateError, StoreUnavailable
@@ -87,7 +88,7 @@ class Tables:
         self._all[name] = table
         if self.running and isinstance(table, SharedTable):
             if self._versions is not None:
-                self._watch(self.loop.create_task(self._join(table)))
+                self._joining(table)
             elif self._opening is None:
                 self._begin()
         return table
@@ -164,12 +165,15 @@ class Tables:
         self._store.on_invalid, self._store.on_state = self._invalid, self._told
         self._store.on_lock_lost = self._lock_lost
         self._opening = self.loop.create_task(self._open())
-        self._watch(self._opening)
+        self._tasks.add(self._opening)
+        self._opening.add_done_callback(self._opened)
         return self._opening
 
-    def _watch(self, task: asyncio.Task[None]) -> None:
+    def _joining(self, table: SharedTable[Any, Any]) -> asyncio.Task[None]:
+        task = self.loop.create_task(self._join(table))
         self._tasks.add(task)
-        task.add_done_callback(self._refused)
+        task.add_done_callback(partial(self._joined, table))
+        return task
 
     async def _open(self) -> None:
         delay_s = FIRST_DELAY_S
@@ -186,7 +190,12 @@ class Tables:
                 break
         self._versions = Versions(self.store.writer)
         self._told("up")
-        await asyncio.gather(*map(self._join, self._shared()))
+        joining = [self._joining(table) for table in self._shared()]
+        if joining:
+            await asyncio.wait(joining, return_when=asyncio.FIRST_EXCEPTION)
+        for task in joining:
+            if task.done():
+                task.result()
 
     async def _join(self, table: SharedTable[Any, Any]) -> None:
         """The table can be used once all replicas agree on what it is."""
@@ -213,13 +222,20 @@ class Tables:
             return error
         return await done
 
-    def _refused(self, task: asyncio.Task[None]) -> None:
+    def _opened(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None and self._versions is None:
+            for table in self._shared():
+                self._refuse(table, error)
+
+    def _joined(self, table: SharedTable[Any, Any], task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._told(f"refused: {error}")
-            for table in self._shared():
-                if not table.open:
-                    table.refuse(StateError(str(error)))
+            self._refuse(table, error)
+
+    def _refuse(self, table: SharedTable[Any, Any], error: BaseException) -> None:
+        self._told(f"refused: {error}")
+        table.refuse(StateError(str(error)))
 
     def _told(self, state: str) -> None:
         if state != self.state and not self._closing:

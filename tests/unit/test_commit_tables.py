@@ -17,9 +17,9 @@ LAZY = write_back(interval_s=1000)
 class Site:
     """A VNF with a table, and its store."""
 
-    def __init__(self, durability: Any = LAZY, commit: str | None = "before_send") -> None:
+    def __init__(self, durability: Any = LAZY, commit: str | None = "before_send", **options: Any) -> None:
         self.vnf = VNF("b")
-        self.table = self.vnf.table("t", key=str, value=int, durability=durability)
+        self.table = self.vnf.table("t", key=str, value=int, durability=durability, **options)
         self.server = self.vnf.server("tcp://:5000", framing=Fixed(1), commit=commit)
         self.net: Any = None
 
@@ -73,6 +73,46 @@ def test_a_reply_waits_for_what_its_request_put(how: str, first: str) -> None:
         await asyncio.sleep(3)
         assert peer.take() == b"x" and site.stored()
         assert site.counted("requests_open") == 0
+
+    site.run(scenario)
+
+
+@pytest.mark.parametrize("how", ["held.put", "held.delete", "delete", "put", "drop"])
+def test_what_was_sent_before_a_call_waits_for_all_of_it(how: str) -> None:
+    """Also where the call waits for something else first: a read, room in the cache."""
+    site = Site(max_entries=1)
+    table, returned_s = site.table, list[float]()
+
+    @site.server
+    async def on_request(conn: Any, request: Any, packet: Any) -> None:
+        if how.startswith("held"):
+            async with table.lock("a") as held:
+                await held.put(1)
+                site.net.store.slow(1.0)
+                conn.send(packet)
+                await (held.put(2) if how == "held.put" else held.delete())
+                returned_s.append(asyncio.get_running_loop().time())
+            return
+        await table.put("a", 1, durability=write_through)
+        table.put_nowait("b", 1)
+        site.net.store.slow(1.0)
+        conn.send(packet)
+        if how == "delete":
+            await table.delete("a")
+        elif how == "put":
+            await table.put("c", 1)
+        else:
+            await table.drop()
+        returned_s.append(asyncio.get_running_loop().time())
+
+    async def scenario(peer: Any) -> None:
+        peer.send(b"x")
+        for _ in range(1000):
+            await asyncio.sleep(0.01)
+            if (reply := peer.take()) is not None:
+                break
+        assert reply == b"x" and returned_s and site.stored()
+        assert asyncio.get_running_loop().time() >= returned_s[0]
 
     site.run(scenario)
 

@@ -332,6 +332,29 @@ async def test_a_table_made_later_that_is_refused_answers_with_that() -> None:
                 await call
 
 
+async def test_a_table_that_is_refused_harms_no_other() -> None:
+    async with Rig() as rig:
+        await rig.table(write_through, value=Session)
+        other = rig.replica()
+        good, bad = other.table(name="good"), other.table(write_back(every=100), value=Reordered, max_entries=2)
+        errors: list[Any] = []
+        bad.on_error(lambda error, keys: errors.append(keys))
+        bad.put_nowait("a", Reordered(1, "x"))
+        good.put_nowait("a", 1)
+        with pytest.raises(ConfigError, match="is stored with the fields user, hits"):
+            await other.start()
+        assert await good.incr("a") == 2
+        assert errors == [["a"]]
+        for call in (lambda: bad.put_nowait("b", Reordered(1, "x")), lambda: bad.delete_nowait("a")):
+            with pytest.raises(StateError, match="is stored with the fields user, hits"):
+                call()
+        for key in "abc":
+            with pytest.raises(StateError, match="is stored with the fields user, hits"):
+                async with asyncio.timeout(5):
+                    await bad.put(key, Reordered(1, "x"))
+        assert stored(good, "a") == 2
+
+
 async def test_a_table_made_later_is_as_good() -> None:
     async with Rig() as rig:
         _, replica = await rig.table()
