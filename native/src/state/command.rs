@@ -4,7 +4,8 @@
 //! Every piece may be sent again as it is: to another node (MOVED, ASK), after its script was loaded (NOSCRIPT), and after
 //! its answer was lost. A version that already stands is a write that succeeded; of a read-modify-write that finds another
 //! one, the stored list says whether it was applied. What this cannot see: an entry that was written where there was none,
-//! read and deleted by another, is written again by the second sending.
+//! read and deleted by another, is written again by the second sending; and of an entry that was deleted and put again,
+//! or replaced unread, the list knows nothing that came before.
 
 use super::bytes::Bytes;
 use super::header::{self, Applied, FIXED_BYTES, RECENT, Recent, Stored, VERSION_BYTES};
