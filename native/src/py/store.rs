@@ -442,13 +442,13 @@ impl StoreClient {
         self.submit(done.py(), done.clone().unbind(), Shape::One, Request::Unlock { table, key, owner })
     }
 
-    #[pyo3(signature = (done, words, once=false, /))]
-    fn call(&self, done: &Bound<'_, PyAny>, words: &Bound<'_, PyList>, once: bool) -> PyResult<()> {
+    #[pyo3(signature = (done, words, /))]
+    fn call(&self, done: &Bound<'_, PyAny>, words: &Bound<'_, PyList>) -> PyResult<()> {
         let words = octets(words)?;
         if words.len() < 2 {
             return Err(PyValueError::new_err("a command and a key are needed"));
         }
-        self.submit(done.py(), done.clone().unbind(), Shape::One, Request::Call { words, once })
+        self.submit(done.py(), done.clone().unbind(), Shape::One, Request::Call { words })
     }
 
     fn beat(&self) {

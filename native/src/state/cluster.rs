@@ -20,7 +20,7 @@ use super::counters::Counters;
 use super::lease::{Lapsed, Leases, Lock};
 use super::link::{Expected, Link, Phase};
 use super::news::News;
-use super::operation::{Answer, Effect, Failure, Operation, Piece, Request, Target};
+use super::operation::{Answer, Failure, Operation, Piece, Request, Target};
 use super::resp::{self, Reply};
 use super::settings::Settings;
 use super::slots::{SLOTS, Tables};
@@ -35,7 +35,7 @@ const WAITING: usize = 1;
 
 /// Redirections that are followed at once; further ones are put off.
 const REDIRECTIONS: u32 = 8;
-/// Times that a node is told its scripts for one piece.
+/// Times that nodes are told a piece's script.
 const SCRIPT_LOADS: u32 = 3;
 const TRY_AGAIN: Duration = Duration::from_millis(5);
 const PUT_OFF: Duration = Duration::from_millis(25);
@@ -426,11 +426,8 @@ impl Cluster {
     fn again(&mut self, number: u64, why: &str, now: Instant) {
         let Some(held) = self.pieces.get_mut(&number) else { return };
         held.sent = false;
-        held.doubtful |= held.piece.effect != Effect::None;
+        held.doubtful |= held.piece.writes;
         why.clone_into(&mut held.why);
-        if held.doubtful && held.piece.effect == Effect::Once {
-            return self.fail(number, Failure::Unknown(format!("the connection was lost: {why}")));
-        }
         self.counters.retries += 1;
         self.route(number, now);
     }
@@ -536,7 +533,7 @@ impl Cluster {
                 let Some(held) = self.pieces.get(&number) else { continue };
                 let why = if held.why.is_empty() { self.reason(held) } else { held.why.clone() };
                 let why = format!("no answer within {:?}: {why}", self.settings.timeout);
-                let is_unknown = held.piece.effect != Effect::None && (held.sent || held.doubtful);
+                let is_unknown = held.piece.writes && (held.sent || held.doubtful);
                 self.fail(number, if is_unknown { Failure::Unknown(why) } else { Failure::Unavailable(why) });
             }
         }

@@ -6,7 +6,8 @@ use super::bytes::Bytes;
 use super::command::{self, Asked, Entry, Outcome, Write, claimed, scanned};
 use super::header::Stored;
 use super::resp::Reply;
-use super::slots::{Found, Table, Tables};
+use super::script::Script;
+use super::slots::{Table, Tables};
 
 /// Byte strings in one allocation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -125,10 +126,9 @@ pub enum Request {
         key: Vec<u8>,
         owner: u64,
     },
-    /// Any command; its second word is a key. `once`: it must not be carried out twice.
+    /// Any command that may be carried out twice; its second word is a key.
     Call {
         words: Octets,
-        once: bool,
     },
 }
 
@@ -242,21 +242,14 @@ pub enum Target {
     Node(usize),
 }
 
-/// What sending it again does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Effect {
-    /// It only reads.
-    None,
-    /// It writes, and twice is as good as once.
-    Repeatable,
-    Once,
-}
-
 #[derive(Debug)]
 pub struct Piece {
     pub command: Bytes,
+    /// What it calls, and a node may not know.
+    pub script: Option<&'static Script>,
     pub target: Target,
-    pub effect: Effect,
+    /// It does not only read. To send it again does as good as no harm.
+    pub writes: bool,
     /// How many replicas shall have it, and a key of its slot that may be written to find that out.
     pub replicas: u32,
     pub mark: Vec<u8>,
@@ -264,9 +257,10 @@ pub struct Piece {
 }
 
 impl Piece {
-    fn of(piece: command::Piece, effect: Effect) -> Self {
-        let target = Target::Slot(piece.slot);
-        Self { command: piece.bytes, target, effect, replicas: 0, mark: Vec::new(), asked: piece.asked }
+    fn of(piece: command::Piece, writes: bool) -> Self {
+        let command::Piece { slot, bytes, script, asked } = piece;
+        let (target, mark) = (Target::Slot(slot), Vec::new());
+        Self { command: bytes, script, target, writes, replicas: 0, mark, asked }
     }
 }
 
@@ -303,12 +297,11 @@ impl Operation {
     /// `masters`: the nodes that serve slots, in an order that is theirs for as long as `epoch` is the same.
     pub fn begin(request: Request, tables: &Tables, masters: &[usize], epoch: u64) -> (Self, Vec<Piece>) {
         let handle = match &request {
-            Request::Call { words, once } => {
+            Request::Call { words } => {
                 let words: Vec<&[u8]> = words.iter().collect();
                 let piece = command::Piece::other(words.get(1).copied().unwrap_or_default(), &words);
-                let effect = if *once { Effect::Once } else { Effect::Repeatable };
                 let so_far = SoFar::One(None);
-                return (Self { request, epoch, stepped: false, so_far }, vec![Piece::of(piece, effect)]);
+                return (Self { request, epoch, stepped: false, so_far }, vec![Piece::of(piece, true)]);
             }
             Request::Read { table, .. }
             | Request::Write { table, .. }
@@ -324,8 +317,7 @@ impl Operation {
             let answer = Some(Answer::Failed(Failure::Refused(format!("table {handle} is not open"))));
             return (Self { request, epoch, stepped: false, so_far: SoFar::One(answer) }, Vec::new());
         };
-        let repeatable =
-            |pieces: Vec<command::Piece>| pieces.into_iter().map(|it| Piece::of(it, Effect::Repeatable)).collect();
+        let repeatable = |pieces: Vec<command::Piece>| pieces.into_iter().map(|it| Piece::of(it, true)).collect();
         let (so_far, pieces) = match &request {
             Request::Read { keys, .. } => (SoFar::Values(vec![Ok(None); keys.len()]), read(table, keys)),
             Request::Write { writes, .. } => match write(table, writes) {
@@ -475,7 +467,7 @@ impl Operation {
                 values.indexes.iter_mut().for_each(|index| *index = untold[*index as usize]);
             }
         }
-        pieces.into_iter().map(|piece| Piece::of(piece, Effect::None)).collect()
+        pieces.into_iter().map(|piece| Piece::of(piece, false)).collect()
     }
 
     fn scanned(
@@ -499,10 +491,7 @@ impl Operation {
         let (next, names) = scanned(reply).map_err(|malformed| malformed.0.to_owned())?;
         let names = names.filter_map(|name| if let Reply::Data(name) = name { Some(name) } else { None });
         // Locks, fences and deadlines are no entries: they stay.
-        let entry = |name| match tables.find(name) {
-            Some(Found::Entry { table, key }) if table == handle => Some(key),
-            _ => None,
-        };
+        let entry = |name| tables.find(name).filter(|(table, _)| *table == handle).map(|(_, key)| key);
         match &mut self.so_far {
             SoFar::Found { cursor, keys, .. } => {
                 let Some(at) = *cursor else { return Ok(Vec::new()) };
@@ -519,7 +508,7 @@ impl Operation {
             _ => {
                 let keys: Vec<&[u8]> = names.filter_map(entry).collect();
                 let mut pieces: Vec<Piece> =
-                    table.drop(&keys).into_iter().map(|piece| Piece::of(piece, Effect::Repeatable)).collect();
+                    table.drop(&keys).into_iter().map(|piece| Piece::of(piece, true)).collect();
                 if next != 0 {
                     pieces.push(scan(table, next, count, node));
                 }
@@ -594,7 +583,7 @@ fn checked(value: Option<&[u8]>) -> Result<Option<Value>, Failure> {
 
 fn read(table: &Table, keys: &Octets) -> Vec<Piece> {
     let keys: Vec<&[u8]> = keys.iter().collect();
-    table.read(&keys).into_iter().map(|piece| Piece::of(piece, Effect::None)).collect()
+    table.read(&keys).into_iter().map(|piece| Piece::of(piece, false)).collect()
 }
 
 fn write(table: &Table, writes: &Writes) -> Result<Vec<Piece>, String> {
@@ -621,7 +610,7 @@ fn write(table: &Table, writes: &Writes) -> Result<Vec<Piece>, String> {
     Ok(pieces
         .into_iter()
         .map(|piece| {
-            let mut piece = Piece::of(piece, Effect::Repeatable);
+            let mut piece = Piece::of(piece, true);
             if let (1.., Asked::Written(written)) = (writes.replicas, &piece.asked) {
                 let home = &table.partitions[table.partition(writes.keys.get(written.indexes[0] as usize))];
                 piece.mark = [&home.prefix, MARK].concat();
@@ -641,6 +630,6 @@ fn everywhere(table: &Table, masters: &[usize]) -> (SoFar, Vec<Piece>) {
 
 fn scan(table: &Table, cursor: u64, count: usize, node: usize) -> Piece {
     let command = table.scan(cursor, count);
-    let (target, effect) = (Target::Node(node), Effect::None);
-    Piece { command: command.into(), target, effect, replicas: 0, mark: Vec::new(), asked: Asked::Other }
+    let (command, target, mark) = (command.into(), Target::Node(node), Vec::new());
+    Piece { command, script: None, target, writes: false, replicas: 0, mark, asked: Asked::Other }
 }

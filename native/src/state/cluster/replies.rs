@@ -88,12 +88,13 @@ impl Cluster {
                     None => self.put_off(number, PUT_OFF, now),
                 }
             }
-            Remedy::LoadScript if held.script_loads < SCRIPT_LOADS => {
+            Remedy::LoadScript
+                if held.script_loads < SCRIPT_LOADS
+                    && let Some(script) = held.piece.script =>
+            {
                 held.script_loads += 1;
                 self.counters.script_loads += 1;
-                for script in self.settings.scripts() {
-                    self.link_mut(key).push_words(Expected::Anything, &[b"SCRIPT", b"LOAD", script], now);
-                }
+                self.link_mut(key).push(Expected::Anything, &script.load(), now);
                 self.give(at, number, false, now);
             }
             Remedy::TryAgain => self.put_off(number, TRY_AGAIN, now),
