@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::bytes::Bytes;
-use super::command::{self, Asked, Entry, Outcome, Write, claimed, scanned};
+use super::command::{Asked, Command, Entry, Misfit, Outcome, Write, claimed, scanned};
 use super::header::Stored;
 use super::resp::Reply;
 use super::script::Script;
@@ -257,8 +257,8 @@ pub struct Piece {
 }
 
 impl Piece {
-    fn of(piece: command::Piece, writes: bool) -> Self {
-        let command::Piece { slot, bytes, script, asked } = piece;
+    fn of(command: Command, writes: bool) -> Self {
+        let Command { slot, bytes, script, asked } = command;
         let (target, mark) = (Target::Slot(slot), Vec::new());
         Self { command: bytes, script, target, writes, replicas: 0, mark, asked }
     }
@@ -299,9 +299,9 @@ impl Operation {
         let handle = match &request {
             Request::Call { words } => {
                 let words: Vec<&[u8]> = words.iter().collect();
-                let piece = command::Piece::other(words.get(1).copied().unwrap_or_default(), &words);
+                let command = Command::other(words.get(1).copied().unwrap_or_default(), &words);
                 let so_far = SoFar::One(None);
-                return (Self { request, epoch, stepped: false, so_far }, vec![Piece::of(piece, true)]);
+                return (Self { request, epoch, stepped: false, so_far }, vec![Piece::of(command, true)]);
             }
             Request::Read { table, .. }
             | Request::Write { table, .. }
@@ -317,7 +317,7 @@ impl Operation {
             let answer = Some(Answer::Failed(Failure::Refused(format!("table {handle} is not open"))));
             return (Self { request, epoch, stepped: false, so_far: SoFar::One(answer) }, Vec::new());
         };
-        let repeatable = |pieces: Vec<command::Piece>| pieces.into_iter().map(|it| Piece::of(it, true)).collect();
+        let repeatable = |commands: Vec<Command>| commands.into_iter().map(|it| Piece::of(it, true)).collect();
         let (so_far, pieces) = match &request {
             Request::Read { keys, .. } => (SoFar::Values(vec![Ok(None); keys.len()]), read(table, keys)),
             Request::Write { writes, .. } => match write(table, writes) {
@@ -603,9 +603,9 @@ fn write(table: &Table, writes: &Writes) -> Result<Vec<Piece>, String> {
         update: writes.update,
         guard: writes.guard.as_ref().map(|(key, owner)| (&key[..], *owner)),
     };
-    let pieces = table.write(&batch).map_err(|refused| match refused {
-        command::Refused::Recent(index) => format!("entry {index}: its list of recent updates is none"),
-        command::Refused::Guard(index) => format!("entry {index}: it is in another partition than its guard"),
+    let pieces = table.write(&batch).map_err(|misfit| match misfit {
+        Misfit::Recent(index) => format!("entry {index}: its list of recent updates is none"),
+        Misfit::Guard(index) => format!("entry {index}: it is in another partition than its guard"),
     })?;
     Ok(pieces
         .into_iter()

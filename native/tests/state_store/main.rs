@@ -6,7 +6,7 @@ mod server;
 
 use std::collections::BTreeMap;
 
-use libvnf_native::state::command::{Asked, Entry, MOST_WRITTEN, Outcome, Piece, Write, claimed, scanned};
+use libvnf_native::state::command::{Asked, Command, Entry, MOST_WRITTEN, Outcome, Write, claimed, scanned};
 use libvnf_native::state::header::Stored;
 use libvnf_native::state::resp::Reply;
 use libvnf_native::state::script;
@@ -42,7 +42,7 @@ fn unconditional<'a>(entries: &'a [Entry<'a>], first: u64) -> Write<'a> {
 }
 
 /// What was not simply stored: index, and the outcome by its name and the payload that stands there.
-fn outcomes(connection: &mut Connection, pieces: &[Piece], resent: bool) -> Vec<(u32, String)> {
+fn outcomes(connection: &mut Connection, pieces: &[Command], resent: bool) -> Vec<(u32, String)> {
     let mut found = Vec::new();
     for piece in pieces {
         let Asked::Written(written) = &piece.asked else { panic!("{:?}", piece.asked) };
