@@ -10,10 +10,11 @@ use pyo3::types::{PyBytes, PyDict, PyList, PyTuple, PyType};
 use pyo3::{PyTraverseError, PyVisit, intern};
 
 use super::cell::GilCell;
+use crate::state::answer::{Answer, Failure, Said};
 use crate::state::client::{Client, Drained, Refused};
 use crate::state::header;
 use crate::state::news::Stale;
-use crate::state::operation::{Answer, Cursor, Failure, Octets, Request, Said, Writes};
+use crate::state::request::{Cursor, Octets, Request, Writes};
 use crate::state::settings::Settings;
 use crate::state::slots::{Table, Tables};
 use crate::state::tls::Tls;

@@ -16,11 +16,13 @@ use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
 
+use super::answer::{Answer, Failure};
 use super::counters::Counters;
 use super::lease::{Lapsed, Leases, Lock};
 use super::link::{Expected, Link, Phase};
 use super::news::News;
-use super::operation::{Answer, Failure, Operation, Piece, Request, Target};
+use super::operation::{Operation, Piece, Target};
+use super::request::Request;
 use super::resp::{self, Reply};
 use super::settings::Settings;
 use super::slots::{SLOTS, Tables};

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::state::header;
-use crate::state::operation::{Cursor, Octets, Writes};
+use crate::state::request::{Cursor, Octets, Writes};
 use crate::state::slots::Table;
 
 const WRITER: u64 = 7 << 40;
