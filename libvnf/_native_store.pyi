@@ -87,9 +87,9 @@ class StoreClient:
         for ``hold_ms`` if that is not 0."""
     def unlock(self, done: _Done, table: int, key: bytes, owner: int, /) -> None:
         """Answer: None or a ``StateError``."""
-    def call(self, done: _Done, words: list[bytes], once: bool = False, /) -> None:
-        """Any command for the node that serves the key ``words[1]``. ``once``: it is not sent again when an answer was
-        lost; ``DurabilityUnknown`` then. Answer: bytes, int, None or a list of these, or a ``StateError``."""
+    def call(self, done: _Done, words: list[bytes], /) -> None:
+        """Any command for the node that serves the key ``words[1]``; where an answer was lost it is sent again. Answer:
+        bytes, int, None or a list of these, or a ``StateError``."""
     def beat(self, /) -> None:
         """The loop is alive."""
     def go(self, /) -> None:

@@ -10,10 +10,11 @@ use pyo3::types::{PyBytes, PyDict, PyList, PyTuple, PyType};
 use pyo3::{PyTraverseError, PyVisit, intern};
 
 use super::cell::GilCell;
+use crate::state::answer::{Answer, Failure, Said};
 use crate::state::client::{Client, Drained, Refused};
 use crate::state::header;
 use crate::state::news::Stale;
-use crate::state::operation::{Answer, Cursor, Failure, Octets, Request, Said, Writes};
+use crate::state::request::{Cursor, Octets, Request, Writes};
 use crate::state::settings::Settings;
 use crate::state::slots::{Table, Tables};
 use crate::state::tls::Tls;
@@ -442,13 +443,13 @@ impl StoreClient {
         self.submit(done.py(), done.clone().unbind(), Shape::One, Request::Unlock { table, key, owner })
     }
 
-    #[pyo3(signature = (done, words, once=false, /))]
-    fn call(&self, done: &Bound<'_, PyAny>, words: &Bound<'_, PyList>, once: bool) -> PyResult<()> {
+    #[pyo3(signature = (done, words, /))]
+    fn call(&self, done: &Bound<'_, PyAny>, words: &Bound<'_, PyList>) -> PyResult<()> {
         let words = octets(words)?;
         if words.len() < 2 {
             return Err(PyValueError::new_err("a command and a key are needed"));
         }
-        self.submit(done.py(), done.clone().unbind(), Shape::One, Request::Call { words, once })
+        self.submit(done.py(), done.clone().unbind(), Shape::One, Request::Call { words })
     }
 
     fn beat(&self) {

@@ -15,11 +15,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::answer::Answer;
 use super::cluster::{Cluster, Gauges, Key, Order};
 use super::counters::Counters;
 use super::lease::Lapsed;
 use super::news::News;
-use super::operation::{Answer, Request};
+use super::request::Request;
 use super::settings::Settings;
 use super::slots::Table;
 use super::tls::{Session, Tls};
@@ -515,7 +516,8 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use super::*;
-    use crate::state::operation::{Failure, Octets};
+    use crate::state::answer::Failure;
+    use crate::state::request::Octets;
 
     const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -638,7 +640,7 @@ mod tests {
         let client = client(Address::new("127.0.0.1", 1));
         // Indexes beyond its payloads: the binding refuses such a batch.
         let keys: Octets = [&b"k"[..]].into_iter().collect();
-        let writes = Box::new(super::super::operation::Writes { keys, ..Default::default() });
+        let writes = Box::new(super::super::request::Writes { keys, ..Default::default() });
         client.submit(1, Request::Write { table: 0, writes }).unwrap();
         let mut why = None;
         until(&client, |drained| {

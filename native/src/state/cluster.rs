@@ -16,11 +16,13 @@ use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
 
+use super::answer::{Answer, Failure};
 use super::counters::Counters;
 use super::lease::{Lapsed, Leases, Lock};
 use super::link::{Expected, Link, Phase};
 use super::news::News;
-use super::operation::{Answer, Effect, Failure, Operation, Piece, Request, Target};
+use super::operation::{Operation, Piece, Target};
+use super::request::Request;
 use super::resp::{self, Reply};
 use super::settings::Settings;
 use super::slots::{SLOTS, Tables};
@@ -35,7 +37,7 @@ const WAITING: usize = 1;
 
 /// Redirections that are followed at once; further ones are put off.
 const REDIRECTIONS: u32 = 8;
-/// Times that a node is told its scripts for one piece.
+/// Times that nodes are told a piece's script.
 const SCRIPT_LOADS: u32 = 3;
 const TRY_AGAIN: Duration = Duration::from_millis(5);
 const PUT_OFF: Duration = Duration::from_millis(25);
@@ -59,7 +61,7 @@ pub enum Order {
     Close(Key, u32),
 }
 
-struct Held {
+struct Sending {
     operation: u64,
     piece: Piece,
     /// It was given to a connection that was lost before it answered: it may have been carried out.
@@ -75,7 +77,7 @@ struct Held {
 }
 
 /// An operation, its pieces that are not done, and when it was asked for, as leases count ([`Cluster::suspended`]).
-struct Asked {
+struct UnderWay {
     operation: Operation,
     pieces: Vec<u64>,
     since: Instant,
@@ -107,9 +109,9 @@ pub struct Cluster {
     epoch: u64,
     /// Some slot has no master.
     incomplete: bool,
-    operations: HashMap<u64, Asked>,
+    operations: HashMap<u64, UnderWay>,
     deadlines: VecDeque<(Instant, u64)>,
-    pieces: HashMap<u64, Held>,
+    pieces: HashMap<u64, Sending>,
     next_piece: u64,
     orphans: Vec<u64>,
     later: BinaryHeap<Reverse<(Instant, u64)>>,
@@ -193,8 +195,9 @@ impl Cluster {
         }
         self.deadlines.push_back((deadline, id));
         self.wake_at(self.deadlines[0].0);
-        let asked = Asked { operation, pieces: Vec::with_capacity(pieces.len()), since: now + self.suspended };
-        self.operations.insert(id, asked);
+        let since = now + self.suspended;
+        let under_way = UnderWay { operation, pieces: Vec::with_capacity(pieces.len()), since };
+        self.operations.insert(id, under_way);
         self.add(id, pieces, now);
         self.finish_if_over(id);
     }
@@ -208,7 +211,7 @@ impl Cluster {
         for piece in pieces {
             let number = self.next_piece;
             self.next_piece += 1;
-            let held = Held {
+            let sending = Sending {
                 operation: id,
                 piece,
                 doubtful: false,
@@ -218,17 +221,17 @@ impl Cluster {
                 lane: 0,
                 why: String::new(),
             };
-            self.pieces.insert(number, held);
-            if let Some(asked) = self.operations.get_mut(&id) {
-                asked.pieces.push(number);
+            self.pieces.insert(number, sending);
+            if let Some(under_way) = self.operations.get_mut(&id) {
+                under_way.pieces.push(number);
             }
             self.route(number, now);
         }
     }
 
     fn route(&mut self, number: u64, now: Instant) {
-        let Some(held) = self.pieces.get_mut(&number) else { return };
-        let node = match held.piece.target {
+        let Some(sending) = self.pieces.get_mut(&number) else { return };
+        let node = match sending.piece.target {
             Target::Slot(slot) => self.owners.of(slot),
             Target::Node(node) if self.nodes.get(node).is_some_and(Option::is_some) => Some(node),
             Target::Node(_) => return self.fail(number, Failure::Unavailable("its node is gone".to_owned())),
@@ -236,7 +239,7 @@ impl Cluster {
         match node {
             Some(node) => self.give(node, number, false, now),
             None => {
-                "no node serves its slot".clone_into(&mut held.why);
+                "no node serves its slot".clone_into(&mut sending.why);
                 self.orphans.push(number);
                 self.ask(ASK_AGAIN, now);
             }
@@ -245,9 +248,9 @@ impl Cluster {
 
     /// Puts a piece on the node's link, or with what waits for that.
     fn give(&mut self, at: usize, number: u64, asking: bool, now: Instant) {
-        let Some(held) = self.pieces.get_mut(&number) else { return };
+        let Some(sending) = self.pieces.get_mut(&number) else { return };
         let Some(node) = self.nodes[at].as_mut() else { return };
-        let replicas = held.piece.replicas > 0;
+        let replicas = sending.piece.replicas > 0;
         if replicas && !node.waits {
             node.waits = true;
             self.wake = Some(now);
@@ -257,13 +260,13 @@ impl Cluster {
             self.wake_if_resting(at, now);
             return;
         }
-        held.sent = true;
-        held.lane = node.links[WAITING].generation;
+        sending.sent = true;
+        sending.lane = node.links[WAITING].generation;
         let link = &mut node.links[MAIN];
         if asking {
             link.push_words(Expected::Anything, &[b"ASKING"], now);
         }
-        link.push(Expected::Piece(number), &held.piece.command, now);
+        link.push(Expected::Piece(number), &sending.piece.command, now);
         self.touched(at * LANES + MAIN, now);
     }
 
@@ -428,53 +431,50 @@ impl Cluster {
 
     /// A piece whose connection was lost.
     fn again(&mut self, number: u64, why: &str, now: Instant) {
-        let Some(held) = self.pieces.get_mut(&number) else { return };
-        held.sent = false;
-        held.doubtful |= held.piece.effect != Effect::None;
-        why.clone_into(&mut held.why);
-        if held.doubtful && held.piece.effect == Effect::Once {
-            return self.fail(number, Failure::Unknown(format!("the connection was lost: {why}")));
-        }
+        let Some(sending) = self.pieces.get_mut(&number) else { return };
+        sending.sent = false;
+        sending.doubtful |= sending.piece.writes;
+        why.clone_into(&mut sending.why);
         self.counters.retries += 1;
         self.route(number, now);
     }
 
     // --- the end of pieces and operations -----------------------------------------------------------------------------
 
-    fn forget(&mut self, number: u64) -> Option<Held> {
-        let held = self.pieces.remove(&number)?;
-        if let Some(asked) = self.operations.get_mut(&held.operation) {
-            asked.pieces.retain(|&other| other != number);
+    fn forget(&mut self, number: u64) -> Option<Sending> {
+        let sending = self.pieces.remove(&number)?;
+        if let Some(under_way) = self.operations.get_mut(&sending.operation) {
+            under_way.pieces.retain(|&other| other != number);
         }
-        Some(held)
+        Some(sending)
     }
 
     fn fail(&mut self, number: u64, failure: Failure) {
-        let Some(held) = self.forget(number) else { return };
+        let Some(sending) = self.forget(number) else { return };
         let failure = match failure {
             // An earlier attempt may have gone through.
-            Failure::Refused(why) if held.doubtful => Failure::Unknown(why),
+            Failure::Refused(why) if sending.doubtful => Failure::Unknown(why),
             failure => failure,
         };
-        if let Some(asked) = self.operations.get_mut(&held.operation) {
-            asked.operation.failed(&held.piece, failure);
+        if let Some(under_way) = self.operations.get_mut(&sending.operation) {
+            under_way.operation.failed(&sending.piece, failure);
         }
-        self.finish_if_over(held.operation);
+        self.finish_if_over(sending.operation);
     }
 
     /// An outdated operation is not over when its pieces are.
     fn begin_again(&mut self, id: u64, now: Instant) {
         let masters = self.masters();
-        let asked = self.operations.get_mut(&id).filter(|asked| asked.pieces.is_empty());
-        if let Some(Asked { operation, .. }) = asked {
+        let under_way = self.operations.get_mut(&id).filter(|under_way| under_way.pieces.is_empty());
+        if let Some(UnderWay { operation, .. }) = under_way {
             let pieces = operation.begin_again(&self.tables, &masters, self.epoch);
             self.add(id, pieces, now);
         }
     }
 
     fn finish_if_over(&mut self, id: u64) {
-        if self.operations.get(&id).is_some_and(|asked| asked.pieces.is_empty())
-            && let Some(Asked { operation, since, .. }) = self.operations.remove(&id)
+        if self.operations.get(&id).is_some_and(|under_way| under_way.pieces.is_empty())
+            && let Some(UnderWay { operation, since, .. }) = self.operations.remove(&id)
         {
             let (request, answer) = operation.finish();
             match (request, &answer) {
@@ -541,25 +541,25 @@ impl Cluster {
     fn expire(&mut self, now: Instant) {
         while let Some(&(deadline, id)) = self.deadlines.front().filter(|(deadline, _)| *deadline <= now) {
             self.deadlines.pop_front();
-            let Some(asked) = self.operations.get_mut(&id) else { continue };
-            if asked.operation.took_a_step() {
+            let Some(under_way) = self.operations.get_mut(&id) else { continue };
+            if under_way.operation.took_a_step() {
                 // A long one (a scan, a drop) has time for each step.
                 self.deadlines.push_back((deadline + self.settings.timeout, id));
                 continue;
             }
             self.counters.timeouts += 1;
-            for number in asked.pieces.clone() {
-                let Some(held) = self.pieces.get(&number) else { continue };
-                let why = if held.why.is_empty() { self.reason(held) } else { held.why.clone() };
+            for number in under_way.pieces.clone() {
+                let Some(sending) = self.pieces.get(&number) else { continue };
+                let why = if sending.why.is_empty() { self.reason(sending) } else { sending.why.clone() };
                 let why = format!("no answer within {:?}: {why}", self.settings.timeout);
-                let is_unknown = held.piece.effect != Effect::None && (held.sent || held.doubtful);
+                let is_unknown = sending.piece.writes && (sending.sent || sending.doubtful);
                 self.fail(number, if is_unknown { Failure::Unknown(why) } else { Failure::Unavailable(why) });
             }
         }
     }
 
-    fn reason(&self, held: &Held) -> String {
-        let node = match held.piece.target {
+    fn reason(&self, sending: &Sending) -> String {
+        let node = match sending.piece.target {
             Target::Slot(slot) => self.owners.of(slot),
             Target::Node(node) => Some(node),
         };

@@ -1,10 +1,11 @@
-//! What tables ask of the store, as commands: a batch is cut into [`Piece`]s, each for one partition, so for one node and
-//! one answer; each piece reads its own answer.
+//! What tables ask of the store, as [`Command`]s: a batch is cut into those, each for one partition, so for one node
+//! and one answer; each reads its own answer.
 //!
-//! Every piece may be sent again as it is: to another node (MOVED, ASK), after its script was loaded (NOSCRIPT), and after
-//! its answer was lost. A version that already stands is a write that succeeded; of a read-modify-write that finds another
-//! one, the stored list says whether it was applied. What this cannot see: an entry that was written where there was none,
-//! read and deleted by another, is written again by the second sending.
+//! Every command may be sent again as it is: to another node (MOVED, ASK), after its script was loaded (NOSCRIPT),
+//! and after its answer was lost. A version that already stands is a write that succeeded; of a read-modify-write that
+//! finds another one, the stored list says whether it was applied. What this cannot see: an entry that was written
+//! where there was none, read and deleted by another, is written again by the second sending; and of an entry that was
+//! deleted and put again, or replaced unread, the list knows nothing that came before.
 
 use super::bytes::Bytes;
 use super::header::{self, Applied, FIXED_BYTES, RECENT, Recent, Stored, VERSION_BYTES};
@@ -14,14 +15,14 @@ use super::slots::{self, DEADLINES, FENCE, LOCK, Partition, Table};
 
 /// Entries of one script call. Lua's stack takes 8,000 values, the call of MSET two for each.
 pub const MOST_WRITTEN: usize = 512;
-/// Where a batch is cut, so that nobody waits long for the node while it serves one piece.
+/// Where a batch is cut, so that nobody waits long for the node while it serves one command.
 pub const PIECE_BYTES: usize = 256 * 1024;
 /// Keys of one MGET: values may be long, and all have to be there before the answer is read.
 pub const MOST_READ: usize = 32;
 
 /// One command, for the node that has its slot.
 #[derive(Debug)]
-pub struct Piece {
+pub struct Command {
     pub slot: u16,
     /// As it is sent.
     pub bytes: Bytes,
@@ -48,7 +49,7 @@ pub enum Asked {
 
 /// A batch that cannot be asked for: our own fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
+pub enum Misfit {
     /// The list of the entry with this index is none.
     Recent(usize),
     /// The entry with this index is in another partition than the lock that guards it.
@@ -127,8 +128,8 @@ pub struct Written {
 }
 
 impl Written {
-    /// Calls `each` with the indexes of entries that were not simply stored. `resent`: the piece may have been carried out
-    /// before, for an answer was lost.
+    /// Calls `each` with the indexes of entries that were not simply stored. `resent`: the command may have been carried
+    /// out before, for an answer was lost.
     pub fn read<'a>(
         &self,
         reply: Reply<'a>,
@@ -208,7 +209,7 @@ fn data_or_nil(reply: Reply<'_>) -> Result<Option<&[u8]>, Malformed> {
 
 // --- questions --------------------------------------------------------------------------------------------------------
 
-impl Piece {
+impl Command {
     /// Any command; `key` says for which node it is.
     pub fn other(key: &[u8], arguments: &[&[u8]]) -> Self {
         let mut bytes = Bytes::new(0);
@@ -218,8 +219,8 @@ impl Piece {
 }
 
 impl Table {
-    pub fn read(&self, keys: &[&[u8]]) -> Vec<Piece> {
-        let mut pieces = Vec::new();
+    pub fn read(&self, keys: &[&[u8]]) -> Vec<Command> {
+        let mut commands = Vec::new();
         self.in_partitions(
             keys.len(),
             |index| keys[index],
@@ -231,7 +232,7 @@ impl Table {
                 resp::arguments_follow(&mut bytes, 1 + indexes.len());
                 resp::bulk(&mut bytes, if indexes.len() == 1 { b"GET" } else { b"MGET" });
                 indexes.iter().for_each(|&index| name(&mut bytes, home, &[], keys[index as usize]));
-                pieces.push(Piece {
+                commands.push(Command {
                     slot: home.slot,
                     bytes,
                     script: None,
@@ -239,23 +240,23 @@ impl Table {
                 });
             },
         );
-        pieces
+        commands
     }
 
-    pub fn write(&self, write: &Write<'_>) -> Result<Vec<Piece>, Refused> {
+    pub fn write(&self, write: &Write<'_>) -> Result<Vec<Command>, Misfit> {
         let entries = write.entries;
         let is_list =
             |recent: &[u8]| recent.len().is_multiple_of(VERSION_BYTES) && recent.len() <= RECENT * VERSION_BYTES;
         if let Some(index) = entries.iter().position(|entry| !is_list(entry.recent)) {
-            return Err(Refused::Recent(index));
+            return Err(Misfit::Recent(index));
         }
         if let Some((locked, _)) = write.guard {
             let home = self.partition(locked);
             if let Some(index) = entries.iter().position(|entry| self.partition(entry.key) != home) {
-                return Err(Refused::Guard(index));
+                return Err(Misfit::Guard(index));
             }
         }
-        let mut pieces = Vec::new();
+        let mut commands = Vec::new();
         let size = |index: usize| entries[index].payload.map_or(0, <[u8]>::len);
         self.in_partitions(
             entries.len(),
@@ -263,13 +264,13 @@ impl Table {
             MOST_WRITTEN,
             size,
             |home, indexes| {
-                pieces.push(self.write_piece(write, home, indexes));
+                commands.push(self.write_command(write, home, indexes));
             },
         );
-        Ok(pieces)
+        Ok(commands)
     }
 
-    fn write_piece(&self, write: &Write<'_>, home: &Partition, indexes: &[u32]) -> Piece {
+    fn write_command(&self, write: &Write<'_>, home: &Partition, indexes: &[u32]) -> Command {
         let count = indexes.len();
         let entries = || indexes.iter().map(|&index| (index, &write.entries[index as usize]));
         let plain = |entry: &Entry<'_>| entry.payload.is_some() && entry.deadline_ms == 0;
@@ -320,25 +321,25 @@ impl Table {
             resp::bulk(&mut bytes, if self.keeps_expired { b"1" } else { b"" });
         }
         let asked = Asked::Written(Written { indexes: indexes.into(), first: write.first, update: write.update });
-        Piece { slot: home.slot, bytes, script: Some(script), asked }
+        Command { slot: home.slot, bytes, script: Some(script), asked }
     }
 
     /// Of every partition, up to `most` entries that are due; they are due again at `until_ms`.
-    pub fn claim_expired(&self, now_ms: u64, until_ms: u64, most: usize) -> Vec<Piece> {
-        let piece = |home| {
+    pub fn claim_expired(&self, now_ms: u64, until_ms: u64, most: usize) -> Vec<Command> {
+        let command = |home| {
             let arguments = [now_ms, until_ms, most as u64];
             let mut bytes = Bytes::new(0);
             script::CLAIM.call(&mut bytes, 1, arguments.len());
             name(&mut bytes, home, DEADLINES, &[]);
             arguments.iter().for_each(|&argument| resp::number(&mut bytes, argument));
-            Piece { slot: home.slot, bytes, script: Some(&script::CLAIM), asked: Asked::Claimed }
+            Command { slot: home.slot, bytes, script: Some(&script::CLAIM), asked: Asked::Claimed }
         };
-        self.partitions.iter().map(piece).collect()
+        self.partitions.iter().map(command).collect()
     }
 
     /// The expiry of these keys, at these versions, has been handled.
-    pub fn expired(&self, keys: &[&[u8]], versions: &[u64]) -> Vec<Piece> {
-        let mut pieces = Vec::new();
+    pub fn expired(&self, keys: &[&[u8]], versions: &[u64]) -> Vec<Command> {
+        let mut commands = Vec::new();
         let count = keys.len().min(versions.len());
         self.in_partitions(
             count,
@@ -353,26 +354,31 @@ impl Table {
                 let versions: Vec<u8> =
                     indexes.iter().flat_map(|&index| versions[index as usize].to_be_bytes()).collect();
                 resp::bulk(&mut bytes, &versions);
-                pieces.push(Piece { slot: home.slot, bytes, script: Some(&script::EXPIRED), asked: Asked::Removed });
+                commands.push(Command {
+                    slot: home.slot,
+                    bytes,
+                    script: Some(&script::EXPIRED),
+                    asked: Asked::Removed,
+                });
             },
         );
-        pieces
+        commands
     }
 
     /// Asks for a lock, for `lease_ms` (at least 1) from when the store carries it out.
-    pub fn lock(&self, key: &[u8], owner: u64, lease_ms: u64) -> Piece {
+    pub fn lock(&self, key: &[u8], owner: u64, lease_ms: u64) -> Command {
         self.on_lock(&script::LOCK, key, owner, Some(lease_ms), Asked::Locked)
     }
 
-    pub fn renew(&self, key: &[u8], owner: u64, lease_ms: u64) -> Piece {
+    pub fn renew(&self, key: &[u8], owner: u64, lease_ms: u64) -> Command {
         self.on_lock(&script::RENEW, key, owner, Some(lease_ms), Asked::Held)
     }
 
-    pub fn unlock(&self, key: &[u8], owner: u64) -> Piece {
+    pub fn unlock(&self, key: &[u8], owner: u64) -> Command {
         self.on_lock(&script::UNLOCK, key, owner, None, Asked::Held)
     }
 
-    fn on_lock(&self, script: &'static Script, key: &[u8], owner: u64, lease_ms: Option<u64>, asked: Asked) -> Piece {
+    fn on_lock(&self, script: &'static Script, key: &[u8], owner: u64, lease_ms: Option<u64>, asked: Asked) -> Command {
         let home = &self.partitions[self.partition(key)];
         let numbers_it = matches!(asked, Asked::Locked);
         let mut bytes = Bytes::new(0);
@@ -385,7 +391,7 @@ impl Table {
         if let Some(lease_ms) = lease_ms {
             resp::number(&mut bytes, lease_ms.max(1));
         }
-        Piece { slot: home.slot, bytes, script: Some(script), asked }
+        Command { slot: home.slot, bytes, script: Some(script), asked }
     }
 
     /// The command that asks one node, any that has slots, for names of keys; about so many at a time.
@@ -398,8 +404,8 @@ impl Table {
     }
 
     /// These entries are removed, whatever stands there.
-    pub fn drop(&self, keys: &[&[u8]]) -> Vec<Piece> {
-        let mut pieces = Vec::new();
+    pub fn drop(&self, keys: &[&[u8]]) -> Vec<Command> {
+        let mut commands = Vec::new();
         self.in_partitions(
             keys.len(),
             |index| keys[index],
@@ -410,20 +416,20 @@ impl Table {
                 script::DROP.call(&mut bytes, indexes.len() + 1, 0);
                 indexes.iter().for_each(|&index| name(&mut bytes, home, &[], keys[index as usize]));
                 name(&mut bytes, home, DEADLINES, &[]);
-                pieces.push(Piece { slot: home.slot, bytes, script: Some(&script::DROP), asked: Asked::Removed });
+                commands.push(Command { slot: home.slot, bytes, script: Some(&script::DROP), asked: Asked::Removed });
             },
         );
-        pieces
+        commands
     }
 
-    /// Calls `piece` with indexes of entries of one partition, up to `most` and about [`PIECE_BYTES`] at a time.
+    /// Calls `command` with indexes of entries of one partition, up to `most` and about [`PIECE_BYTES`] at a time.
     fn in_partitions<'a>(
         &self,
         count: usize,
         key: impl Fn(usize) -> &'a [u8],
         most: usize,
         size: impl Fn(usize) -> usize,
-        mut piece: impl FnMut(&Partition, &[u32]),
+        mut command: impl FnMut(&Partition, &[u32]),
     ) {
         // Sorted by partition and then by index.
         let mut order: Vec<u64> =
@@ -437,14 +443,14 @@ impl Table {
                 let index = index as u32;
                 let next = size(index as usize);
                 if indexes.len() == most || (bytes + next > PIECE_BYTES && !indexes.is_empty()) {
-                    piece(home, &indexes);
+                    command(home, &indexes);
                     indexes.clear();
                     bytes = 0;
                 }
                 indexes.push(index);
                 bytes += next;
             }
-            piece(home, &indexes);
+            command(home, &indexes);
             indexes.clear();
         }
     }

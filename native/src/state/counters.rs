@@ -8,8 +8,6 @@ macro_rules! counters {
         }
 
         impl Counters {
-            pub const NAMES: &'static [&'static str] = &[$(stringify!($name)),*];
-
             pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
                 [$((stringify!($name), self.$name)),*].into_iter()
             }

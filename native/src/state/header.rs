@@ -9,7 +9,8 @@
 //! ```
 //!
 //! All numbers are big-endian. The list answers whether a read-modify-write whose reply was lost has been applied, long
-//! after others have written: everybody who writes on what was read carries it on.
+//! after others have written: everybody who writes on what was read carries it on. Who writes on nothing begins another
+//! one, so a list with room says "not applied" also of what was applied to an entry that has been deleted since.
 
 pub const VERSION_BYTES: usize = 8;
 /// The header without its list.

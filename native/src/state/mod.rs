@@ -11,11 +11,13 @@
 //! Then the client, without I/O and clock but for the last:
 //!
 //! * [`settings`], [`counters`] — what it is told, and what it counts.
-//! * [`operation`] — what the loop asks for, and what becomes of it; [`news`] — what the loop is told unasked.
+//! * [`request`], [`answer`] — what the loop asks for, and what becomes of it; [`operation`] — how the one becomes the
+//!   other; [`news`] — what the loop is told unasked.
 //! * [`topology`] — who serves which slot; [`link`] — one connection; [`lease`] — locks that are held.
 //! * [`cluster`] — the state machine over all of these.
 //! * [`client`] — the thread: sockets, time, and the hand-over to the event loop; [`tls`] — its sockets' cover.
 
+pub mod answer;
 pub mod bytes;
 pub mod client;
 pub mod cluster;
@@ -26,6 +28,7 @@ pub mod lease;
 pub mod link;
 pub mod news;
 pub mod operation;
+pub mod request;
 pub mod resp;
 pub mod script;
 pub mod settings;

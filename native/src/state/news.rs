@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use super::counters::Counters;
 use super::resp::{List, Reply};
-use super::slots::{Found, Tables};
+use super::slots::Tables;
 
 /// Beyond that the table is told as a whole.
 const MOST_KEYS: usize = 65_536;
@@ -48,7 +48,7 @@ impl News {
             Some(Reply::List(keys)) => {
                 for key in keys {
                     if let Reply::Data(key) = key
-                        && let Some(Found::Entry { table, key }) = tables.find(key)
+                        && let Some((table, key)) = tables.find(key)
                     {
                         counters.invalidations += 1;
                         self.key_stale(table, key);

@@ -2,239 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use super::answer::{Answer, Failure, Said, Value};
 use super::bytes::Bytes;
-use super::command::{self, Asked, Entry, Outcome, Write, claimed, scanned};
+use super::command::{Asked, Command, Entry, Misfit, Outcome, Write, claimed, scanned};
 use super::header::Stored;
+use super::request::{Cursor, Octets, Request, Writes};
 use super::resp::Reply;
-use super::slots::{Found, Table, Tables};
-
-/// Byte strings in one allocation.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Octets {
-    bytes: Vec<u8>,
-    ends: Vec<usize>,
-}
-
-impl Octets {
-    pub fn push(&mut self, octets: &[u8]) {
-        self.bytes.extend_from_slice(octets);
-        self.ends.push(self.bytes.len());
-    }
-
-    pub fn len(&self) -> usize {
-        self.ends.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.ends.is_empty()
-    }
-
-    pub fn get(&self, index: usize) -> &[u8] {
-        let start = if index == 0 { 0 } else { self.ends[index - 1] };
-        &self.bytes[start..self.ends[index]]
-    }
-
-    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
-        (0..self.len()).map(|index| self.get(index))
-    }
-
-    /// In memory.
-    fn weight(&self) -> usize {
-        self.bytes.len() + self.ends.len() * size_of::<usize>()
-    }
-}
-
-impl<'a> FromIterator<&'a [u8]> for Octets {
-    fn from_iter<T: IntoIterator<Item = &'a [u8]>>(all: T) -> Self {
-        let mut octets = Self::default();
-        all.into_iter().for_each(|one| octets.push(one));
-        octets
-    }
-}
-
-/// Entries to be written. What is said per entry is empty where it is the same for all: nothing.
-#[derive(Clone, Debug, Default)]
-pub struct Writes {
-    pub keys: Octets,
-    /// None: unconditional.
-    pub expected: Option<Vec<u64>>,
-    pub first: u64,
-    pub payloads: Octets,
-    /// Indexes of the entries to be deleted, ascending; their payloads are empty.
-    pub deleted: Vec<usize>,
-    pub deadlines: Vec<u64>,
-    pub recents: Octets,
-    pub update: bool,
-    pub replicas: u32,
-    pub guard: Option<(Vec<u8>, u64)>,
-}
-
-/// Where a scan goes on: at a node's cursor, if the topology still is what it was.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Cursor {
-    pub epoch: u64,
-    pub node: usize,
-    pub cursor: u64,
-}
-
-#[derive(Clone, Debug)]
-pub enum Request {
-    Read {
-        table: usize,
-        keys: Octets,
-    },
-    Write {
-        table: usize,
-        writes: Box<Writes>,
-    },
-    Scan {
-        table: usize,
-        cursor: Option<Cursor>,
-        count: usize,
-    },
-    Drop {
-        table: usize,
-    },
-    Claim {
-        table: usize,
-        now_ms: u64,
-        claim_ms: u64,
-        most: usize,
-    },
-    Expired {
-        table: usize,
-        keys: Octets,
-        versions: Vec<u64>,
-    },
-    Lock {
-        table: usize,
-        key: Vec<u8>,
-        owner: u64,
-        lease_ms: u64,
-        /// For how long it is renewed; 0: until it is given back.
-        hold_ms: u64,
-    },
-    Renew {
-        table: usize,
-        key: Vec<u8>,
-        owner: u64,
-        lease_ms: u64,
-    },
-    Unlock {
-        table: usize,
-        key: Vec<u8>,
-        owner: u64,
-    },
-    /// Any command; its second word is a key. `once`: it must not be carried out twice.
-    Call {
-        words: Octets,
-        once: bool,
-    },
-}
-
-impl Request {
-    /// What it takes of the memory that all that waits may take together.
-    pub fn weight(&self) -> usize {
-        const EACH: usize = 256;
-        EACH + match self {
-            Self::Read { keys, .. } => keys.weight(),
-            Self::Write { writes, .. } => writes.keys.weight() + writes.payloads.weight() + writes.recents.weight(),
-            Self::Expired { keys, .. } => keys.weight(),
-            Self::Call { words, .. } => words.weight(),
-            Self::Lock { key, .. } | Self::Renew { key, .. } | Self::Unlock { key, .. } => key.len(),
-            Self::Scan { .. } | Self::Drop { .. } | Self::Claim { .. } => 0,
-        }
-    }
-
-    /// Whether the store is another one afterwards.
-    pub fn writes(&self) -> bool {
-        !matches!(self, Self::Read { .. } | Self::Scan { .. })
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// The store says no, or what it says is none of ours. Nothing was changed.
-    Refused(String),
-    /// It could not be asked in time. Nothing was changed.
-    Unavailable(String),
-    /// It may stand, now or in a moment, or on too few replicas.
-    Unknown(String),
-    /// The lock is no longer the owner's.
-    LockLost,
-}
-
-/// An entry that is one, as it is stored.
-pub type Value = Vec<u8>;
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
-    Values(Vec<Result<Option<Value>, Failure>>),
-    Written { conflicts: Vec<(u32, Option<Value>)>, failed: Vec<(u32, Failure)> },
-    Found { cursor: Option<Cursor>, entries: Vec<(Vec<u8>, Value)> },
-    Claimed(Vec<(Vec<u8>, Value)>),
-    Fence(Option<u64>),
-    Done,
-    Said(Said),
-    Failed(Failure),
-}
-
-impl Answer {
-    pub fn weight(&self) -> usize {
-        let pairs = |pairs: &[(Vec<u8>, Value)]| pairs.iter().map(|(key, value)| key.len() + value.len()).sum();
-        match self {
-            Self::Values(values) => {
-                values.iter().map(|value| value.as_ref().map_or(0, |value| value.as_ref().map_or(0, Vec::len))).sum()
-            }
-            Self::Written { conflicts, .. } => {
-                conflicts.iter().map(|(_, value)| value.as_ref().map_or(0, Vec::len)).sum()
-            }
-            Self::Found { entries, .. } | Self::Claimed(entries) => pairs(entries),
-            Self::Said(said) => said.weight(),
-            Self::Fence(_) | Self::Done | Self::Failed(_) => 0,
-        }
-    }
-
-    /// There is no room for it: what only reads fails, and can be asked again. Whether it did.
-    pub fn give_up(&mut self) -> bool {
-        let failure = Failure::Unavailable("too many answers have not been taken".to_owned());
-        match self {
-            Self::Values(values) => values.iter_mut().for_each(|value| *value = Err(failure.clone())),
-            Self::Found { .. } | Self::Claimed(_) => *self = Self::Failed(failure),
-            _ => return false,
-        }
-        true
-    }
-}
-
-/// A reply, kept.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Said {
-    Nil,
-    Integer(i64),
-    Data(Vec<u8>),
-    List(Vec<Said>),
-}
-
-impl Said {
-    fn of(reply: Reply<'_>) -> Self {
-        match reply {
-            Reply::Nil => Self::Nil,
-            Reply::Integer(value) => Self::Integer(value),
-            Reply::Data(data) | Reply::Error(data) => Self::Data(data.to_vec()),
-            Reply::List(list) | Reply::Push(list) => Self::List(list.map(Self::of).collect()),
-        }
-    }
-
-    fn weight(&self) -> usize {
-        size_of::<Self>()
-            + match self {
-                Self::Data(data) => data.len(),
-                Self::List(list) => list.iter().map(Self::weight).sum(),
-                Self::Nil | Self::Integer(_) => 0,
-            }
-    }
-}
+use super::script::Script;
+use super::slots::{Table, Tables};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
@@ -242,21 +17,14 @@ pub enum Target {
     Node(usize),
 }
 
-/// What sending it again does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Effect {
-    /// It only reads.
-    None,
-    /// It writes, and twice is as good as once.
-    Repeatable,
-    Once,
-}
-
 #[derive(Debug)]
 pub struct Piece {
     pub command: Bytes,
+    /// What it calls, and a node may not know.
+    pub script: Option<&'static Script>,
     pub target: Target,
-    pub effect: Effect,
+    /// It does not only read. To send it again does as good as no harm.
+    pub writes: bool,
     /// How many replicas shall have it, and a key of its slot that may be written to find that out.
     pub replicas: u32,
     pub mark: Vec<u8>,
@@ -264,9 +32,10 @@ pub struct Piece {
 }
 
 impl Piece {
-    fn of(piece: command::Piece, effect: Effect) -> Self {
-        let target = Target::Slot(piece.slot);
-        Self { command: piece.bytes, target, effect, replicas: 0, mark: Vec::new(), asked: piece.asked }
+    fn of(command: Command, writes: bool) -> Self {
+        let Command { slot, bytes, script, asked } = command;
+        let (target, mark) = (Target::Slot(slot), Vec::new());
+        Self { command: bytes, script, target, writes, replicas: 0, mark, asked }
     }
 }
 
@@ -303,12 +72,11 @@ impl Operation {
     /// `masters`: the nodes that serve slots, in an order that is theirs for as long as `epoch` is the same.
     pub fn begin(request: Request, tables: &Tables, masters: &[usize], epoch: u64) -> (Self, Vec<Piece>) {
         let handle = match &request {
-            Request::Call { words, once } => {
+            Request::Call { words } => {
                 let words: Vec<&[u8]> = words.iter().collect();
-                let piece = command::Piece::other(words.get(1).copied().unwrap_or_default(), &words);
-                let effect = if *once { Effect::Once } else { Effect::Repeatable };
+                let command = Command::other(words.get(1).copied().unwrap_or_default(), &words);
                 let so_far = SoFar::One(None);
-                return (Self { request, epoch, stepped: false, so_far }, vec![Piece::of(piece, effect)]);
+                return (Self { request, epoch, stepped: false, so_far }, vec![Piece::of(command, true)]);
             }
             Request::Read { table, .. }
             | Request::Write { table, .. }
@@ -324,8 +92,7 @@ impl Operation {
             let answer = Some(Answer::Failed(Failure::Refused(format!("table {handle} is not open"))));
             return (Self { request, epoch, stepped: false, so_far: SoFar::One(answer) }, Vec::new());
         };
-        let repeatable =
-            |pieces: Vec<command::Piece>| pieces.into_iter().map(|it| Piece::of(it, Effect::Repeatable)).collect();
+        let repeatable = |commands: Vec<Command>| commands.into_iter().map(|it| Piece::of(it, true)).collect();
         let (so_far, pieces) = match &request {
             Request::Read { keys, .. } => (SoFar::Values(vec![Ok(None); keys.len()]), read(table, keys)),
             Request::Write { writes, .. } => match write(table, writes) {
@@ -475,7 +242,7 @@ impl Operation {
                 values.indexes.iter_mut().for_each(|index| *index = untold[*index as usize]);
             }
         }
-        pieces.into_iter().map(|piece| Piece::of(piece, Effect::None)).collect()
+        pieces.into_iter().map(|piece| Piece::of(piece, false)).collect()
     }
 
     fn scanned(
@@ -499,10 +266,7 @@ impl Operation {
         let (next, names) = scanned(reply).map_err(|malformed| malformed.0.to_owned())?;
         let names = names.filter_map(|name| if let Reply::Data(name) = name { Some(name) } else { None });
         // Locks, fences and deadlines are no entries: they stay.
-        let entry = |name| match tables.find(name) {
-            Some(Found::Entry { table, key }) if table == handle => Some(key),
-            _ => None,
-        };
+        let entry = |name| tables.find(name).filter(|(table, _)| *table == handle).map(|(_, key)| key);
         match &mut self.so_far {
             SoFar::Found { cursor, keys, .. } => {
                 let Some(at) = *cursor else { return Ok(Vec::new()) };
@@ -519,7 +283,7 @@ impl Operation {
             _ => {
                 let keys: Vec<&[u8]> = names.filter_map(entry).collect();
                 let mut pieces: Vec<Piece> =
-                    table.drop(&keys).into_iter().map(|piece| Piece::of(piece, Effect::Repeatable)).collect();
+                    table.drop(&keys).into_iter().map(|piece| Piece::of(piece, true)).collect();
                 if next != 0 {
                     pieces.push(scan(table, next, count, node));
                 }
@@ -594,7 +358,7 @@ fn checked(value: Option<&[u8]>) -> Result<Option<Value>, Failure> {
 
 fn read(table: &Table, keys: &Octets) -> Vec<Piece> {
     let keys: Vec<&[u8]> = keys.iter().collect();
-    table.read(&keys).into_iter().map(|piece| Piece::of(piece, Effect::None)).collect()
+    table.read(&keys).into_iter().map(|piece| Piece::of(piece, false)).collect()
 }
 
 fn write(table: &Table, writes: &Writes) -> Result<Vec<Piece>, String> {
@@ -614,14 +378,14 @@ fn write(table: &Table, writes: &Writes) -> Result<Vec<Piece>, String> {
         update: writes.update,
         guard: writes.guard.as_ref().map(|(key, owner)| (&key[..], *owner)),
     };
-    let pieces = table.write(&batch).map_err(|refused| match refused {
-        command::Refused::Recent(index) => format!("entry {index}: its list of recent updates is none"),
-        command::Refused::Guard(index) => format!("entry {index}: it is in another partition than its guard"),
+    let pieces = table.write(&batch).map_err(|misfit| match misfit {
+        Misfit::Recent(index) => format!("entry {index}: its list of recent updates is none"),
+        Misfit::Guard(index) => format!("entry {index}: it is in another partition than its guard"),
     })?;
     Ok(pieces
         .into_iter()
         .map(|piece| {
-            let mut piece = Piece::of(piece, Effect::Repeatable);
+            let mut piece = Piece::of(piece, true);
             if let (1.., Asked::Written(written)) = (writes.replicas, &piece.asked) {
                 let home = &table.partitions[table.partition(writes.keys.get(written.indexes[0] as usize))];
                 piece.mark = [&home.prefix, MARK].concat();
@@ -641,6 +405,6 @@ fn everywhere(table: &Table, masters: &[usize]) -> (SoFar, Vec<Piece>) {
 
 fn scan(table: &Table, cursor: u64, count: usize, node: usize) -> Piece {
     let command = table.scan(cursor, count);
-    let (target, effect) = (Target::Node(node), Effect::None);
-    Piece { command: command.into(), target, effect, replicas: 0, mark: Vec::new(), asked: Asked::Other }
+    let (command, target, mark) = (command.into(), Target::Node(node), Vec::new());
+    Piece { command, script: None, target, writes: false, replicas: 0, mark, asked: Asked::Other }
 }

@@ -135,13 +135,9 @@ impl Script {
         Self { text, head }
     }
 
-    /// The digest, in letters.
+    /// The digest, in letters: what a node answers that has loaded it.
     pub fn digest(&self) -> &[u8] {
         &self.head[18..58]
-    }
-
-    pub fn text(&self) -> &'static str {
-        self.text
     }
 
     /// The command that makes it known to a node: what to do about NOSCRIPT.
@@ -244,7 +240,7 @@ mod tests {
         let mut out = Vec::new();
         UNLOCK.call(&mut out, 1, 1);
         let digest = std::str::from_utf8(UNLOCK.digest()).unwrap();
-        assert_eq!(digest, hex(UNLOCK.text().as_bytes()));
+        assert_eq!(digest, hex(UNLOCK.text.as_bytes()));
         assert_eq!(out, format!("*5\r\n$7\r\nEVALSHA\r\n$40\r\n{digest}\r\n$1\r\n1\r\n").as_bytes());
     }
 }

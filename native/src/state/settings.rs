@@ -63,13 +63,9 @@ impl Settings {
         let mut greetings = vec![words(&hello)];
         if tables {
             greetings.push(words(&[b"CLIENT", b"TRACKING", b"ON", b"NOLOOP"]));
-            greetings.extend(self.scripts().map(|text| words(&[b"SCRIPT", b"LOAD", text])));
+            greetings.extend(script::ALL.iter().map(|script| script.load()));
         }
         greetings
-    }
-
-    pub fn scripts(&self) -> impl Iterator<Item = &'static [u8]> + use<> {
-        script::ALL.iter().map(|script| script.text().as_bytes())
     }
 
     /// Whether the answer to a greeting says that this is the kind of server that was meant.

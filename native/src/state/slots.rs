@@ -116,13 +116,6 @@ impl Table {
     }
 }
 
-/// What a key of the store is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Found<'a> {
-    Entry { table: usize, key: &'a [u8] },
-    Lock { table: usize, key: &'a [u8] },
-}
-
 /// The tables of a client, by their handles and by their names.
 #[derive(Debug, Default)]
 pub struct Tables {
@@ -153,20 +146,15 @@ impl Tables {
         self.list.get(handle)
     }
 
-    /// What a key says that came from the store; nothing, if it is none of ours.
-    pub fn find<'a>(&self, key: &'a [u8]) -> Option<Found<'a>> {
-        let end = key.iter().position(|&octet| octet == b'}')?;
-        let (prefix, rest) = key.split_at(end + 1);
+    /// The table and the key of an entry, by its name in the store; nothing, if it is none of ours.
+    pub fn find<'a>(&self, name: &'a [u8]) -> Option<(usize, &'a [u8])> {
+        let end = name.iter().position(|&octet| octet == b'}')?;
+        let (prefix, key) = name.split_at(end + 1);
         let colon = prefix.iter().rposition(|&octet| octet == b':')?;
         let table = *self.by_prefix.get(&prefix[..=colon])?;
-        let (lock, key) = match rest.strip_prefix(LOCK) {
-            Some(key) => (true, key),
-            None if rest.len() > 1 && rest[0] == 0xff => return None,
-            None => (false, rest),
-        };
-        let table_of = &self.list[table];
-        let is_ours = !key.is_empty() && *table_of.partitions[table_of.partition(key)].prefix == *prefix;
-        is_ours.then_some(if lock { Found::Lock { table, key } } else { Found::Entry { table, key } })
+        let is_other = key.is_empty() || key.len() > 1 && key[0] == 0xff;
+        let home = &self.list[table].partitions[self.list[table].partition(key)];
+        (*home.prefix == *prefix && !is_other).then_some((table, key))
     }
 }
 
@@ -234,12 +222,11 @@ mod tests {
         tables.add(Table::new("v", "a", 8, true).unwrap()).unwrap_err();
 
         let key = &b"\xa1k"[..];
-        assert_eq!(tables.find(&[&prefix, key].concat()), Some(Found::Entry { table: 0, key }));
-        assert_eq!(tables.find(&[&prefix, LOCK, key].concat()), Some(Found::Lock { table: 0, key }));
+        assert_eq!(tables.find(&[&prefix, key].concat()), Some((0, key)));
         let minus_one = tables.get(1).unwrap();
         let name = [&minus_one.partitions[minus_one.partition(b"\xff")].prefix, &b"\xff"[..]].concat();
-        assert_eq!(tables.find(&name), Some(Found::Entry { table: 1, key: b"\xff" }));
-        for none in [DEADLINES, FENCE, LOCK, b""] {
+        assert_eq!(tables.find(&name), Some((1, &b"\xff"[..])));
+        for none in [DEADLINES, FENCE, &[LOCK, key].concat(), b""] {
             assert_eq!(tables.find(&[&prefix, none].concat()), None);
         }
         for none in [&b"{v:a:8}\xa1k"[..], b"{v:a:}\xa1k", b"{v:b:0}\xa1k", b"{}", b"}", b"", b"{v:a:007}\xa1k"] {

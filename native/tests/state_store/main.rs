@@ -6,11 +6,11 @@ mod server;
 
 use std::collections::BTreeMap;
 
-use libvnf_native::state::command::{Asked, Entry, MOST_WRITTEN, Outcome, Piece, Write, claimed, scanned};
+use libvnf_native::state::command::{Asked, Command, Entry, MOST_WRITTEN, Outcome, Write, claimed, scanned};
 use libvnf_native::state::header::Stored;
 use libvnf_native::state::resp::Reply;
 use libvnf_native::state::script;
-use libvnf_native::state::slots::{self, Found, Table, Tables};
+use libvnf_native::state::slots::{self, Table, Tables};
 
 use self::server::{Connection, Server};
 
@@ -42,7 +42,7 @@ fn unconditional<'a>(entries: &'a [Entry<'a>], first: u64) -> Write<'a> {
 }
 
 /// What was not simply stored: index, and the outcome by its name and the payload that stands there.
-fn outcomes(connection: &mut Connection, pieces: &[Piece], resent: bool) -> Vec<(u32, String)> {
+fn outcomes(connection: &mut Connection, pieces: &[Command], resent: bool) -> Vec<(u32, String)> {
     let mut found = Vec::new();
     for piece in pieces {
         let Asked::Written(written) = &piece.asked else { panic!("{:?}", piece.asked) };
@@ -220,6 +220,8 @@ fn the_list_tells_whether_a_lost_update_was_applied() {
     assert_eq!(outcomes(&mut connection, &gone, false), none());
     assert_eq!(outcomes(&mut connection, &gone, true), [(0, "Unknown".into())], "who has deleted it?");
     assert_eq!(outcomes(&mut connection, &gone, false), [(0, "nothing".into())]);
+    assert_eq!(write(&mut connection, &table, &conditional(&[put(key, 0, b"anew")], version(5, 1))), none());
+    assert_eq!(outcomes(&mut connection, &lost, true), [(0, "anew".into())], "the list went with the entry");
 }
 
 #[test]
@@ -328,13 +330,8 @@ fn others_changes_are_told_after_every_kind_of_write_and_read() {
             assert_eq!(write(&mut theirs, table, &unconditional(&with(0), first + 1)), none());
             mine.ask(&[b"PING"]);
             let found = mine.pushes.iter().filter_map(|name| tables.find(name)).collect::<Vec<_>>();
-            assert_eq!(found, [Found::Entry { table: handle, key }], "kind {kind}");
+            assert_eq!(found, [(handle, key)], "kind {kind}");
         }
-        assert!(mine.integer(&table.lock(key, 1, 60_000)) > 0 && theirs.integer(&table.lock(key, 2, 60_000)) < 0);
-        theirs.pushes.clear();
-        assert_eq!(mine.integer(&table.unlock(key, 1)), 1);
-        theirs.ask(&[b"PING"]);
-        assert_eq!(tables.find(&theirs.pushes[0]), Some(Found::Lock { table: handle, key }), "who waits is told");
     }
 }
 
@@ -399,7 +396,7 @@ fn a_table_is_scanned_and_dropped_and_its_neighbours_are_not() {
         }
     }
     let entry = |name: &Vec<u8>| match tables.find(name) {
-        Some(Found::Entry { table: 0, key }) => Some(key.to_vec()),
+        Some((0, key)) => Some(key.to_vec()),
         _ => None,
     };
     let mut found: Vec<_> = names.iter().filter_map(entry).collect();

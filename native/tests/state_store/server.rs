@@ -10,7 +10,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use libvnf_native::state::command::Piece;
+use libvnf_native::state::command;
 use libvnf_native::state::resp::{self, Reader, Reply};
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -118,7 +118,7 @@ impl Connection {
     }
 
     /// Sends a piece; after its script, where the server does not know that.
-    pub fn call<T>(&mut self, piece: &Piece, look: impl FnOnce(Reply<'_>) -> T) -> T {
+    pub fn call<T>(&mut self, piece: &command::Command, look: impl FnOnce(Reply<'_>) -> T) -> T {
         self.send(&piece.bytes);
         let mut look = Some(look);
         let known = self.answer(|reply| match reply {
@@ -134,7 +134,7 @@ impl Connection {
         })
     }
 
-    pub fn integer(&mut self, piece: &Piece) -> i64 {
+    pub fn integer(&mut self, piece: &command::Command) -> i64 {
         self.call(piece, |reply| if let Reply::Integer(value) = reply { value } else { panic!("{}", text(reply)) })
     }
 }

@@ -6,21 +6,21 @@ impl Cluster {
     // --- replies to pieces --------------------------------------------------------------------------------------------
 
     pub(super) fn piece_replied(&mut self, key: Key, number: u64, reply: Reply<'_>, now: Instant) {
-        let Some(held) = self.pieces.get_mut(&number) else {
+        let Some(sending) = self.pieces.get_mut(&number) else {
             self.counters.late += 1;
             return;
         };
-        held.sent = false;
+        sending.sent = false;
         if let Reply::Error(error) = reply {
             return self.refused(key, number, &words(error), now);
         }
-        let Some(Asked { operation, .. }) = self.operations.get_mut(&held.operation) else { return };
+        let Some(UnderWay { operation, .. }) = self.operations.get_mut(&sending.operation) else { return };
         let masters = self.nodes.iter().flatten().filter(|node| node.serves).count();
-        let pieces = operation.answered(&held.piece, reply, held.doubtful, &self.tables, masters, self.epoch);
+        let pieces = operation.answered(&sending.piece, reply, sending.doubtful, &self.tables, masters, self.epoch);
         let is_outdated = operation.is_outdated(self.epoch);
         match pieces {
-            Ok(pieces) if held.piece.replicas == 0 => {
-                let id = held.operation;
+            Ok(pieces) if sending.piece.replicas == 0 => {
+                let id = sending.operation;
                 self.add(id, pieces, now);
                 self.forget(number);
                 if is_outdated {
@@ -29,9 +29,9 @@ impl Cluster {
                 self.finish_if_over(id);
             }
             Ok(pieces) => {
-                held.doubtful = true;
-                let id = held.operation;
-                let lane = held.lane;
+                sending.doubtful = true;
+                let id = sending.operation;
+                let lane = sending.lane;
                 self.add(id, pieces, now);
                 let at = key / LANES;
                 let node = self.nodes[at].as_mut().filter(|node| node.links[WAITING].generation == lane);
@@ -53,19 +53,19 @@ impl Cluster {
     pub(super) fn refused(&mut self, key: Key, number: u64, error: &str, now: Instant) {
         let at = key / LANES;
         let sender = self.node_mut(at).address.clone();
-        let Some(held) = self.pieces.get_mut(&number) else { return };
-        error.clone_into(&mut held.why);
+        let Some(sending) = self.pieces.get_mut(&number) else { return };
+        error.clone_into(&mut sending.why);
         let remedy = match remedy(error, &sender) {
             Remedy::Moved(..) | Remedy::Ask(_) if !self.settings.cluster => {
                 let why = format!("{sender} is a node of a cluster, and was given as a single server: {error}");
                 return self.fail(number, Failure::Refused(why));
             }
-            Remedy::Moved(..) | Remedy::Ask(_) if held.redirections >= REDIRECTIONS => Remedy::Wait,
+            Remedy::Moved(..) | Remedy::Ask(_) if sending.redirections >= REDIRECTIONS => Remedy::Wait,
             remedy => remedy,
         };
         match remedy {
             Remedy::Moved(slot, address) => {
-                held.redirections += 1;
+                sending.redirections += 1;
                 self.counters.moved += 1;
                 self.ask(ASK_SOON, now);
                 match self.node(&address, now) {
@@ -81,24 +81,25 @@ impl Cluster {
                 }
             }
             Remedy::Ask(address) => {
-                held.redirections += 1;
+                sending.redirections += 1;
                 self.counters.asked += 1;
                 match self.node(&address, now) {
                     Some(there) => self.give(there, number, true, now),
                     None => self.put_off(number, PUT_OFF, now),
                 }
             }
-            Remedy::LoadScript if held.script_loads < SCRIPT_LOADS => {
-                held.script_loads += 1;
+            Remedy::LoadScript
+                if sending.script_loads < SCRIPT_LOADS
+                    && let Some(script) = sending.piece.script =>
+            {
+                sending.script_loads += 1;
                 self.counters.script_loads += 1;
-                for script in self.settings.scripts() {
-                    self.link_mut(key).push_words(Expected::Anything, &[b"SCRIPT", b"LOAD", script], now);
-                }
+                self.link_mut(key).push(Expected::Anything, &script.load(), now);
                 self.give(at, number, false, now);
             }
             Remedy::TryAgain => self.put_off(number, TRY_AGAIN, now),
             Remedy::Wait => {
-                held.redirections = 0;
+                sending.redirections = 0;
                 self.ask(ASK_SOON, now);
                 self.put_off(number, PUT_OFF, now);
             }
@@ -133,10 +134,10 @@ impl Cluster {
             let mut mark = None;
             while let Some(&number) = node.written.front() {
                 match self.pieces.get(&number) {
-                    Some(held) => match (&mark, &held.piece.mark) {
-                        (Some((replicas, _)), _) if *replicas != held.piece.replicas => break,
+                    Some(sending) => match (&mark, &sending.piece.mark) {
+                        (Some((replicas, _)), _) if *replicas != sending.piece.replicas => break,
                         _ if numbers.len() >= SHARE_A_WAIT => break,
-                        (None, key) => mark = Some((held.piece.replicas, key.clone())),
+                        (None, key) => mark = Some((sending.piece.replicas, key.clone())),
                         (Some(_), _) => {}
                     },
                     None => {
@@ -170,8 +171,8 @@ impl Cluster {
             _ => None,
         };
         for number in numbers {
-            let Some(held) = self.pieces.get(&number) else { continue };
-            let (id, wanted) = (held.operation, held.piece.replicas);
+            let Some(sending) = self.pieces.get(&number) else { continue };
+            let (id, wanted) = (sending.operation, sending.piece.replicas);
             match reached {
                 Some(reached) if reached >= i64::from(wanted) => {
                     self.forget(number);
