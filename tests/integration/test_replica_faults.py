@@ -436,7 +436,7 @@ async def test_sigterm_of_one_that_never_had_a_store_says_what_is_not_stored(
 ) -> None:
     server = redis_server()
     server.kill()
-    replica = await asyncio.to_thread(start, server.url, "--set", "limits.drain_s=0.2")
+    replica = await asyncio.to_thread(start, server.url, "--set", "limits.drain_s=0.2", "--set", "limits.connect_s=0.2")
     for number in range(3):
         assert (await replica.ask("put", "interval", f"k{number}", 1)).startswith("1 ")
     replica.signal(signal.SIGTERM)
