@@ -369,6 +369,75 @@ async def test_no_update_is_lost_to_puts_of_another_replica_and_each_conflict_is
     assert told["counted"] == told["conflicts"] > 0
 
 
+class Way:
+    """From a replica to a store, over a port of its own; while it is cut all that is said on it is silence."""
+
+    def __init__(self, there: int) -> None:
+        self._there, self._open = there, asyncio.Event()
+        self._writers: list[asyncio.StreamWriter] = []
+        self.heal()
+
+    def cut(self) -> None:
+        self._open.clear()
+
+    def heal(self) -> None:
+        self._open.set()
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[str]:
+        """The url by which the store is reached."""
+        async with await asyncio.start_server(self._joined, "127.0.0.1") as listening:
+            yield f"redis://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+            self.heal()
+            for writer in self._writers:
+                writer.close()
+            await asyncio.gather(*(writer.wait_closed() for writer in self._writers), return_exceptions=True)
+
+    async def _joined(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._there)
+        self._writers += [writer, far_writer]
+        with suppress(ConnectionError):
+            await asyncio.gather(self._pass(reader, far_writer), self._pass(far_reader, writer))
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while octets := await reader.read(65536):
+            await self._open.wait()
+            writer.write(octets)
+            await writer.drain()
+        writer.close()
+
+
+async def test_a_replica_that_was_cut_off_stores_what_nobody_else_has_changed_and_answers_then(
+    redis_server: Callable[..., RedisServer], start: Start
+) -> None:
+    server = redis_server()
+    way, keys = Way(server.port), [f"k{number}" for number in range(30)]
+    async with way.begin() as url:
+        far, near = [await asyncio.to_thread(start, place) for place in (url, server.url)]
+        for key in keys:
+            assert await far.ask("change", "interval_long", key, 1) == "changed"
+        way.cut()
+        async with far.asker(commit=True) as waiting:
+            waiting.send("put", "every_many", "k", 1)
+            answer = asyncio.ensure_future(waiting.line())
+            for key in keys[::3]:
+                assert await near.ask("change", "interval_long", key, 2) == "changed"
+            assert await near.ask("flush", "interval_long") == "flushed"
+            assert json.loads(await far.ask("stats", "interval_long"))["dirty_now"] == len(keys)
+            assert not answer.done()
+            way.heal()
+            assert (await answer).startswith("1 ")
+        assert await far.ask("flush", "interval_long") == "flushed"
+        told = json.loads(await far.ask("stats", "interval_long"))
+        assert (told["conflicts"], told["gave way to 2"]) == (10, 10)
+        stored = await standing(server.url, "interval_long")
+        assert stored == {key.encode(): 1 if at % 3 else 2 for at, key in enumerate(keys)}
+        assert await standing(server.url, "every_many") == {b"k": 1}
+        for replica in (far, near):
+            replica.signal(signal.SIGTERM)
+            await asyncio.to_thread(replica.process.wait)
+
+
 # --- one key ----------------------------------------------------------------------------------------------------------
 
 
