@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import redis
 
 from libvnf.state import Tables, write_through
 from tests.integration.inside import until
 from tests.integration.programs import ROOT, RUN
 from tests.peers import DEADLINE_S, Process
 from tests.redis_cluster import RedisCluster, RedisServer
+from tests.redis_cluster import until as until_true
 from tests.vnfs.tally import LEVELS, Both
 
 pytestmark = pytest.mark.needs("redis-server")
@@ -294,28 +296,22 @@ async def test_a_write_that_a_replica_has_outlives_the_death_of_its_replica_and_
 async def test_what_an_embedded_store_has_outlives_its_replica_and_its_server(tmp_path: Path, start: Start) -> None:
     url = f"redis+embedded://{tmp_path}/store"
     replica = await asyncio.to_thread(start, url)
-    every = [Worker(f"p{at}", "write_through") for at in range(4)]
+    every = [Worker(f"p{at}", "write_through", keys=1 << 30) for at in range(4)]
     running = [asyncio.ensure_future(worker.run(replica)) for worker in every]
     await until(lambda: all(len(worker.answers) > 100 for worker in every))
-    server = int(await server_of(tmp_path / "store" / "store.sock"))
-    replica.signal(signal.SIGSTOP)  # so that it does not begin the server again
-    os.kill(server, signal.SIGKILL)
+    sure = [len(worker.answers) for worker in every]
+    with redis.Redis(unix_socket_path=f"{tmp_path}/store/store.sock", protocol=2) as admin:
+        # Whatever has been answered is in the file then, or on its way to the disk.
+        await asyncio.to_thread(until_true, lambda: not admin.info()["aof_buffer_length"], "its buffer was empty")
+        replica.stop()  # so that it does not begin the server again
+        os.kill(admin.info()["process_id"], signal.SIGKILL)
     replica.signal(signal.SIGKILL)
     await asyncio.gather(*running)
     stored = await standing(url, "write_through")
-    assert [worker.lost(stored) for worker in every] == [[]] * len(every)
-
-
-async def server_of(path: Path) -> str:
-    """The process id of the server that listens there."""
-    reader, writer = await asyncio.open_unix_connection(path)
-    writer.write(b"INFO server\r\n")
-    text = await reader.readuntil(b"tcp_port")
-    writer.close()
-    await writer.wait_closed()
-    found = re.search(r"process_id:(\d+)", text.decode())
-    assert found is not None
-    return found[1]
+    for worker, least in zip(every, sure, strict=True):
+        numbers = sorted(number for number in range(1, worker.asked + 1) if worker.key(number) in stored)
+        assert numbers == list(range(1, len(numbers) + 1)), "only the youngest"
+        assert len(numbers) >= least
 
 
 # --- a replica that stands still --------------------------------------------------------------------------------------
@@ -371,6 +367,75 @@ async def test_no_update_is_lost_to_puts_of_another_replica_and_each_conflict_is
     assert sum(value.updates for value in stored) == rounds * times
     assert sum(value.puts for value in stored) == told["made"] - told["lost puts"]
     assert told["counted"] == told["conflicts"] > 0
+
+
+class Way:
+    """From a replica to a store, over a port of its own; while it is cut all that is said on it is silence."""
+
+    def __init__(self, there: int) -> None:
+        self._there, self._open = there, asyncio.Event()
+        self._writers: list[asyncio.StreamWriter] = []
+        self.heal()
+
+    def cut(self) -> None:
+        self._open.clear()
+
+    def heal(self) -> None:
+        self._open.set()
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[str]:
+        """The url by which the store is reached."""
+        async with await asyncio.start_server(self._joined, "127.0.0.1") as listening:
+            yield f"redis://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+            self.heal()
+            for writer in self._writers:
+                writer.close()
+            await asyncio.gather(*(writer.wait_closed() for writer in self._writers), return_exceptions=True)
+
+    async def _joined(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._there)
+        self._writers += [writer, far_writer]
+        with suppress(ConnectionError):
+            await asyncio.gather(self._pass(reader, far_writer), self._pass(far_reader, writer))
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while octets := await reader.read(65536):
+            await self._open.wait()
+            writer.write(octets)
+            await writer.drain()
+        writer.close()
+
+
+async def test_a_replica_that_was_cut_off_stores_what_nobody_else_has_changed_and_answers_then(
+    redis_server: Callable[..., RedisServer], start: Start
+) -> None:
+    server = redis_server()
+    way, keys = Way(server.port), [f"k{number}" for number in range(30)]
+    async with way.begin() as url:
+        far, near = [await asyncio.to_thread(start, place) for place in (url, server.url)]
+        for key in keys:
+            assert await far.ask("change", "interval_long", key, 1) == "changed"
+        way.cut()
+        async with far.asker(commit=True) as waiting:
+            waiting.send("put", "every_many", "k", 1)
+            answer = asyncio.ensure_future(waiting.line())
+            for key in keys[::3]:
+                assert await near.ask("change", "interval_long", key, 2) == "changed"
+            assert await near.ask("flush", "interval_long") == "flushed"
+            assert json.loads(await far.ask("stats", "interval_long"))["dirty_now"] == len(keys)
+            assert not answer.done()
+            way.heal()
+            assert (await answer).startswith("1 ")
+        assert await far.ask("flush", "interval_long") == "flushed"
+        told = json.loads(await far.ask("stats", "interval_long"))
+        assert (told["conflicts"], told["gave way to 2"]) == (10, 10)
+        stored = await standing(server.url, "interval_long")
+        assert stored == {key.encode(): 1 if at % 3 else 2 for at, key in enumerate(keys)}
+        assert await standing(server.url, "every_many") == {b"k": 1}
+        for replica in (far, near):
+            replica.signal(signal.SIGTERM)
+            await asyncio.to_thread(replica.process.wait)
 
 
 # --- one key ----------------------------------------------------------------------------------------------------------
@@ -440,7 +505,7 @@ async def test_sigterm_of_one_that_never_had_a_store_says_what_is_not_stored(
 ) -> None:
     server = redis_server()
     server.kill()
-    replica = await asyncio.to_thread(start, server.url, "--set", "limits.drain_s=0.2")
+    replica = await asyncio.to_thread(start, server.url, "--set", "limits.drain_s=0.2", "--set", "limits.connect_s=0.2")
     for number in range(3):
         assert (await replica.ask("put", "interval", f"k{number}", 1)).startswith("1 ")
     replica.signal(signal.SIGTERM)
