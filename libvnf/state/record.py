@@ -35,9 +35,8 @@ _UNWRITABLE = (TypeError, ValueError, OverflowError, RecursionError)
 class Record(msgspec.Struct, frozen=True, array_like=True):
     """A frozen record with typed fields: ``class Session(Record): user: str; hits: int = 0``."""
 
-    def replace(self, **changes: Any) -> Self:
-        """A copy with these fields changed; ``TypeError`` for a field that there is not."""
-        return msgspec.structs.replace(self, **changes)
+    replace = msgspec.Struct.__replace__  # a third of what a method around it takes
+    """``replace(**changes)``: a copy with these fields changed; ``TypeError`` for a field that there is not."""
 
 
 def _named(kind: object) -> str:
@@ -192,7 +191,7 @@ class ValueCodec(Generic[V]):
 
     def pack(self, value: V) -> bytes:
         """``ConfigError`` for a value of another type, ``StateError`` for one that is too long."""
-        if value.__class__ not in self._classes:
+        if value.__class__ is not self._class and value.__class__ not in self._classes:
             self._refuse(value)
         try:
             packed = self._head + _encode(value)
