@@ -30,13 +30,14 @@ from harness import rounds as in_turn
 
 sys.path.insert(0, str(ROOT))
 
+import state_abc
+
 from libvnf import Record
 from libvnf.state import write_back, write_through
 from libvnf.state.redis import RedisStore
 from libvnf.state.store import Versions
 from libvnf.state.tables import Tables
 from libvnf.state.url import StoreURL
-import state_abc
 from tests.redis_cluster import RedisCluster
 
 KEYS = 50_000

@@ -1,6 +1,6 @@
 """B with state: b.py, which also counts for each user how often it has asked. How the count is kept is a setting.
 
-``local``: here. ``write_back``: here, and in the store within 100 ms. ``write_through``: in the store before C is asked.
+``local``: here. ``write_back``: here, and 100 ms later in the store. ``write_through``: in the store, then C is asked.
 """
 
 from libvnf import VNF, Connection, Fixed, Packet, Record, Request, local, write_back, write_through

@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Generic, Self, TypeVar, dataclass_transform, get_args, get_origin
-
-import msgspec
-from msgspec import inspect
+from typing import Any, Generic, TypeVar, dataclass_transform, get_args, get_origin
 
 from ..errors import ConfigError, StateError, Unreadable
+from .imported import inspect, msgspec
 
 __all__ = ["MAX_KEY_BYTES", "MAX_VALUE_BYTES", "KeyCodec", "Record", "ValueCodec"]
 

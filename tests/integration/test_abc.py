@@ -98,9 +98,7 @@ def answering(c: str, more: dict[str, Any] | None = None) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def serving(
-    file: str, transports: list[str], store: str | None = None, **settings: str
-) -> AsyncIterator[VNF]:
+async def serving(file: str, transports: list[str], store: str | None = None, **settings: str) -> AsyncIterator[VNF]:
     """The example in this process, so that what it still holds can be seen. ``file`` may have a setting behind it."""
     file, *more = file.split()
     sets = (*more, *(f"{key}={value}" for key, value in settings.items()))
