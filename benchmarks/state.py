@@ -363,8 +363,8 @@ def replicated(results: Results, loop: asyncio.AbstractEventLoop, url: str, run:
 
 
 @contextlib.contextmanager
-def cluster(directory: Path, *, replicas: bool = False, cpu: int = SERVER_CPU) -> Iterator[RedisCluster]:
-    found = RedisCluster(directory, replicas=replicas, cpu=cpu)
+def cluster(directory: Path, *, replicas: bool = False) -> Iterator[RedisCluster]:
+    found = RedisCluster(directory, replicas=replicas, cpu=SERVER_CPU)
     try:
         found.start()
         yield found
@@ -392,7 +392,7 @@ def measure(results: Results, quick: bool, scratch: Path) -> None:
     with cluster(scratch / "replicas", replicas=True) as whole:
         replicated(results, loop, whole.url, run)
     loop.close()
-    with cluster(scratch / "abc", cpu=GENERATOR_CPU) as masters:
+    with cluster(scratch / "abc") as masters:
         state_abc.measure(results, masters, quick, scratch)
 
 
