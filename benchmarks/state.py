@@ -30,13 +30,14 @@ from harness import rounds as in_turn
 
 sys.path.insert(0, str(ROOT))
 
+import state_abc
+
 from libvnf import Record
 from libvnf.state import write_back, write_through
 from libvnf.state.redis import RedisStore
 from libvnf.state.store import Versions
 from libvnf.state.tables import Tables
 from libvnf.state.url import StoreURL
-import state_abc
 from tests.redis_cluster import RedisCluster
 
 KEYS = 50_000
@@ -362,8 +363,8 @@ def replicated(results: Results, loop: asyncio.AbstractEventLoop, url: str, run:
 
 
 @contextlib.contextmanager
-def cluster(directory: Path, *, replicas: bool = False, cpu: int = SERVER_CPU) -> Iterator[RedisCluster]:
-    found = RedisCluster(directory, replicas=replicas, cpu=cpu)
+def cluster(directory: Path, *, replicas: bool = False) -> Iterator[RedisCluster]:
+    found = RedisCluster(directory, replicas=replicas, cpu=SERVER_CPU)
     try:
         found.start()
         yield found
@@ -391,7 +392,7 @@ def measure(results: Results, quick: bool, scratch: Path) -> None:
     with cluster(scratch / "replicas", replicas=True) as whole:
         replicated(results, loop, whole.url, run)
     loop.close()
-    with cluster(scratch / "abc", cpu=GENERATOR_CPU) as masters:
+    with cluster(scratch / "abc") as masters:
         state_abc.measure(results, masters, quick, scratch)
 
 

@@ -209,15 +209,22 @@ class Cache(Generic[K, V]):
         while line and len(taken) < most:
             entry = line.popleft()
             if entry.dirty and not entry.flying:
-                self._take_off(entry)
+                entry.flying = True
+                entry.changed = entry.stale = False
+                entry.deleting = entry.payload is None
                 taken.append(entry)
+        self.dirty -= len(taken)
+        self.flying += len(taken)
         return taken
 
     def take(self, entry: Entry[K, V]) -> bool:
         """This one out of its turn; False when it does not wait."""
         if not entry.dirty or entry.flying:
             return False
-        self._take_off(entry)
+        self.dirty -= 1
+        self.flying += 1
+        entry.flying, entry.changed, entry.stale = True, False, False
+        entry.deleting = entry.payload is None
         self._sweep()
         return True
 
@@ -238,13 +245,15 @@ class Cache(Generic[K, V]):
 
     def flushed_all(self, entries: list[Entry[K, V]], first: int) -> None:
         """``flushed`` for all of them, under consecutive versions: the usual ones without a call each."""
+        usual = 0
         for version, entry in enumerate(entries, first):
             if not entry.queued or not entry.flying or entry.changed or entry.stale or entry.deleting:
                 self.flushed(entry, version)
             else:
                 entry.flying = entry.dirty = entry.maybe_deleted = False
                 entry.version = version
-                self.flying -= 1
+                usual += 1
+        self.flying -= usual
 
     def conflicted(self, entry: Entry[K, V], stored: Stored | None, now_ms: int = 0) -> bool:
         """Another version stands in the store. True: somebody else's; the change is lost and the entry no longer here,
@@ -345,13 +354,6 @@ class Cache(Generic[K, V]):
         }
 
     # -- inside
-
-    def _take_off(self, entry: Entry[K, V]) -> None:
-        self.dirty -= 1
-        self.flying += 1
-        entry.flying = True
-        entry.changed = entry.stale = False
-        entry.deleting = entry.payload is None
 
     def _sweep(self) -> None:
         """Who left the line out of turn keeps a place there until it is reached, or too many do."""

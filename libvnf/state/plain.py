@@ -15,11 +15,10 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-import msgspec
-
 from ..config import closest
 from ..errors import ConfigError, Unreadable
 from .catalogue import Description
+from .imported import msgspec
 from .record import KeyCodec, ValueCodec
 
 __all__ = ["Plain", "from_json", "to_json", "written"]

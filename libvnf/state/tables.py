@@ -8,15 +8,17 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import ConfigError, StateError, StoreUnavailable
 from .catalogue import enrol, passes
 from .durability import Durability, Level, Request, local
-from .shared import SharedTable
 from .store import Store, Versions
 from .table import LocalTable, Table
 from .url import StoreURL
+
+if TYPE_CHECKING:
+    from .shared import SharedTable
 
 __all__ = ["Tables", "make_store"]
 
@@ -55,6 +57,7 @@ class Tables:
         self.report: Callable[[BaseException], object] = self._report
         self.state = "not open"
         self._all: dict[str, Table[Any, Any]] = {}
+        self._shared: list[SharedTable[Any, Any]] = []
         self._store: Store | None = None
         self._versions: Versions | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -84,13 +87,16 @@ class Tables:
                 raise ConfigError(f"table {name!r}: {', '.join(options)} is for tables in a store, this one is local")
             table = LocalTable(self, name, key, value, durability)
         else:
-            table = SharedTable(self, name, key, value, durability, **options)
-        self._all[name] = table
-        if self.running and isinstance(table, SharedTable):
-            if self._versions is not None:
-                self._joining(table)
-            elif self._opening is None:
+            # A VNF that stores nothing needs none of what this imports.
+            from .shared import SharedTable
+
+            table = shared = SharedTable(self, name, key, value, durability, **options)
+            self._shared.append(shared)
+            if self.running and self._versions is not None:
+                self._joining(shared)
+            elif self.running and self._opening is None:
                 self._begin()
+        self._all[name] = table
         return table
 
     def __iter__(self) -> Any:
@@ -147,7 +153,7 @@ class Tables:
         self._loop, self._call, self._url = asyncio.get_running_loop(), call, url
         for table in self._local():
             table.started()
-        if self._shared():
+        if self._shared:
             task = self._begin()
             await asyncio.wait([task], timeout=patience_s)
             if task.done():
@@ -155,9 +161,6 @@ class Tables:
 
     def _local(self) -> list[LocalTable[Any, Any]]:
         return [table for table in self._all.values() if isinstance(table, LocalTable)]
-
-    def _shared(self) -> list[SharedTable[Any, Any]]:
-        return [table for table in self._all.values() if isinstance(table, SharedTable)]
 
     def _begin(self) -> asyncio.Task[None]:
         if self._store is None:
@@ -182,7 +185,7 @@ class Tables:
                 await self.store.open()
             except StoreUnavailable as error:
                 self._told(f"down: {error}")
-                for table in self._shared():
+                for table in self._shared:
                     table.reads.fail(error)
                 await asyncio.sleep(delay_s)
                 delay_s = min(LAST_DELAY_S, 2 * delay_s)
@@ -190,7 +193,7 @@ class Tables:
                 break
         self._versions = Versions(self.store.writer)
         self._told("up")
-        joining = [self._joining(table) for table in self._shared()]
+        joining = [self._joining(table) for table in self._shared]
         if joining:
             await asyncio.wait(joining, return_when=asyncio.FIRST_EXCEPTION)
         for task in joining:
@@ -225,7 +228,7 @@ class Tables:
     def _opened(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None and self._versions is None:
-            for table in self._shared():
+            for table in self._shared:
                 self._refuse(table, error)
 
     def _joined(self, table: SharedTable[Any, Any], task: asyncio.Task[None]) -> None:
@@ -253,16 +256,16 @@ class Tables:
     @property
     def unstored(self) -> dict[str, int]:
         """How many changes of which table the store does not have."""
-        return {table.name: table.cache.unstored for table in self._shared() if table.cache.unstored}
+        return {table.name: table.cache.unstored for table in self._shared if table.cache.unstored}
 
     def hurry(self) -> None:
         """What is not stored is flushed now, whatever its table says."""
-        for table in self._shared():
+        for table in self._shared:
             table.flusher.opened()
 
     async def drain(self, until_s: float) -> dict[str, int]:
         """Stores what is not stored until that time of the loop; :attr:`unstored` afterwards."""
-        await asyncio.gather(*(table.drain(until_s) for table in self._shared() if table.open))
+        await asyncio.gather(*(table.drain(until_s) for table in self._shared if table.open))
         return self.unstored
 
     async def close(self) -> None:
@@ -276,7 +279,7 @@ class Tables:
             task.cancel()
         if self._store is not None:
             await self._store.close()
-        for table in self._shared():
+        for table in self._shared:
             table.closed()
         for private in self._local():
             private.closed()
