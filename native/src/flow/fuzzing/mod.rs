@@ -118,6 +118,8 @@ pub fn flows(data: &[u8]) {
 /// The counters show what came of it.
 fn play(data: &[u8]) -> Counters {
     let choices = &mut Choices::new(data);
+    // Such a table has a way of its own.
+    choices.has_one_shape = choices.below(4) == 0;
     let table = Table::seeded(CAPACITY, choices.below(255).into());
     let mut pair = Pair { table, model: Model::new(CAPACITY), begin: Instant::now(), millis: 0 };
     // The table's clock begins with the first call.

@@ -27,6 +27,8 @@ impl Tuple {
 /// Decisions, out of bytes.
 pub struct Choices<'a> {
     data: &'a [u8],
+    /// All matches are of one.
+    pub has_one_shape: bool,
     /// Tunnels around the packet that is being made.
     tunnels: u8,
 }
@@ -39,7 +41,7 @@ pub fn head(frame: &[u8]) -> Head {
 
 impl<'a> Choices<'a> {
     pub fn new(data: &'a [u8]) -> Self {
-        Self { data, tunnels: 0 }
+        Self { data, has_one_shape: false, tunnels: 0 }
     }
 
     pub fn is_over(&self) -> bool {
@@ -122,6 +124,9 @@ impl<'a> Choices<'a> {
     }
 
     pub fn flow(&mut self) -> Match {
+        if self.has_one_shape {
+            return Match { port: None, ..self.exact(true) };
+        }
         let is_v4 = self.below(3) != 0;
         if self.below(2) == 0 {
             return self.exact(is_v4);
