@@ -259,8 +259,10 @@ impl Forwarder {
         verdicts.clear();
         self.table.process(others.index, &mut heads[..count], &headers[..count], now, verdicts);
         // Most bursts go one way as a whole.
-        let one_way = match verdicts[..] {
-            [Verdict::Forward(to), ..] if verdicts.iter().all(|verdict| *verdict == Verdict::Forward(to)) => {
+        let one_way = match (verdicts.first(), bridge) {
+            (Some(&first @ Verdict::Forward(to)), _) | (Some(&first @ Verdict::Miss), Some(to))
+                if verdicts.iter().all(|verdict| *verdict == first) =>
+            {
                 others.get(to)
             }
             _ => None,
