@@ -24,7 +24,9 @@ class Asked(Request):
     a: Connection
 
 
-users = vnf.table("users", key=int, value=User, durability=durability)
+# Few partitions: what is changed at one time reaches the store in few pieces.
+partitions = None if durability == local else 8
+users = vnf.table("users", key=int, value=User, durability=durability, partitions=partitions)
 
 
 # To be durable before anything is sent costs no coroutine, as waiting for put() would.
