@@ -24,8 +24,8 @@ class Asked(Request):
     a: Connection
 
 
-# Few partitions: what is changed at one time reaches the store in few pieces.
-partitions = None if durability == local else 8
+# With few partitions the few changes of one moment reach the store in few pieces.
+partitions = 8 if durability == write_through else None
 users = vnf.table("users", key=int, value=User, durability=durability, partitions=partitions)
 
 
