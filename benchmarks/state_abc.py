@@ -1,7 +1,7 @@
 """Rows of ``state.py``: the chain's B with state over memif, beside B without and a uvloop program with redis-py.
 
-A connection per request, for which a user's count is read and put again; 10,000 users. B, its native thread and
-the store's masters share cpu 1. A and C, which poll, have cpu 0.
+A connection per request, for which a user's count is read and put again; 10,000 users. B, its native thread and the
+store's masters share cpu 1. A and C, which poll, have cpu 0.
 """
 
 from __future__ import annotations

@@ -24,7 +24,9 @@ class Asked(Request):
     a: Connection
 
 
-users = vnf.table("users", key=int, value=User, durability=durability)
+# With few partitions the few changes of one moment reach the store in few pieces.
+partitions = 8 if durability == write_through else None
+users = vnf.table("users", key=int, value=User, durability=durability, partitions=partitions)
 
 
 # To be durable before anything is sent costs no coroutine, as waiting for put() would.
