@@ -3,19 +3,20 @@
 from typing import Literal, Self, TypeAlias, final
 
 from .errors import StateError
-from .state.store import Stored, Written
+from .state.store import Found, Stored, Written
 
 __all__ = ["StoreClient"]
 
 _Event: TypeAlias = (
     tuple[Literal["invalid"], int, list[bytes] | None]
+    | tuple[Literal["deaf"], int, list[int]]
     | tuple[Literal["lock_lost"], int, bytes, int]
     | tuple[Literal["state"], str, bool]
 )
 _Answer: TypeAlias = (
     list[Stored | StateError | None]
     | Written
-    | tuple[tuple[int, int, int] | None, list[tuple[bytes, Stored]]]
+    | tuple[tuple[int, int, int] | None, Found]
     | list[tuple[bytes, Stored]]
     | _Said
     | StateError
@@ -84,8 +85,8 @@ class StoreClient:
     ) -> None:
         """Answer: ``Written``."""
     def scan(self, token: object, table: int, cursor: tuple[int, int, int] | None, count: int, /) -> None:
-        """Answer: the next cursor or None, and ``list[tuple[bytes, Stored]]``; or a ``StateError``. A cursor from
-        before the topology changed begins anew."""
+        """Answer: the next cursor or None, and what was ``Found``; or a ``StateError``. A cursor from before the
+        topology changed begins anew."""
     def drop(self, token: object, table: int, /) -> None:
         """Answer: None or a ``StateError``."""
     def claim_expired(self, token: object, table: int, now_ms: int, claim_ms: int, most: int, /) -> None:
@@ -106,6 +107,7 @@ class StoreClient:
         """What has become of calls, and what was told unasked; to be taken in this order.
 
         ``("invalid", table, keys)``: others changed these; None: anything of the table may be stale.
+        ``("deaf", table, partitions)``: anything in these may be stale: a connection was lost, a slot moved.
         ``("lock_lost", table, key, owner)``: its lease ran out or it went to another owner.
         ``("state", text, hopeless)``: "up" or "down: why", when that changes; hopeless when waiting does not help,
         since the store refuses this client or is not of the kind that was named.

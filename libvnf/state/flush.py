@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ..errors import StateConflict, StateError
+from ..errors import StateConflict, StateError, Unreadable
 from .cache import UNKNOWN, Entry
 from .store import Stored, Written
 
@@ -33,10 +33,10 @@ Waiter: TypeAlias = Callable[[StateError | None], object]
 class Flight:
     """Entries on their way to the store, and who waits for them."""
 
-    __slots__ = ("authors", "barriers", "entries", "first", "reads", "replicas", "sent_s", "unread", "waiters")
+    __slots__ = ("authors", "barriers", "blind", "entries", "first", "reads", "replicas", "sent_s", "unread", "waiters")
 
-    def __init__(self, entries: list[Entry[Any, Any]], replicas: int) -> None:
-        self.entries, self.replicas = entries, replicas
+    def __init__(self, entries: list[Entry[Any, Any]], replicas: int, *, blind: bool = False) -> None:
+        self.entries, self.replicas, self.blind = entries, replicas, blind
         self.waiters: dict[Any, list[Waiter]] = {}
         # Keys whose change somebody has put and waits for.
         self.authors: set[Any] = set()
@@ -78,6 +78,7 @@ class Flusher:
         self._timer: asyncio.TimerHandle | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._delay_s = 0.0
+        self._refused = False
         self._room: list[asyncio.Future[None]] = []
         self._at_end = self._soon  # the same object each time: a request calls it once
 
@@ -105,8 +106,26 @@ class Flusher:
         self._waiters.setdefault(entry.key, []).append((replicas, waiter, author))
         self._urgently()
 
+    def unavailable(self, error: StateError) -> None:
+        """The store cannot be opened yet: who waits for it is told, as by a flight that failed."""
+        flight = Flight([], 0)
+        flight.sent_s = self._table.loop.time()
+        waiting, self._waiters = self._waiters, {}
+        for key, waiters in waiting.items():
+            entry = self._cache.peek(key)
+            if entry is None or not self._cache.take(entry):
+                _tell([waiter for _, waiter, _ in waiters], error)
+                continue
+            flight.entries.append(entry)
+            flight.waiters[key] = [waiter for _, waiter, _ in waiters]
+            if any(author for _, _, author in waiters):
+                flight.authors.add(key)
+        if flight.entries:
+            self._landed(flight, Written([], [(at, error) for at in range(len(flight.entries))]))
+
     def opened(self) -> None:
         """The store is there: what was changed before goes to it."""
+        self._stop_waiting()
         if self._waiters or self._cache.dirty:
             self._soon()
 
@@ -241,10 +260,25 @@ class Flusher:
         if flight.reads:
             return
         failed = {entry.key for entry, _ in flight.unread}
+        foreign = [entry for entry, why in flight.unread if isinstance(why, Unreadable) and entry.cached]
         flight.entries = [entry for entry in flight.entries if entry.key not in failed]
-        for entry in flight.entries:
+        for entry in flight.entries + foreign:
             self._cache.sent(entry)
+        if foreign:
+            self._replace(flight, foreign)
         self._send(flight)
+
+    def _replace(self, flight: Flight, foreign: list[Entry[Any, Any]]) -> None:
+        """What stands under these keys is no entry: it has no version, and nobody's value is lost with it."""
+        flight.unread = [(entry, why) for entry, why in flight.unread if entry not in foreign]
+        blind = Flight(foreign, flight.replicas, blind=True)
+        blind.waiters = {e.key: flight.waiters.pop(e.key) for e in foreign if e.key in flight.waiters}
+        blind.authors = {entry.key for entry in foreign} & flight.authors
+        blind.barriers = flight.barriers[:]
+        for barrier in blind.barriers:
+            barrier.count += 1
+        self._flights.add(blind)
+        self._send(blind)
 
     def _send(self, flight: Flight) -> None:
         table, entries = self._table, flight.entries
@@ -259,7 +293,7 @@ class Flusher:
             table.store.write(
                 table.handle,
                 [entry.packed for entry in entries],
-                None if table.last_writer_wins else [entry.version for entry in entries],
+                None if table.last_writer_wins or flight.blind else [entry.version for entry in entries],
                 flight.first,
                 [entry.payload for entry in entries],
                 partial(self._landed, flight),
@@ -283,6 +317,8 @@ class Flusher:
             for at, entry in enumerate(flight.entries):
                 if at in conflicts:
                     self._conflict(flight, entry, conflicts[at])
+                elif isinstance(failed.get(at), Unreadable):
+                    self._again_on(flight, entry)
                 elif at in failed:
                     failures.append((entry, failed[at]))
                 else:
@@ -294,6 +330,9 @@ class Flusher:
             self._failed(failures, flight)
         else:
             self._delay_s = 0.0
+            if self._refused:
+                self._refused = False
+                table.refusal(None)
         for waiters in flight.waiters.values():
             _tell(waiters, None)
         for barrier in flight.barriers:
@@ -311,6 +350,17 @@ class Flusher:
             _tell(waiters, self._table.conflict(entry, stored))
             return
         self._table.counts["recovered"] += 1
+        self._urge(flight, entry, waiters)
+
+    def _again_on(self, flight: Flight, entry: Entry[Any, Any]) -> None:
+        """What was read there is gone, and what stands there now is no entry."""
+        waiters = flight.waiters.pop(entry.key, [])
+        self._cache.failed(entry)
+        entry.version = UNKNOWN
+        self._urge(flight, entry, waiters)
+
+    def _urge(self, flight: Flight, entry: Entry[Any, Any], waiters: list[Waiter]) -> None:
+        """The entry flies again at once, for those who wait for it."""
         for waiter in waiters:
             self.urgent(entry, flight.replicas, waiter, author=entry.key in flight.authors)
         for barrier in flight.barriers:
@@ -328,6 +378,8 @@ class Flusher:
             else:
                 kept.append(entry.key)
         self._table.counts["flush_failures"] += len(failures)
+        self._refused = True
+        self._table.refusal(failures[0][1])
         if not kept:
             return
         first = self._delay_s == 0.0

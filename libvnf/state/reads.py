@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ..errors import StateError
+from ..errors import StateError, Unreadable
 from .cache import Entry
 from .store import Stored
 
@@ -61,6 +61,7 @@ class Reads:
             entry, error = None, None
             if isinstance(answer, StateError):
                 error = answer
+                self._table.counts["unreadable"] += isinstance(answer, Unreadable)
             else:
                 try:
                     entry = self._table.arrived(key, packed, answer)

@@ -54,13 +54,16 @@ pub static CHANGE: Script = Script::new(
 
 /// Entries that are due. KEYS: a partition's deadlines. ARGV: now, when they are due again, how many at most.
 ///
-/// Keys (without the prefix) and values, in turn.
+/// Keys (without the prefix) and values, in turn. What is too short to be an entry, or of another type (`MGET` has nil for
+/// it, `GET` an error), is due no more. An entry and its deadline may be on two nodes while their slot moves: asked for
+/// together they are an error then, of which nothing has come yet; alone, what is elsewhere looks like gone.
 pub static CLAIM: Script = Script::new(
-    "local call,ttl,out,size=redis.call,KEYS[1],{},0 local prefix=string.sub(ttl,1,-5) \
+    "local call,ttl,out,gone,size=redis.call,KEYS[1],{},{},0 local prefix=string.sub(ttl,1,-5) \
      for _,m in ipairs(call('ZRANGEBYSCORE',ttl,'-inf',ARGV[1],'LIMIT',0,ARGV[3])) do \
-     local v=call('GET',prefix..m) \
-     if v then size=size+#v if size>2^25 and #out>0 then break end \
-     call('ZADD',ttl,ARGV[2],m) out[#out+1]=m out[#out+1]=v else call('ZREM',ttl,m) end end \
+     local v=call('MGET',ttl,prefix..m)[2] \
+     if v and #v>14 then size=size+#v if size>2^25 and #out>0 then break end out[#out+1]=m out[#out+1]=v \
+     else gone[#gone+1]=m end end \
+     for i=1,#out,2 do call('ZADD',ttl,ARGV[2],out[i]) end for i=1,#gone do call('ZREM',ttl,gone[i]) end \
      return out",
 );
 
@@ -70,7 +73,7 @@ pub static CLAIM: Script = Script::new(
 /// How many were deleted.
 pub static EXPIRED: Script = Script::new(
     "local call,sub,n,count=redis.call,string.sub,#KEYS-1,0 local ttl=KEYS[n+1] \
-     for i=1,n do local key=KEYS[i] local h,member=call('GETRANGE',key,0,13),sub(key,#ttl-3) \
+     for i=1,n do local key=KEYS[i] local h,member=redis.pcall('GETRANGE',key,0,13),sub(key,#ttl-3) \
      if #h<14 or sub(h,1,8)==sub(ARGV[1],8*i-7,8*i) then count=count+call('DEL',key) call('ZREM',ttl,member) \
      else local due=struct.unpack('>I6',h,9) \
      if due>0 then call('ZADD',ttl,due,member) else call('ZREM',ttl,member) end end end \

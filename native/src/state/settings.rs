@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::link::Phase;
 use super::resp::{self, Reply};
 use super::script;
 use super::tls::Tls;
@@ -66,6 +67,11 @@ impl Settings {
             greetings.extend(self.scripts().map(|text| words(&[b"SCRIPT", b"LOAD", text])));
         }
         greetings
+    }
+
+    /// Whether the greeting that is answered next, of a connection for tables, is one of the scripts: they come last.
+    pub fn is_script(phase: Phase) -> bool {
+        matches!(phase, Phase::Greeting(left) if left <= script::ALL.len())
     }
 
     pub fn scripts(&self) -> impl Iterator<Item = &'static [u8]> + use<> {
