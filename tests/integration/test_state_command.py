@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from libvnf.cli.state import Shelf, change
 from libvnf.errors import StateError
 from libvnf.state import Record, Tables, write_through
 from libvnf.state.catalogue import CATALOGUE, Description
+from tests.integration.pages import commands
 from tests.meta.tree import ROOT
 from tests.peers import DEADLINE_S, Process
 from tests.redis_cluster import RedisCluster, RedisServer
@@ -148,7 +150,8 @@ async def test_a_change_between_reading_and_writing_is_never_lost(redis_server: 
     assert "another's" in said(url, "get", "sessions", "03")
 
 
-LOOK = ("resetchannels", "%R~vnf:*", "%R~{vnf:*", "-@all", "+@read", "+@connection", "+cluster|slots")
+[GRANTED] = [command for command in commands("docs/guide/operating.md") if "acl setuser looker" in command]
+LOOK = shlex.split(GRANTED)[1:]
 
 
 @pytest.mark.parametrize("kind", ["server", "cluster"])
@@ -161,7 +164,7 @@ async def test_who_may_only_read_looks_and_changes_nothing(kind: str, request: p
         url = servers[0].url
     await filled(url)
     for server in servers:
-        server.ask("acl", "setuser", "looker", "on", ">secret", *LOOK)
+        server.ask(*LOOK)
     try:
         url = url.replace("//", "//looker:secret@")
         assert "sessions" in said(url, "ls")
@@ -182,7 +185,7 @@ async def test_who_may_only_read_looks_and_changes_nothing(kind: str, request: p
 
 async def test_who_may_not_even_look_is_told_what_is_missing(redis_cluster: RedisCluster) -> None:
     for node in redis_cluster.nodes:
-        node.ask("acl", "setuser", "looker", "on", ">secret", *LOOK[:-1])
+        node.ask(*LOOK[:-1])
     try:
         done = state(redis_cluster.url.replace("//", "//looker:secret@"), "ls")
         assert (done.returncode, done.stdout) == (2, "")

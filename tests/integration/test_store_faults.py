@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import os
+import shlex
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -23,6 +24,7 @@ from libvnf.state.store import Written
 from libvnf.state.tables import Tables
 from libvnf.state.url import StoreURL
 from tests.integration.inside import until
+from tests.integration.pages import commands
 from tests.integration.test_store_conformance import Client, again
 from tests.peers import DEADLINE_S
 from tests.redis_cluster import Certificates, RedisCluster, RedisServer
@@ -228,9 +230,11 @@ def secured(tmp_path: Path, certificates: Certificates) -> Iterator[RedisCluster
     cluster = RedisCluster(tmp_path / "secured", options, replicas=False, tls=certificates)
     try:
         cluster.start()
-        allowed = ("~vnf:*", "~{vnf:*", "+@all", "-@dangerous", "-@admin", "+cluster|slots")
+        [granted] = [command for command in commands("docs/guide/state.md") if "acl setuser" in command]
+        rights = shlex.split(granted)[1:]
+        assert ">secret" in rights
         for node in cluster.nodes:
-            node.ask("acl", "setuser", "tables", "on", ">p@ss", "resetchannels", *allowed)
+            node.ask(*(">p@ss" if word == ">secret" else word for word in rights))
         yield cluster
     finally:
         cluster.stop()
@@ -248,7 +252,19 @@ async def test_a_user_with_a_certificate_uses_a_cluster_over_tls(
     assert written == DONE
     assert [stored.version for stored in await client.read(table, *entries)] == list(range(first, first + 1000))
     assert len(await client.all(table)) == 1000
-    assert isinstance(await client.ask(client.store.lock, table, b"k", client.versions.take(), 10_000), int)
+    owner = client.versions.take()
+    assert isinstance(await client.ask(client.store.lock, table, b"k", owner, 10_000), int)
+    assert (await client.write(table, {b"k": b"1"}, guard=(b"k", owner)))[1] == DONE
+    assert await client.ask(client.store.unlock, table, b"k", owner) is None
+    _, written = await client.write(table, {b"k": None}, replicas=1)
+    assert "0 of 1 replicas" in str(written.failed)
+    ending = client.store.table("ending", keeps_expired=True)
+    await client.write(ending, {b"k": b"1"}, deadlines=[1])
+    [(key, stored)] = await client.ask(client.store.claim_expired, ending, 10, 1000, 64)
+    assert await client.ask(client.store.expired, ending, [key], [stored.version]) is None
+    for handle in (table, ending):
+        assert await client.ask(client.store.drop, handle) is None
+        assert await client.all(handle) == []
     assert client.states[-1] == "up"
     assert "certificate" in (await refused(f"{url}?{authority}", timeout_s=2.0)).lower()
     wrong = url.replace("p%40ss", "guess")
