@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeGuard
 
-from ..errors import ConfigError, DurabilityUnknown, StateError, StateFull, StoreUnavailable
+from ..errors import ConfigError, DurabilityUnknown, StateError, StateFull, StoreUnavailable, Unreadable
 from .record import KeyCodec, Record, ValueCodec
 from .store import FULL, Store, Stored, Versions, Written
 
@@ -68,7 +68,8 @@ def enrol(
     def found(answers: list[Stored | StateError | None]) -> None:
         (answer,) = answers
         if isinstance(answer, StateError):
-            done(answer)
+            strange = isinstance(answer, Unreadable)
+            done(Unreadable(f"the description of table {table!r}: {answer}") if strange else answer)
             return
         try:
             known = None if answer is None else VALUES.unpack(answer.payload)

@@ -58,10 +58,13 @@ class Reads:
     def _arrived(self, queue: list[bytes], answers: list[Stored | StateError | None]) -> None:
         for packed, answer in zip(queue, answers, strict=True):
             key, waiters = self._waiting.pop(packed)
-            entry, error = None, None
-            if isinstance(answer, StateError):
+            entry: Entry[Any, Any] | None = None
+            error: StateError | None = None
+            if isinstance(answer, Unreadable):
+                self._table.counts["unreadable"] += 1
+                error = Unreadable(f"table {self._table.name!r}, {key!r}: {answer}")
+            elif isinstance(answer, StateError):
                 error = answer
-                self._table.counts["unreadable"] += isinstance(answer, Unreadable)
             else:
                 try:
                     entry = self._table.arrived(key, packed, answer)

@@ -327,6 +327,7 @@ async def test_a_value_that_is_none_is_an_error_of_its_key_alone(peer: Peer, ope
     await until(lambda: table.cache.peek("alice") is None and behind.cache.peek("alice") is None)
     answers = await asyncio.gather(table.get("alice"), table.get("good"), table.get("new"), return_exceptions=True)
     assert type(answers[0]) is Unreadable
+    assert str(answers[0]).startswith("table 't'")
     assert answers[1:] == [Session("good"), None]
     assert table.statistics()["unreadable"] == 1
     with pytest.raises(Unreadable):
@@ -455,6 +456,13 @@ async def test_a_value_longer_than_is_read_at_all_is_an_error_of_its_key_alone(p
     assert sorted([key async for key, _ in table.scan()]) == sorted(set(keys) - {"k7"})
     await table.put("k7", b"new")
     assert await table.get("k7") == b"new"
+
+
+async def test_a_description_that_is_none_is_told_as_that(peer: Peer, opened: Open) -> None:
+    peer.client.set(name(b"\xa1t", table=".tables", partitions=1), b"of somebody else")
+    with pytest.raises(Unreadable, match=r"^the description of table 't': what stands under this key is no entry"):
+        await opened()
+    assert await (await opened(name="another")).get("k") is None
 
 
 async def test_a_stored_key_that_is_none_is_passed_over_and_counted(peer: Peer, opened: Open) -> None:
