@@ -92,7 +92,7 @@ wheel: setup ## A wheel in dist/, proved in an empty environment without a compi
 
 bench: setup packages-bench ## Every benchmark, into benchmarks/results (BENCH_ARGS=--quick)
 	@mkdir -p benchmarks/results
-	@for file in $(filter-out benchmarks/harness.py,$(wildcard benchmarks/*.py)); do \
+	@for file in $(filter-out %/harness.py %/state_abc.py,$(wildcard benchmarks/*.py)); do \
 		echo "==> $$file"; \
 		$(PY) $$file $(BENCH_ARGS) --json benchmarks/results/$$(basename $$file .py).json; \
 	done

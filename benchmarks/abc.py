@@ -6,15 +6,12 @@ which can only have kernel sockets; all in the same run. 128-byte messages.
     python benchmarks/abc.py [--quick] [--json FILE]
 """
 
-import contextlib
-import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import Results, Side, main, peer, rounds, running, vnf
+from harness import EXAMPLES, Results, Side, free_ports, main, peer, rounds, running, vnf
 
-EXAMPLES = Path(__file__).parents[1] / "examples/abc"
 OUTSTANDING = (20, 100, 1000)
 KERNEL_GOAL = 0.9
 """Over kernel sockets: what dispatch, requests, limits and clean errors may cost against a bare protocol."""
@@ -75,25 +72,13 @@ SHAPES = (
 )
 
 
-def free_ports(count: int, kind: socket.SocketKind) -> list[int]:
-    """Below the range that connections out are given: a client of a port in it can connect to itself."""
-    found: list[int] = []
-    for number in range(20000 + os.getpid() % 5000, 32000):
-        with socket.socket(socket.AF_INET, kind) as sock, contextlib.suppress(OSError):
-            sock.bind(("127.0.0.1", number))
-            found.append(number)
-        if len(found) == count:
-            return found
-    raise OSError("no free ports from 20000 to 32000")
-
-
 def measure(results: Results, quick: bool, scratch: Path) -> None:
     count, duration_s, warmup_s = (2, 0.4, 0.2) if quick else (5, 1.0, 0.3)
     for number, shape in enumerate(SHAPES):
         scheme, kind = shape.scheme, socket.SOCK_DGRAM if shape.scheme == "udp" else socket.SOCK_STREAM
         listen, c, peer_listen, peer_c = free_ports(4, kind)
         kernel, memif = f"{scheme}://127.0.0.1", f"memif:{scratch}/{number}.sock"
-        ours, sets = EXAMPLES / shape.ours, [f"--set={one}" for one in shape.settings]
+        ours, sets = EXAMPLES / "abc" / shape.ours, [f"--set={one}" for one in shape.settings]
         port, to = f"--transport={memif},address=10.0.0.2/24", f"{scheme}://10.0.0.3:5000"
         commands = (
             vnf(ours, *sets, port, listen=f"{scheme}://:5000", c=to),

@@ -9,10 +9,12 @@ the scheduler's autogroups (`nice` does nothing between sessions); it keeps othe
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -20,7 +22,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +29,7 @@ from typing import Any, Protocol
 from libvnf._native import core_distance_ns
 
 ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
 GENERATOR_CPU, SERVER_CPU = 0, 1
 STARTS = 3
 """A program under test with long-lived connections to C, or a socket, finds C again while the first requests are on
@@ -83,15 +85,19 @@ class Program:
 
     def cpu_s(self) -> float:
         """Processor time of all its threads so far; from the scheduler, in nanoseconds."""
-        total = 0
-        for task in Path(f"/proc/{self.pid}/task").iterdir():
-            total += int((task / "schedstat").read_text().split()[0])
-        return total / 1e9
+        return sum(self._scheduled(task, 0) for task in Path(f"/proc/{self.pid}/task").iterdir())
+
+    def loop_s(self) -> float:
+        """Processor time of its main thread so far, in which its loop runs."""
+        return self._scheduled(Path(f"/proc/{self.pid}/task/{self.pid}"), 0)
 
     def waited_s(self) -> float:
         """How long its threads were ready and others had their cpu."""
-        tasks = Path(f"/proc/{self.pid}/task").iterdir()
-        return sum(int((task / "schedstat").read_text().split()[1]) for task in tasks) / 1e9
+        return sum(self._scheduled(task, 1) for task in Path(f"/proc/{self.pid}/task").iterdir())
+
+    @staticmethod
+    def _scheduled(task: Path, column: int) -> float:
+        return int((task / "schedstat").read_text().split()[column]) / 1e9
 
     def rss_mb(self) -> float:
         """Resident memory, the port's shared memory included."""
@@ -128,11 +134,23 @@ def vnf(file: str | Path, *options: str, **settings: object) -> list[str]:
     ]
 
 
+def free_ports(count: int, kind: socket.SocketKind) -> list[int]:
+    """Below the range that connections out are given: a client of a port in it can connect to itself."""
+    found: list[int] = []
+    for number in range(20000 + os.getpid() % 5000, 32000):
+        with socket.socket(socket.AF_INET, kind) as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", number))
+            found.append(number)
+        if len(found) == count:
+            return found
+    raise OSError("no free ports from 20000 to 32000")
+
+
 def peer(name: str, *args: object) -> list[str]:
     return [sys.executable, str(ROOT / "benchmarks/peers" / name), *map(str, args)]
 
 
-@contextmanager
+@contextlib.contextmanager
 def running(*commands: Sequence[str], cpu: int | None = SERVER_CPU) -> Iterator[list[Program]]:
     programs: list[Program] = []
     try:
@@ -189,6 +207,7 @@ class Sample:
     cpu_us: float  # the server's, per request
     errors: int
     distance: tuple[str, str]
+    loop_us: float = 0.0  # of cpu_us, what its main thread took
 
     @property
     def steady(self) -> bool:
@@ -213,13 +232,13 @@ class Side(Measured):
     """Where a server looks for the generator, which is another one in each run, at its own pace."""
 
     def run(self, duration_s: float, warmup_s: float = 0.3) -> Sample:
-        before, cpu = distance()[0], self.program.cpu_s()
+        before, cpu, loop = distance()[0], self.program.cpu_s(), self.program.loop_s()
         warmup_s += self.more_warmup_s
         try:
             report = load(self.load, duration_s=duration_s, warmup_s=warmup_s)
         except RuntimeError as error:
             raise RuntimeError(f"{error}\n{self.name} printed:\n{self.program.stop()}") from None
-        cpu = self.program.cpu_s() - cpu
+        cpu, loop = self.program.cpu_s() - cpu, self.program.loop_s() - loop
         # The warm-up's requests are not in the report; the far end of a chain has counted them.
         served = report["echoed"] or report["requests"] * (report["seconds"] + warmup_s) / report["seconds"]
         sample = Sample(
@@ -229,6 +248,7 @@ class Side(Measured):
             cpu * 1e6 / max(1, served),
             sum(report["errors"].values()),
             (before, distance()[0]),
+            loop * 1e6 / max(1, served),
         )
         self.samples.append(sample)
         return sample

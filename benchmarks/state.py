@@ -36,6 +36,7 @@ from libvnf.state.redis import RedisStore
 from libvnf.state.store import Versions
 from libvnf.state.tables import Tables
 from libvnf.state.url import StoreURL
+import state_abc
 from tests.redis_cluster import RedisCluster
 
 KEYS = 50_000
@@ -361,8 +362,8 @@ def replicated(results: Results, loop: asyncio.AbstractEventLoop, url: str, run:
 
 
 @contextlib.contextmanager
-def cluster(directory: Path, *, replicas: bool) -> Iterator[RedisCluster]:
-    found = RedisCluster(directory, replicas=replicas, cpu=SERVER_CPU)
+def cluster(directory: Path, *, replicas: bool = False, cpu: int = SERVER_CPU) -> Iterator[RedisCluster]:
+    found = RedisCluster(directory, replicas=replicas, cpu=cpu)
     try:
         found.start()
         yield found
@@ -376,7 +377,7 @@ def measure(results: Results, quick: bool, scratch: Path) -> None:
     def run(*sides: Client) -> None:
         in_turn(sides, 3 if quick else 9, 0.5 if quick else 2.0)
 
-    with cluster(scratch / "masters", replicas=False) as masters, tables_of(loop, masters.url) as tables:
+    with cluster(scratch / "masters") as masters, tables_of(loop, masters.url) as tables:
         node = masters.nodes[0]
         client = redis.asyncio.RedisCluster(host="127.0.0.1", port=node.port)
         try:
@@ -390,6 +391,8 @@ def measure(results: Results, quick: bool, scratch: Path) -> None:
     with cluster(scratch / "replicas", replicas=True) as whole:
         replicated(results, loop, whole.url, run)
     loop.close()
+    with cluster(scratch / "abc", cpu=GENERATOR_CPU) as masters:
+        state_abc.measure(results, masters, quick, scratch)
 
 
 if __name__ == "__main__":

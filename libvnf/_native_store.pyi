@@ -1,9 +1,7 @@
 """The part of ``libvnf._native`` that talks to the store of tables; that module's stub has its names from here."""
 
-from typing import Literal, Self, TypeAlias, final
-
-from .errors import StateError
-from .state.store import Found, Stored, Written
+from collections.abc import Callable
+from typing import Any, Literal, Self, TypeAlias, final
 
 __all__ = ["StoreClient"]
 
@@ -13,24 +11,16 @@ _Event: TypeAlias = (
     | tuple[Literal["lock_lost"], int, bytes, int]
     | tuple[Literal["state"], str, bool]
 )
-_Answer: TypeAlias = (
-    list[Stored | StateError | None]
-    | Written
-    | tuple[tuple[int, int, int] | None, Found]
-    | list[tuple[bytes, Stored]]
-    | _Said
-    | StateError
-)
-_Said: TypeAlias = bytes | int | list[_Said] | None
+_Done: TypeAlias = Callable[[Any], object]
 
 @final
 class StoreClient:
     """A client of a Redis or a Redis Cluster, on a thread of its own. ``libvnf.state.store.Store`` says what the calls
-    mean; here each takes a ``token`` instead of ``done``, and ``drain`` gives it back with the answer.
+    mean; here ``done`` comes first, and is called by ``drain``, with the answer.
 
-    Calls return at once and never wait. What the store cannot do now is tried again, elsewhere if need be, until
-    ``timeout_s`` is over (each step of a scan or a drop has that time). ``StateFull`` when ``max_queued`` operations or
-    ``max_queued_bytes`` wait, undrained answers included; ``StateError`` once it is closed.
+    Calls return at once and never wait; ``go`` begins what was called. What the store cannot do now is tried again,
+    elsewhere if need be, until ``timeout_s`` is over (each step of a scan or a drop has that time). ``StateFull`` while
+    ``max_queued`` operations or ``max_queued_bytes`` wait, undrained answers too; ``StateError`` once it is closed.
 
     ``nodes``: hosts and ports to begin at (the path of a Unix socket and 0); the other nodes of a cluster are found.
     ``tls_ca``: whom to trust, PEM; with it all connections are TLS, and a node's certificate must be for its host.
@@ -66,11 +56,11 @@ class StoreClient:
         """Readable when ``drain`` has something."""
     def table(self, name: str, partitions: int = 64, keeps_expired: bool = False, /) -> int:
         """A handle; the same for the same name. ``ConfigError`` for a wrong name, or other settings than before."""
-    def read(self, token: object, table: int, keys: list[bytes], /) -> None:
+    def read(self, done: _Done, table: int, keys: list[bytes], /) -> None:
         """Answer: ``list[Stored | StateError | None]``, one for each key."""
     def write(
         self,
-        token: object,
+        done: _Done,
         table: int,
         keys: list[bytes],
         expected: list[int] | None,
@@ -84,27 +74,29 @@ class StoreClient:
         /,
     ) -> None:
         """Answer: ``Written``."""
-    def scan(self, token: object, table: int, cursor: tuple[int, int, int] | None, count: int, /) -> None:
+    def scan(self, done: _Done, table: int, cursor: tuple[int, int, int] | None, count: int, /) -> None:
         """Answer: the next cursor or None, and what was ``Found``; or a ``StateError``. A cursor from before the
         topology changed begins anew."""
-    def drop(self, token: object, table: int, /) -> None:
+    def drop(self, done: _Done, table: int, /) -> None:
         """Answer: None or a ``StateError``."""
-    def claim_expired(self, token: object, table: int, now_ms: int, claim_ms: int, most: int, /) -> None:
+    def claim_expired(self, done: _Done, table: int, now_ms: int, claim_ms: int, most: int, /) -> None:
         """Answer: ``list[tuple[bytes, Stored]]`` or a ``StateError``."""
-    def expired(self, token: object, table: int, keys: list[bytes], versions: list[int], /) -> None:
+    def expired(self, done: _Done, table: int, keys: list[bytes], versions: list[int], /) -> None:
         """Answer: None or a ``StateError``."""
-    def lock(self, token: object, table: int, key: bytes, owner: int, lease_ms: int, hold_ms: int = 0, /) -> None:
+    def lock(self, done: _Done, table: int, key: bytes, owner: int, lease_ms: int, hold_ms: int = 0, /) -> None:
         """Answer: the fence, None when another owner has it, or a ``StateError``. From then on the lease is renewed,
         for ``hold_ms`` if that is not 0."""
-    def unlock(self, token: object, table: int, key: bytes, owner: int, /) -> None:
+    def unlock(self, done: _Done, table: int, key: bytes, owner: int, /) -> None:
         """Answer: None or a ``StateError``."""
-    def call(self, token: object, words: list[bytes], once: bool = False, /) -> None:
+    def call(self, done: _Done, words: list[bytes], once: bool = False, /) -> None:
         """Any command for the node that serves the key ``words[1]``. ``once``: it is not sent again when an answer was
         lost; ``DurabilityUnknown`` then. Answer: bytes, int, None or a list of these, or a ``StateError``."""
     def beat(self, /) -> None:
         """The loop is alive."""
-    def drain(self, /) -> tuple[list[tuple[object, _Answer]], list[_Event]]:
-        """What has become of calls, and what was told unasked; to be taken in this order.
+    def go(self, /) -> None:
+        """Begins what was called since: once for many calls, at the end of a turn of the loop."""
+    def drain(self, /) -> tuple[list[BaseException], list[_Event]]:
+        """Tells those who called what became of it; what they raised is returned. Then what was told unasked:
 
         ``("invalid", table, keys)``: others changed these; None: anything of the table may be stale.
         ``("deaf", table, partitions)``: anything in these may be stale: a connection was lost, a slot moved.

@@ -9,7 +9,7 @@ import asyncio
 from asyncio import tasks
 from typing import Any
 
-__all__ = ["StandIn", "running", "swap_current_task"]
+__all__ = ["StandIn", "current", "is_same", "running", "swap_current_task"]
 
 _running: set[asyncio.Task[Any]] = set()
 
@@ -52,6 +52,23 @@ class StandIn:
         if self._task is None:
             raise AttributeError(f"{name}: a handler that has not waited yet has no asyncio.Task")
         return getattr(self._task, name)
+
+
+def current() -> object | None:
+    """Who runs: a task or what stands in for one; None: a callback. Kept, it goes on meaning that coroutine."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # stepped by hand, without a loop
+        return None
+
+
+def is_same(one: object | None, other: object | None) -> bool:
+    """Whether both are the same coroutine, one of them perhaps by its stand-in."""
+
+    def face(of: object | None) -> object | None:
+        return of._task or of if isinstance(of, StandIn) else of
+
+    return one is not None and face(one) is face(other)
 
 
 def swap_current_task(loop: asyncio.AbstractEventLoop, task: Any) -> Any:

@@ -23,9 +23,13 @@ class FromA(asyncio.Protocol):
         whole = len(data) - len(data) % SIZE
         self.rest = data[whole:]
         for at in range(0, whole, SIZE):
-            task = loop.create_task(loop.create_connection(ToC(self.transport, data[at : at + SIZE]), "127.0.0.1", C))
-            connecting.add(task)
-            task.add_done_callback(connecting.discard)
+            self.request(data[at : at + SIZE])
+
+    def request(self, request):
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(loop.create_connection(ToC(self.transport, request), "127.0.0.1", C))
+        connecting.add(task)
+        task.add_done_callback(connecting.discard)
 
 
 class ToC(asyncio.Protocol):
@@ -46,13 +50,12 @@ class ToC(asyncio.Protocol):
             self.transport.close()
 
 
-async def main():
-    global loop
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(FromA, "127.0.0.1", LISTEN, backlog=1024)
+async def serve(protocol):
+    server = await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", LISTEN, backlog=1024)
     print("ready", flush=True)
     await server.serve_forever()
 
 
 connecting = set()
-uvloop.run(main())
+if __name__ == "__main__":
+    uvloop.run(serve(FromA))

@@ -13,7 +13,8 @@ The **base** of an entry is the version its value replaces in the store. One tha
 none (``UNKNOWN``); whoever takes it reads first, or writes unconditionally.
 
 A flight whose outcome nobody knows may have arrived. So a conflict with a version of our own, or with nothing where we
-may have deleted, is none: :meth:`Cache.conflicted` bases the entry on that and it flies again.
+may have deleted, is none; nor is one with nothing where the base has expired: :meth:`Cache.conflicted` bases the entry
+on that and it flies again.
 
 Eviction is CLOCK (second chance): a hit costs one flag, not a move in a list, and a scan over many keys does not push
 out those in use. Only clean entries are in the ring; one that the hand dropped as dirty comes back when it is clean.
@@ -22,11 +23,11 @@ out those in use. Only clean entries are in the ring; one that the hand dropped 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
 from ..errors import StateError, StateFull
-from .store import Stored, writer_of
+from .store import Stored
 
 __all__ = ["ENTRY_BYTES", "UNKNOWN", "Cache", "Entry"]
 
@@ -39,6 +40,9 @@ ENTRY_BYTES = 400
 UNKNOWN = -1
 """The version of an entry that was put without knowing what it replaces."""
 
+CLOCKS_DIFFER_MS = 1000
+"""How far the store's clock may be ahead of ours, so that it has ended what we think is still there."""
+
 _SPARED = 64  # entries given a second chance in one search for room: the next goes without, so that no put takes long
 
 
@@ -46,12 +50,14 @@ class Entry(Generic[K, V]):
     """Read by all, written by its :class:`Cache`."""
 
     __slots__ = (
+        "base_until_ms",
         "cached",
         "changed",
         "deadline_ms",
         "deleting",
         "dirty",
         "flying",
+        "flying_until_ms",
         "key",
         "maybe_deleted",
         "packed",
@@ -72,6 +78,8 @@ class Entry(Generic[K, V]):
         self.payload: bytes | None = None
         self.version = 0  # the base
         self.deadline_ms = 0
+        # When what this replaces will have expired in the store, and what flies, once it is not the newest; 0: never.
+        self.base_until_ms = self.flying_until_ms = 0
         self.recent = b""
         self.dirty = self.flying = self.changed = False
         self.stale = False  # somebody else wrote while it was flying
@@ -84,10 +92,12 @@ class Entry(Generic[K, V]):
 
 class Cache(Generic[K, V]):
     """Holds at most ``max_entries``, and ``max_bytes`` of packed keys and values with :data:`ENTRY_BYTES` for each.
-    ``writer`` is the store's, once it is known."""
+    ``is_ours`` tells whether a version is this client's, once there is a store."""
 
-    def __init__(self, max_entries: int, max_bytes: int, writer: int = 0) -> None:
-        self.max_entries, self.max_bytes, self.writer = max_entries, max_bytes, writer
+    def __init__(
+        self, max_entries: int, max_bytes: int, is_ours: Callable[[int], bool] = lambda version: False
+    ) -> None:
+        self.max_entries, self.max_bytes, self.is_ours = max_entries, max_bytes, is_ours
         self.entries: dict[K, Entry[K, V]] = {}
         self.bytes = 0
         self.dirty = 0
@@ -137,9 +147,20 @@ class Cache(Generic[K, V]):
             entry = Entry(key, packed)
             entry.cached = False
         entry.value, entry.payload = value, payload
-        entry.version, entry.deadline_ms, entry.recent = (0, 0, b"") if stored is None else stored[:3]
-        if entry.cached:
+        if stored is None:
+            entry.version, entry.deadline_ms, entry.recent = 0, 0, b""
+        else:
+            entry.version, entry.deadline_ms, entry.recent, _ = stored
+        if entry.cached and not entry.queued:
             self._enqueue(entry)
+        return entry
+
+    def uncached(self, key: K, packed: bytes, value: V | None, stored: Stored | None) -> Entry[K, V]:
+        """An entry as ``put_clean`` makes one, and not kept: for what may have changed by now."""
+        entry: Entry[K, V] = Entry(key, packed)
+        entry.cached = False
+        entry.value, entry.payload = value, None if stored is None else stored.payload
+        entry.version, entry.deadline_ms, entry.recent = (0, 0, b"") if stored is None else stored[:3]
         return entry
 
     def put_dirty(
@@ -151,29 +172,33 @@ class Cache(Generic[K, V]):
         if entry is None:
             entry = self._sized(None, key, packed, payload)
             entry.version = UNKNOWN
-        else:
-            size = ENTRY_BYTES + len(packed) + (0 if payload is None else len(payload))
-            if size > entry.size:
-                self._sized(entry, key, packed, payload)
-            else:
-                self.bytes += size - entry.size
-                entry.size = size
+        self.change(entry, value, payload, deadline_ms)
+        return entry
+
+    def change(self, entry: Entry[K, V], value: V | None, payload: bytes | None, deadline_ms: int) -> bool:
+        """``put_dirty`` for an entry that is here. True: it waits from now on, and did not before."""
+        old = entry.payload
+        if old is None or payload is None or len(old) != len(payload):
+            self._sized(entry, entry.key, entry.packed, payload)
         entry.value = value
         entry.payload = payload
-        entry.deadline_ms = deadline_ms
         entry.visited = True
         if entry.flying:
-            entry.changed = True
+            if not entry.changed:
+                entry.changed, entry.flying_until_ms = True, entry.deadline_ms
         elif not entry.dirty:
-            entry.dirty = True
+            entry.dirty, entry.base_until_ms = True, entry.deadline_ms
             self.dirty += 1
             self._line.append(entry)
-        return entry
+            entry.deadline_ms = deadline_ms
+            return True
+        entry.deadline_ms = deadline_ms
+        return False
 
     def based(self, entry: Entry[K, V], stored: Stored | None) -> None:
         """What the entry's change replaces: the answer to a read for one that had no base, or our own update that was
         under way when it was put."""
-        entry.version, entry.recent = (0, b"") if stored is None else (stored.version, stored.recent)
+        entry.version, entry.base_until_ms, entry.recent = (0, 0, b"") if stored is None else stored[:3]
 
     # -- flushing
 
@@ -205,9 +230,9 @@ class Cache(Generic[K, V]):
         if not self._landed(entry):
             return
         if entry.deleting:
-            entry.version, entry.recent = 0, b""
+            entry.version, entry.base_until_ms, entry.recent = 0, 0, b""
         else:
-            entry.version = version
+            entry.version, entry.base_until_ms = version, entry.flying_until_ms  # of use where it was changed
         entry.maybe_deleted = False
         self._settle(entry)
 
@@ -221,12 +246,17 @@ class Cache(Generic[K, V]):
                 entry.version = version
                 self.flying -= 1
 
-    def conflicted(self, entry: Entry[K, V], stored: Stored | None) -> bool:
+    def conflicted(self, entry: Entry[K, V], stored: Stored | None, now_ms: int = 0) -> bool:
         """Another version stands in the store. True: somebody else's; the change is lost and the entry no longer here,
-        ``entry.value`` tells what it was. False: an earlier flight of ours; the entry is dirty, and based on that."""
+        ``entry.value`` tells what it was. False: an earlier flight of ours, or what it replaces has expired by now; the
+        entry is dirty, and based on what stands there."""
         if not self._landed(entry):
             return False
-        if entry.maybe_deleted if stored is None else writer_of(stored.version) == self.writer:
+        if stored is None:
+            nobodys = entry.maybe_deleted or 0 < entry.base_until_ms <= now_ms + CLOCKS_DIFFER_MS
+        else:
+            nobodys = self.is_ours(stored.version)
+        if nobodys:
             self.based(entry, stored)
             entry.maybe_deleted = False
             entry.changed = True
@@ -242,6 +272,9 @@ class Cache(Generic[K, V]):
         if not self._landed(entry):
             return
         entry.maybe_deleted |= entry.deleting
+        until_ms = entry.flying_until_ms if entry.changed else entry.deadline_ms
+        if until_ms and not 0 < entry.base_until_ms <= until_ms:
+            entry.base_until_ms = until_ms  # of what may stand there, the first that goes
         entry.changed = True
         self._settle(entry)
 
@@ -351,30 +384,30 @@ class Cache(Generic[K, V]):
             raise StateError(
                 f"an entry of {size} bytes, the cache holds {self.max_bytes} in {self.max_entries} entries"
             )
-        while self.bytes + size - (entry.size if entry else 0) > self.max_bytes or (
-            entry is None and len(self.entries) >= self.max_entries
-        ):
+        more = size if entry is None else size - entry.size
+        while self.bytes + more > self.max_bytes or (entry is None and len(self.entries) >= self.max_entries):
             self._evict(entry)
         if entry is None:
             entry = self.entries[key] = Entry(key, packed)
-            entry.pinned = key in self._pins
-        self.bytes += size - entry.size
+            if self._pins:
+                entry.pinned = key in self._pins
+        self.bytes += more
         entry.size = size
         return entry
 
     def _evict(self, kept: Entry[K, V] | None) -> None:
-        spared = 0
-        for _ in range(len(self._ring) + _SPARED):
-            if not self._ring:
+        ring, spared = self._ring, 0
+        for _ in range(len(ring) + _SPARED):
+            if not ring:
                 break
-            entry = self._ring.popleft()
+            entry = ring.popleft()
             if not entry.cached or entry.dirty or entry.pinned:
                 entry.queued = False
             elif entry is kept:
-                self._ring.append(entry)
+                ring.append(entry)
             elif entry.visited and spared < _SPARED:
                 entry.visited = False
-                self._ring.append(entry)
+                ring.append(entry)
                 spared += 1
             else:
                 self.evicted += 1

@@ -6,7 +6,7 @@ durability             a ``put`` completes when     lost by the death of the rep
 ``local``              it is in this process        everything
 ``write_back(…)``      it is in this process        changes not flushed yet: see :func:`write_back`
 ``write_through``      the store has it             nothing that completed; a store's failover may lose it
-``replicated(n)``      and ``n`` of its replicas    nothing that completed, while one of those ``n + 1`` nodes lives
+``replicated(n)``      and ``n`` of its replicas    nothing that completed; nor in a failover from ``n`` replicas
 =====================  ===========================  =================================================================
 
 A single call can ask for more than its table gives: ``put(key, value, durability=write_through)``.
@@ -15,7 +15,7 @@ A single call can ask for more than its table gives: ``put(key, value, durabilit
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from math import isfinite
 from typing import Protocol
@@ -50,11 +50,11 @@ class Durability:
     every: int | None = None
     on_request_end: bool = False
     replicas: int = 0
+    cached: bool = field(init=False, repr=False, compare=False)
+    """Whether a ``put`` completes before the store has it."""
 
-    @property
-    def cached(self) -> bool:
-        """Whether a ``put`` completes before the store has it."""
-        return self.level in (Level.LOCAL, Level.WRITE_BACK)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cached", self.level in (Level.LOCAL, Level.WRITE_BACK))
 
     def for_call(self, asked: Durability | None, table: str) -> Durability:
         """What holds for one call on a table of this durability. ``ConfigError`` when that cannot be asked for."""

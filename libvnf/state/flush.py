@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from ..errors import StateConflict, StateError, Unreadable
 from .cache import UNKNOWN, Entry
@@ -30,20 +30,52 @@ FIRST_DELAY_S, LAST_DELAY_S = 0.05, 5.0
 Waiter: TypeAlias = Callable[[StateError | None], object]
 
 
+class Waiting(NamedTuple):
+    """For an entry that no flight has taken yet."""
+
+    waiter: Waiter
+    replicas: int
+    author: bool
+    payload: bytes | None
+    """What an author has put."""
+
+
 class Flight:
     """Entries on their way to the store, and who waits for them."""
 
-    __slots__ = ("authors", "barriers", "blind", "entries", "first", "reads", "replicas", "sent_s", "unread", "waiters")
+    __slots__ = (
+        "authored",
+        "barriers",
+        "blind",
+        "entries",
+        "first",
+        "reads",
+        "replicas",
+        "sent_s",
+        "unread",
+        "waiters",
+    )
 
     def __init__(self, entries: list[Entry[Any, Any]], replicas: int, *, blind: bool = False) -> None:
         self.entries, self.replicas, self.blind = entries, replicas, blind
         self.waiters: dict[Any, list[Waiter]] = {}
-        # Keys whose change somebody has put and waits for.
-        self.authors: set[Any] = set()
+        # What was put by somebody who waits for it.
+        self.authored: dict[Any, bytes | None] = {}
         self.barriers: list[Barrier] = []
         self.first, self.reads, self.sent_s = 0, 0, 0.0
         # Those of which it could not be read what they replace.
         self.unread: list[tuple[Entry[Any, Any], StateError]] = []
+
+    def join(self, key: Any, waiting: list[Waiting]) -> None:
+        """They wait for what it carries."""
+        self.waiters.setdefault(key, []).extend(one.waiter for one in waiting)
+        for one in waiting:
+            if one.author:
+                self.authored[key] = one.payload
+
+    def is_its_authors(self, entry: Entry[Any, Any]) -> bool:
+        """Whether somebody has put what it carries, and learns what becomes of it."""
+        return entry.key in self.authored and self.authored[entry.key] is entry.payload
 
 
 class Barrier:
@@ -72,8 +104,7 @@ class Flusher:
         self._table, self._cache, self._durability = table, table.cache, table.durability
         self._every = table.durability.every or 0
         self._flights: set[Flight] = set()
-        # By key, for entries that no flight has taken yet.
-        self._waiters: dict[Any, list[tuple[int, Waiter, bool]]] = {}
+        self._waiting: dict[Any, list[Waiting]] = {}
         self._all_soon = self._urgent_soon = False
         self._timer: asyncio.TimerHandle | None = None
         self._retry: asyncio.TimerHandle | None = None
@@ -103,30 +134,27 @@ class Flusher:
     def urgent(self, entry: Entry[Any, Any], replicas: int, waiter: Waiter, *, author: bool = False) -> None:
         """Flushes this entry at the end of the turn; ``waiter`` is told when what it has now is stored. ``author``:
         who put it, and learns from that what became of it."""
-        self._waiters.setdefault(entry.key, []).append((replicas, waiter, author))
+        self._waiting.setdefault(entry.key, []).append(Waiting(waiter, replicas, author, entry.payload))
         self._urgently()
 
     def unavailable(self, error: StateError) -> None:
         """The store cannot be opened yet: who waits for it is told, as by a flight that failed."""
         flight = Flight([], 0)
         flight.sent_s = self._table.loop.time()
-        waiting, self._waiters = self._waiters, {}
-        for key, waiters in waiting.items():
+        for key in list(self._waiting):
             entry = self._cache.peek(key)
             if entry is None or not self._cache.take(entry):
-                _tell([waiter for _, waiter, _ in waiters], error)
+                self._tell_those_behind(key, error)
                 continue
             flight.entries.append(entry)
-            flight.waiters[key] = [waiter for _, waiter, _ in waiters]
-            if any(author for _, _, author in waiters):
-                flight.authors.add(key)
+            flight.join(key, self._waiting.pop(key))
         if flight.entries:
             self._landed(flight, Written([], [(at, error) for at in range(len(flight.entries))]))
 
     def opened(self) -> None:
         """The store is there: what was changed before goes to it."""
         self._stop_waiting()
-        if self._waiters or self._cache.dirty:
+        if self._waiting or self._cache.dirty:
             self._soon()
 
     def read_base(self, entry: Entry[Any, Any]) -> None:
@@ -175,9 +203,8 @@ class Flusher:
             if timer is not None:
                 timer.cancel()
         self._timer = self._retry = None
-        waiting, self._waiters = self._waiters, {}
-        for waiters in waiting.values():
-            _tell([waiter for _, waiter, _ in waiters], error)
+        for key in list(self._waiting):
+            self._tell_those_behind(key, error)
         self._wake()
 
     def _soon(self) -> None:
@@ -218,24 +245,21 @@ class Flusher:
         self._urgent_soon = False
         if self._table.refused is not None:
             self.close(self._table.refused)
-        if not self._waiters or self._retry is not None or not self._table.open:
+        if not self._waiting or self._retry is not None or not self._table.open:
             return
         flights: dict[int, Flight] = {}
-        for key, waiting in list(self._waiters.items()):
+        for key, waiting in list(self._waiting.items()):
             entry = self._cache.peek(key)
             if entry is not None and entry.flying:
                 continue  # looked at again when it has landed
-            del self._waiters[key]
-            waiters = [waiter for _, waiter, _ in waiting]
             if entry is None or not self._cache.take(entry):
-                _tell(waiters, None)
+                self._tell_those_behind(key, None)
                 continue
-            replicas = max(self._durability.replicas, *(asked for asked, _, _ in waiting))
+            del self._waiting[key]
+            replicas = max(self._durability.replicas, *(one.replicas for one in waiting))
             flight = flights.setdefault(replicas, Flight([], replicas))
             flight.entries.append(entry)
-            flight.waiters[key] = waiters
-            if any(author for _, _, author in waiting):
-                flight.authors.add(key)
+            flight.join(key, waiting)
         for flight in flights.values():
             self._fly(flight)
 
@@ -263,6 +287,10 @@ class Flusher:
         foreign = [entry for entry, why in flight.unread if isinstance(why, Unreadable) and entry.cached]
         flight.entries = [entry for entry in flight.entries if entry.key not in failed]
         for entry in flight.entries + foreign:
+            if entry.changed:  # what was put meanwhile goes along, and who waits for that
+                waiting = self._waiting.pop(entry.key, [])
+                flight.join(entry.key, waiting)
+                flight.replicas = max(flight.replicas, *(one.replicas for one in waiting), 0)
             self._cache.sent(entry)
         if foreign:
             self._replace(flight, foreign)
@@ -273,7 +301,7 @@ class Flusher:
         flight.unread = [(entry, why) for entry, why in flight.unread if entry not in foreign]
         blind = Flight(foreign, flight.replicas, blind=True)
         blind.waiters = {e.key: flight.waiters.pop(e.key) for e in foreign if e.key in flight.waiters}
-        blind.authors = {entry.key for entry in foreign} & flight.authors
+        blind.authored = {e.key: flight.authored.pop(e.key) for e in foreign if e.key in flight.authored}
         blind.barriers = flight.barriers[:]
         for barrier in blind.barriers:
             barrier.count += 1
@@ -334,20 +362,22 @@ class Flusher:
                 self._refused = False
                 table.refusal(None)
         for waiters in flight.waiters.values():
-            _tell(waiters, None)
+            self._tell(waiters, None)
         for barrier in flight.barriers:
             barrier.one(failures[0][1] if failures else None)
         if self._cache.dirty:
             self.changed()
-        if self._waiters:
+        if self._waiting:
             self._urgently()
         self._wake()
 
     def _conflict(self, flight: Flight, entry: Entry[Any, Any], stored: Stored | None) -> None:
         """Another version stands in the store than the one this entry was based on."""
         waiters = flight.waiters.pop(entry.key, [])
-        if self._cache.conflicted(entry, stored):
-            _tell(waiters, self._table.conflict(entry, stored))
+        if self._cache.conflicted(entry, stored, self._table.clock_ms()):
+            error = self._table.conflict(entry, stored)
+            self._tell(waiters, error)
+            self._tell_those_behind(entry.key, error)  # what they put is lost with it
             return
         self._table.counts["recovered"] += 1
         self._urge(flight, entry, waiters)
@@ -361,8 +391,10 @@ class Flusher:
 
     def _urge(self, flight: Flight, entry: Entry[Any, Any], waiters: list[Waiter]) -> None:
         """The entry flies again at once, for those who wait for it."""
+        self._soon()
+        author = flight.is_its_authors(entry)
         for waiter in waiters:
-            self.urgent(entry, flight.replicas, waiter, author=entry.key in flight.authors)
+            self.urgent(entry, flight.replicas, waiter, author=author)
         for barrier in flight.barriers:
             self._join(barrier, entry)
 
@@ -370,11 +402,13 @@ class Flusher:
         """They are dirty and tried again later; but for those whose author is told, where a put stores or raises."""
         kept = []
         for entry, error in failures:
-            given_up = entry.key in flight.authors and not entry.changed and not self._durability.cached
+            given_up = flight.is_its_authors(entry) and not entry.changed and not self._durability.cached
             self._cache.failed(entry)
-            _tell(flight.waiters.pop(entry.key, []), error)
             if given_up:
                 self._cache.discard(entry)
+            self._tell(flight.waiters.pop(entry.key, []), error)
+            if given_up:
+                self._tell_those_behind(entry.key, error)
             else:
                 kept.append(entry.key)
         self._table.counts["flush_failures"] += len(failures)
@@ -392,6 +426,18 @@ class Flusher:
         self._retry = None
         self._flush_all()
 
+    def _tell(self, waiters: list[Waiter], error: StateError | None) -> None:
+        """One that raises does not keep others from being told."""
+        for waiter in waiters:
+            try:
+                waiter(error)
+            except Exception as raised:
+                self._table.report(raised)
+
+    def _tell_those_behind(self, key: Any, error: StateError | None) -> None:
+        """Who waits for a flight of this entry, and there will be none."""
+        self._tell([one.waiter for one in self._waiting.pop(key, ())], error)
+
     def _join(self, barrier: Barrier, entry: Entry[Any, Any]) -> None:
         barrier.count += 1
         self.urgent(entry, 0, barrier.one)
@@ -401,11 +447,6 @@ class Flusher:
         for future in room:
             if not future.done():
                 future.set_result(None)
-
-
-def _tell(waiters: list[Waiter], error: StateError | None) -> None:
-    for waiter in waiters:
-        waiter(error)
 
 
 def _ignore(_entry: Entry[Any, Any] | None, _error: StateError | None) -> None:

@@ -64,26 +64,28 @@ class Guarded(Held[K, V]):
         while True:
             self.check()
             future: asyncio.Future[bool] = table.future()
-            version, stored = table.versions.take(), self._stored
+            version, stored, watch = table.versions.take(), self._stored, object()
             table.store.write(
                 table.handle,
                 [self.packed],
                 None if table.last_writer_wins else [0 if stored is None else stored.version],
                 version,
                 [payload],
-                partial(self._written, future, version, value, payload, deadline_ms),
+                partial(self._written, future, watch, version, value, payload, deadline_ms),
                 deadlines=[deadline_ms] if deadline_ms else None,
                 recents=None if stored is None else [stored.recent],
                 replicas=table.durability.replicas,
                 guard=(self.packed, self.owner),
             )
             self._tried.add(version)
+            table.reads.watch(self.packed, watch)
             if await future:
                 return
 
     def _written(
         self,
         future: asyncio.Future[bool],
+        watch: object,
         version: int,
         value: V | None,
         payload: bytes | None,
@@ -93,6 +95,7 @@ class Guarded(Held[K, V]):
         """Also when nobody waits for it any more. False: to be tried again, what was met is our own doing."""
         error: StateError | None = None
         stored = True
+        fresh = self._table.reads.unwatch(self.packed, watch)
         if not (written.failed and isinstance(written.failed[0][1], DurabilityUnknown)):
             self._tried.discard(version)
         if written.failed:
@@ -103,10 +106,12 @@ class Guarded(Held[K, V]):
                 error = self.error(LEASE_LOST)
                 self.lose(LEASE_LOST)
         elif written.conflicts:
-            error, stored = self._conflict(written.conflicts[0][1]), False
+            error, stored = self._conflict(written.conflicts[0][1], fresh=fresh), False
         else:
             recent = b"" if self._stored is None else self._stored.recent
-            self._is(value, None if payload is None else Stored(version, deadline_ms, recent, payload))
+            self.value = value
+            self._stored = None if payload is None else Stored(version, deadline_ms, recent, payload)
+            self._table.updated(self.key, self.packed, value, self._stored, fresh=fresh)
         if future.done():
             return
         if error is None:
@@ -114,7 +119,7 @@ class Guarded(Held[K, V]):
         else:
             future.set_exception(error)
 
-    def _conflict(self, stored: Stored | None) -> StateError | None:
+    def _conflict(self, stored: Stored | None, *, fresh: bool) -> StateError | None:
         before = self._stored
         if stored is None:
             expired = before is not None and 0 < before.deadline_ms <= self._table.clock_ms()
@@ -122,7 +127,7 @@ class Guarded(Held[K, V]):
         else:
             ours = stored.version in self._tried or (before is not None and stored.version == before.version)
         try:
-            self.read(stored)
+            self.read(stored, fresh=fresh)
         except Unreadable as error:
             return error
         if ours:
@@ -131,18 +136,14 @@ class Guarded(Held[K, V]):
             f"table {self._name!r}: somebody has changed {self.key!r} without its lock, see held.value"
         )
 
-    def read(self, stored: Stored | None) -> None:
+    def read(self, stored: Stored | None, *, fresh: bool) -> None:
         """What stands in the store. ``Unreadable`` is counted by the table."""
         self._stored = stored
-        self._table.overtaken(self.key, self.packed, stored)
+        self._table.overtaken(self.key, self.packed, stored, fresh=fresh)
         value = None
         if stored is not None and not 0 < stored.deadline_ms <= self._table.clock_ms():
             value = self._table.values.unpack(stored.payload)
         self.value = value
-
-    def _is(self, value: V | None, stored: Stored | None) -> None:
-        self.value, self._stored = value, stored
-        self._table.updated(self.key, self.packed, value, stored)
 
     def lose(self, why: str) -> None:
         if not self.why_lost:

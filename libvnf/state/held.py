@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import deque
 from math import inf, isfinite
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from ..errors import ConfigError, LockLost
+from ..task import current, is_same
 
 if TYPE_CHECKING:
     import asyncio
@@ -80,7 +80,8 @@ class _Waiters:
     __slots__ = ("since_s", "turns")
 
     def __init__(self) -> None:
-        self.turns: deque[asyncio.Future[None]] = deque()
+        # Who they are of, as far as that is known.
+        self.turns: dict[asyncio.Future[None], object | None] = {}
         self.since_s = inf
 
 
@@ -94,9 +95,12 @@ class Line(Generic[K]):
         """Keys that somebody has or waits for."""
         return len(self._keys)
 
-    def enter(self, key: K, turn: asyncio.Future[None]) -> None:
-        line = self._keys.setdefault(key, _Waiters())
-        line.turns.append(turn)
+    def enter(self, key: K, turn: asyncio.Future[None], name: str) -> None:
+        """``RuntimeError`` for who is the first already, and would wait for itself. ``name``: what to call the key."""
+        line, who = self._keys.setdefault(key, _Waiters()), current()
+        if is_same(who, next(iter(line.turns.values()), None)):
+            raise RuntimeError(f"{name}: this task has that lock already, and would wait for itself")
+        line.turns[turn] = who
         if len(line.turns) == 1:
             turn.set_result(None)
 
@@ -105,12 +109,12 @@ class Line(Generic[K]):
         line = self._keys.get(key)
         if line is None or turn not in line.turns:
             return
-        first = line.turns[0] is turn
-        line.turns.remove(turn)
-        if not line.turns:
+        del line.turns[turn]
+        following = next(iter(line.turns), None)
+        if following is None:
             del self._keys[key]
-        elif first and not line.turns[0].done():  # one that was cancelled leaves by itself, and comes by here
-            line.turns[0].set_result(None)
+        elif not following.done():  # it is the first now; one that was cancelled leaves by itself, and comes by here
+            following.set_result(None)
 
     def taken(self, key: K, now_s: float) -> None:
         if (line := self._keys.get(key)) is not None:

@@ -71,7 +71,7 @@ class LocalLock(Generic[K, V]):
         locks = self._locks
         self._turn = turn = locks.future()
         loop = turn.get_loop()
-        locks.line.enter(self._key, turn)
+        locks.line.enter(self._key, turn, f"table {locks.table.name!r}: lock({self._key!r})")
         timer = None if self._timeout_s is None else loop.call_later(self._timeout_s, self._late, turn)
         try:
             await turn

@@ -55,7 +55,7 @@ class Lock(Generic[K, V]):
         self._table.check_open()
         self._until_s = None if self._timeout_s is None else self._table.loop.time() + self._timeout_s
         self._turn = turn = self._table.future()
-        self._locks.line.enter(self._packed, turn)
+        self._locks.line.enter(self._packed, turn, f"table {self._table.name!r}: lock({self._key!r})")
         try:
             await self._within(turn)
             held = self._held = await self._take()
@@ -141,10 +141,14 @@ class Lock(Generic[K, V]):
                 pass  # the store's value stands, and is read now
         answer: asyncio.Future[list[Stored | StateError | None]] = table.future()
         table.store.read(table.handle, [self._packed], partial(_answer, answer))
-        [found] = await self._within(answer)
+        table.reads.watch(self._packed, answer)
+        try:
+            [found] = await self._within(answer)
+        finally:
+            fresh = table.reads.unwatch(self._packed, answer)
         if isinstance(found, StateError):
             raise found
-        held.read(found)
+        held.read(found, fresh=fresh)
 
     async def _sleep(self, delay_s: float) -> None:
         awake: asyncio.Future[None] = self._table.future()

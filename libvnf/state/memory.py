@@ -166,7 +166,7 @@ class MemoryStore:
         self._memory, self._loop, self._timeout_s, self._max_waiting = memory, loop, timeout_s, max_waiting
         self._stall_ms = round(stall_limit_s * 1000)
         self._beat_ms = 0
-        self._latency_s = 0.0
+        self._latency_s = self._answers_s = 0.0
         self._down = ""
         self._closed = False
         self._lost_answers = self._refusals = 0
@@ -196,9 +196,10 @@ class MemoryStore:
             self.on_state("up")
             self._arm(0.0)
 
-    def slow(self, latency_s: float) -> None:
-        """Every call from now on takes that long; 0 ends it."""
-        self._latency_s = latency_s
+    def slow(self, latency_s: float, *, answers_s: float = 0.0) -> None:
+        """Every call from now on takes that long; 0 ends it. ``answers_s``: and then its answer, once it is carried
+        out; what is told of others' changes overtakes it, as it does where an answer waits for several nodes."""
+        self._latency_s, self._answers_s = latency_s, answers_s
 
     def lose_answers(self, calls: int) -> None:
         """The next ``calls`` writes are carried out, and answered with ``DurabilityUnknown``."""
@@ -226,6 +227,7 @@ class MemoryStore:
         return self._memory.table(name, partitions, keeps_expired)
 
     def read(self, table: int, keys: list[bytes], done: Callable[[list[Stored | StateError | None]], object]) -> None:
+        done = self._late(done)
         held, memory = self._memory.tables[table], self._memory
 
         def carry_out() -> None:
@@ -250,6 +252,7 @@ class MemoryStore:
         replicas: int = 0,
         guard: tuple[bytes, int] | None = None,
     ) -> None:
+        done = self._late(done)
         held = self._memory.tables[table]
 
         def all_failed(error: StateError) -> None:
@@ -319,6 +322,7 @@ class MemoryStore:
         count: int,
         done: Callable[[object | None, Found | StateError], object],
     ) -> None:
+        done = self._late(done)
         held = self._memory.tables[table]
 
         def carry_out() -> None:
@@ -330,6 +334,7 @@ class MemoryStore:
         self._call(1, carry_out, lambda error: done(cursor, error))
 
     def drop(self, table: int, done: Callable[[StateError | None], object]) -> None:
+        done = self._late(done)
         held = self._memory.tables[table]
 
         def carry_out() -> None:
@@ -347,6 +352,7 @@ class MemoryStore:
         most: int,
         done: Callable[[list[tuple[bytes, Stored]] | StateError], object],
     ) -> None:
+        done = self._late(done)
         held = self._memory.tables[table]
 
         def carry_out() -> None:
@@ -363,6 +369,7 @@ class MemoryStore:
     def expired(
         self, table: int, keys: list[bytes], versions: list[int], done: Callable[[StateError | None], object]
     ) -> None:
+        done = self._late(done)
         held = self._memory.tables[table]
 
         def carry_out() -> None:
@@ -388,6 +395,7 @@ class MemoryStore:
         *,
         hold_ms: int = 0,
     ) -> None:
+        done = self._late(done)
         held = self._memory.tables[table]
         until_ms = self._memory.clock() + hold_ms if hold_ms else 1 << 63
 
@@ -406,6 +414,7 @@ class MemoryStore:
         self._call(1, carry_out, done)
 
     def unlock(self, table: int, key: bytes, owner: int, done: Callable[[StateError | None], object]) -> None:
+        done = self._late(done)
         held = self._memory.tables[table]
 
         def carry_out() -> None:
@@ -425,6 +434,10 @@ class MemoryStore:
         return {**self._counts, "waiting_now": self._waiting}
 
     # -- inside
+
+    def _late(self, done: Callable[..., object]) -> Callable[..., object]:
+        delay_s = self._answers_s
+        return (lambda *answer: self._loop.call_later(delay_s, partial(done, *answer))) if delay_s else done
 
     def _call(self, entries: int, carry_out: Callable[[], object], fail: Callable[[StateError], object]) -> None:
         if self._closed:

@@ -1,13 +1,14 @@
 """The store contract (``store.py``) over the native client: a Redis server, a cluster, or an embedded server.
 
-The client's thread does everything; here answers are handed to those who asked. The token of a native call is its
-``done``, so nothing has to be looked up. An embedded server that has ended is begun again by whoever notices first.
+The client's thread does everything, and answers those who asked by their own ``done``. It begins what was called in one
+turn of the loop at that turn's end. An embedded server that has ended is begun again by whoever notices first.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import ssl
 from binascii import crc_hqx
 from collections.abc import Callable
@@ -24,6 +25,9 @@ from .url import StoreURL
 __all__ = ["RedisStore"]
 
 WRITERS = "writers"
+STRIDE = 4096
+"""A writer's number is up to that much greater than the last one, by chance. A store that has forgotten the youngest (a
+failover, a restart) would give them again otherwise, while those who have them still write."""
 REVIVE_S = 1.0
 """Between attempts to begin an embedded server again."""
 
@@ -74,6 +78,7 @@ class RedisStore:
         self._partitions: dict[int, int] = {}
         self._closed = False
         self._starting = self._embedded is not None
+        self._going = False
 
     async def open(self, *, writes: bool = True) -> None:
         """``StoreUnavailable`` after the client's time-out: may be called again. ``StateError`` where waiting does not
@@ -92,16 +97,18 @@ class RedisStore:
                     answered.set_result(answer)
 
             self._hopeless = lambda why: settle(StateError(why))
-            command = b"INCR" if writes else b"EXISTS"
-            self._client.call(settle, [command, f"{self.url.namespace}:{WRITERS}".encode()])
+            name = f"{self.url.namespace}:{WRITERS}".encode()
+            command = [b"INCRBY", name, b"%d" % random.randint(1, STRIDE)] if writes else [b"EXISTS", name]
+            self._client.call(settle, command)
+            self._client.go()
             answer = await answered
             if isinstance(answer, StateError):
                 passes = type(answer) is not StateError or str(answer).startswith(FULL)
                 raise (StoreUnavailable if passes else StateError)(f"{self.url}: {answer}")
             if not isinstance(answer, int):
-                raise StateError(f"{self.url}: {command.decode()} was answered with {answer!r}")
+                raise StateError(f"{self.url}: {command[0].decode()} was answered with {answer!r}")
             if writes:
-                # Never 0, and every number once before one comes again.
+                # Never 0, and thousands before one comes again.
                 self.writer = (answer - 1) % ((1 << WRITER_BITS) - 1) + 1
         except StateError as error:
             if not isinstance(error, StoreUnavailable):
@@ -133,16 +140,19 @@ class RedisStore:
             self._embedded.close()
 
     def _drain(self) -> None:
-        done, events = self._client.drain()
+        assert self._loop is not None
         # Answers first: a value that was read, and then changed by another, must be in the cache when that is told.
-        for token, answer in done:
-            self._told(cast("Callable[[object], object]", token), answer)
+        errors, events = self._client.drain()
+        for error in errors:
+            self._raised(error)
         for event in events:
             match event:
                 case "invalid", table, keys:
-                    self._told(self.on_invalid, table, keys)
+                    # After the step of who waited for such a value: what it puts replaces what it has read.
+                    self._loop.call_soon(self._told, self.on_invalid, table, keys)
                 case "deaf", table, partitions:
-                    self._told(self.on_invalid, table, partial(self._is_in, table, frozenset(partitions)))
+                    among = partial(self._is_in, table, frozenset(partitions))
+                    self._loop.call_soon(self._told, self.on_invalid, table, among)
                 case "state", text, hopeless if not self._closed:
                     if hopeless:
                         self._hopeless(text.removeprefix("down: "))
@@ -159,14 +169,25 @@ class RedisStore:
         return crc_hqx(key, 0) % self._partitions[table] in partitions
 
     def _told(self, handler: Callable[..., object], *args: object) -> None:
-        """One handler that raises does not keep the answers of the others back."""
+        """One handler that raises does not keep what is to be told to others back."""
         try:
             handler(*args)
         except Exception as error:
-            assert self._loop is not None
-            self._loop.call_exception_handler(
-                {"message": f"a handler of the store {self.url} raised", "exception": error}
-            )
+            self._raised(error)
+
+    def _raised(self, error: BaseException) -> None:
+        assert self._loop is not None
+        self._loop.call_exception_handler({"message": f"a handler of the store {self.url} raised", "exception": error})
+
+    def _soon(self) -> None:
+        """The client begins at the end of this turn, with all that was called in it."""
+        if not self._going and self._loop is not None:
+            self._going = True
+            self._loop.call_soon(self._go)
+
+    def _go(self) -> None:
+        self._going = False
+        self._client.go()
 
     def _revive(self) -> None:
         assert self._loop is not None
@@ -191,6 +212,7 @@ class RedisStore:
 
     def read(self, table: int, keys: list[bytes], done: Callable[[list[Stored | StateError | None]], object]) -> None:
         self._client.read(done, table, keys)
+        self._soon()
 
     def write(
         self,
@@ -208,6 +230,7 @@ class RedisStore:
         guard: tuple[bytes, int] | None = None,
     ) -> None:
         self._client.write(done, table, keys, expected, first, payloads, deadlines, recents, update, replicas, guard)
+        self._soon()
 
     def scan(
         self,
@@ -223,9 +246,11 @@ class RedisStore:
                 done(*answer)
 
         self._client.scan(found, table, cast("tuple[int, int, int] | None", cursor), count)
+        self._soon()
 
     def drop(self, table: int, done: Callable[[StateError | None], object]) -> None:
         self._client.drop(done, table)
+        self._soon()
 
     def claim_expired(
         self,
@@ -236,11 +261,13 @@ class RedisStore:
         done: Callable[[list[tuple[bytes, Stored]] | StateError], object],
     ) -> None:
         self._client.claim_expired(done, table, now_ms, claim_ms, most)
+        self._soon()
 
     def expired(
         self, table: int, keys: list[bytes], versions: list[int], done: Callable[[StateError | None], object]
     ) -> None:
         self._client.expired(done, table, keys, versions)
+        self._soon()
 
     def lock(
         self,
@@ -253,9 +280,11 @@ class RedisStore:
         hold_ms: int = 0,
     ) -> None:
         self._client.lock(done, table, key, owner, lease_ms, hold_ms)
+        self._soon()
 
     def unlock(self, table: int, key: bytes, owner: int, done: Callable[[StateError | None], object]) -> None:
         self._client.unlock(done, table, key, owner)
+        self._soon()
 
     def beat(self) -> None:
         self._client.beat()

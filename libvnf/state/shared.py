@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -34,6 +33,7 @@ __all__ = ["MAX_BYTES", "MAX_ENTRIES", "SharedTable"]
 
 K = TypeVar("K")
 V = TypeVar("V")
+R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
 
 MAX_ENTRIES = 1 << 17
@@ -107,6 +107,9 @@ class SharedTable(Table[K, V]):
     def future(self) -> asyncio.Future[Any]:
         return self._tables.future()
 
+    def report(self, error: BaseException) -> None:
+        self._tables.report(error)
+
     def request(self) -> Request | None:
         """Whose change this is, if it is a request's."""
         return self._tables.request()
@@ -127,7 +130,7 @@ class SharedTable(Table[K, V]):
         on_expire = self.handlers.get("expire")
         keeps_expired = on_expire is not None
         self.handle = self.store.table(self.name, partitions=self.partitions, keeps_expired=keeps_expired)
-        self.cache.writer = self.store.writer
+        self.cache.is_ours = self.versions.took
         self.soon(self.reads.send)
         self.flusher.opened()
         if on_expire is not None:
@@ -166,7 +169,9 @@ class SharedTable(Table[K, V]):
 
     async def get(self, key: K) -> V | None:
         entry = self._entries.get(key)
-        if entry is None or entry.deadline_ms or not self._values_are_shared:
+        if entry is None:
+            return self.value_of(await self._missing(key))
+        if entry.deadline_ms or not self._values_are_shared:
             return self.value_of(await self._read(key))
         entry.visited = True
         self._hits += 1
@@ -183,7 +188,13 @@ class SharedTable(Table[K, V]):
 
     async def put(self, key: K, value: V, *, ttl_s: float | None = None, durability: Durability | None = None) -> None:
         asked = self.durability if durability is None else self.durability.for_call(durability, self.name)
-        entry = await self._put(key, value, self.values.pack(value), ttl_s)
+        payload, deadline_ms = self.values.pack(value), 0
+        if ttl_s is not None:
+            deadline_ms = deadline_after(ttl_s, self._tables.clock_ms())
+        try:
+            entry = self._change(key, value, payload, deadline_ms)
+        except StateFull as full:
+            entry = await self._change_later(full, key, value, payload, deadline_ms)
         if not asked.cached:
             await self._stored(entry, asked)
         elif self._tables.commits:
@@ -202,7 +213,10 @@ class SharedTable(Table[K, V]):
         entry = await self._read(key)
         found = self.value_of(entry) is not None
         if found:
-            entry = await self._put(key, None, None, None)
+            try:
+                entry = self._change(key, None, None, 0)
+            except StateFull as full:
+                entry = await self._change_later(full, key, None, None, 0)
         if entry.dirty and not asked.cached:
             await self._stored(entry, asked)
         elif entry.dirty and self._tables.commits:
@@ -227,10 +241,7 @@ class SharedTable(Table[K, V]):
         durability: Durability | None = None,
     ) -> V:
         asked = self.durability if durability is None else self.durability.for_call(durability, self.name)
-        result: V
-        with self._awaited():
-            result = await self.updates.call(key, self.keys.pack(key), fn, default, asked.replicas)
-        return result
+        return await self._awaited(self.updates.call(key, self.keys.pack(key), fn, default, asked.replicas))
 
     def lock(
         self, key: K, *, lease_s: float = 10.0, max_hold_s: float = 60.0, timeout_s: float | None = None
@@ -309,35 +320,32 @@ class SharedTable(Table[K, V]):
 
     # --- inside: changes
 
-    async def _put(self, key: K, value: V | None, payload: bytes | None, ttl_s: float | None) -> Entry[K, V]:
-        """Waits for room, as long as there will be some."""
-        deadline_ms = deadline_after(ttl_s, self._tables.clock_ms())
-        while True:
-            try:
-                return self._change(key, value, payload, deadline_ms)
-            except StateFull:
-                if not (self.running and self.cache.unstored):
-                    raise
-            await self.flusher.room()
-
     def _change(self, key: K, value: V | None, payload: bytes | None, deadline_ms: int) -> Entry[K, V]:
         entry = self._entries.get(key)
         if entry is None:
             entry = self.cache.put_dirty(key, self.keys.pack(key), value, payload, deadline_ms)
             self.flusher.read_base(entry)
             self.flusher.changed()
-        elif entry.dirty:
-            self.cache.put_dirty(key, entry.packed, value, payload, deadline_ms)
-        else:
-            self.cache.put_dirty(key, entry.packed, value, payload, deadline_ms)
+        elif self.cache.change(entry, value, payload, deadline_ms):
             self.flusher.changed()
         return entry
+
+    async def _change_later(
+        self, full: StateFull, key: K, value: V | None, payload: bytes | None, deadline_ms: int
+    ) -> Entry[K, V]:
+        """Waits for room, as long as there will be some."""
+        while self.running and self.cache.unstored:
+            await self.flusher.room()
+            try:
+                return self._change(key, value, payload, deadline_ms)
+            except StateFull as error:
+                full = error
+        raise full
 
     async def _stored(self, entry: Entry[K, V], asked: Durability) -> None:
         future: asyncio.Future[None] = self.future()
         self.flusher.urgent(entry, asked.replicas, partial(_settle, future), author=True)
-        with self._awaited():
-            await future
+        await self._awaited(future)
 
     def _commit(self, entry: Entry[K, V]) -> None:
         """The request whose change this is, if it waits for it, is told when it is stored."""
@@ -345,13 +353,15 @@ class SharedTable(Table[K, V]):
         if request is not None and request.await_commit():
             self.flusher.urgent(entry, self.durability.replicas, partial(_committed, request))
 
-    @contextmanager
-    def _awaited(self) -> Iterator[None]:
+    def _awaited(self, future: asyncio.Future[R]) -> Awaitable[R]:
         """A call that returns when the change is stored holds what was sent before. Its author hears of a failure."""
-        request = self._tables.request() if self._tables.commits else None
+        return self._holding(future) if self._tables.commits else future
+
+    async def _holding(self, future: asyncio.Future[R]) -> R:
+        request = self._tables.request()
         waits = request is not None and request.await_commit()
         try:
-            yield
+            return await future
         finally:
             if request is not None and waits:
                 request.committed()
@@ -379,39 +389,46 @@ class SharedTable(Table[K, V]):
         if entry is not None:
             self._hits += 1
             return entry
-        self.cache.misses += 1
-        future: asyncio.Future[Entry[K, V]] = self.future()
-        self.reads.fetch(key, self.keys.pack(key), partial(_settle_read, future))
-        return await future
+        return await self._missing(key)
 
-    def arrived(self, key: K, packed: bytes, stored: Stored | None) -> Entry[K, V]:
-        """What was read. What is cached by now came later than the read was begun, and stays."""
+    def _missing(self, key: K) -> asyncio.Future[Entry[K, V]]:
+        self.cache.misses += 1
+        future: asyncio.Future[Entry[K, V]] = self._tables.future()
+        self.reads.fetch(key, self.keys.pack(key), partial(_settle_read, future))
+        return future
+
+    def arrived(self, key: K, packed: bytes, stored: Stored | None, *, fresh: bool) -> Entry[K, V]:
+        """What was read. What is cached by now came later than the read was begun, and stays. Here and below: what is
+        not ``fresh`` another has changed since, and is not cached."""
         entry = self._entries.get(key)
         if entry is None:
-            return self._cached(key, packed, stored)
+            return self._cached(key, packed, stored, fresh=fresh)
         if entry.version == UNKNOWN:
             self.cache.based(entry, stored)
         return entry
 
-    def _cached(self, key: K, packed: bytes, stored: Stored | None) -> Entry[K, V]:
+    def _cached(self, key: K, packed: bytes, stored: Stored | None, *, fresh: bool) -> Entry[K, V]:
         """The entry, in the cache if there is room. ``Unreadable`` ones are not cached."""
         try:
             value = None if stored is None else self.values.unpack(stored.payload)
         except Unreadable:
             self.counts["unreadable"] += 1
             raise
-        return self.cache.put_clean(key, packed, value, stored)
+        return (self.cache.put_clean if fresh else self.cache.uncached)(key, packed, value, stored)
 
-    def overtaken(self, key: K, packed: bytes, stored: Stored | None) -> Entry[K, V]:
+    def overtaken(self, key: K, packed: bytes, stored: Stored | None, *, fresh: bool) -> Entry[K, V]:
         """An update met another version. What is dirty here meets it by itself."""
         entry = self._entries.get(key)
-        return entry if entry is not None and entry.dirty else self._cached(key, packed, stored)
+        return entry if entry is not None and entry.dirty else self._cached(key, packed, stored, fresh=fresh)
 
-    def updated(self, key: K, packed: bytes, value: V | None, stored: Stored | None) -> None:
+    def updated(self, key: K, packed: bytes, value: V | None, stored: Stored | None, *, fresh: bool) -> None:
         """An update was stored, or what the holder of a lock wrote. What was put meanwhile replaces that."""
         entry = self._entries.get(key)
         if entry is None or not entry.dirty:
-            self.cache.put_clean(key, packed, value, stored)
+            if fresh:
+                self.cache.put_clean(key, packed, value, stored)
+            else:
+                self.forget(key)  # our own write is not told: it may be after what has been read since
         elif not entry.flying:
             self.cache.based(entry, stored)
 
@@ -424,11 +441,17 @@ class SharedTable(Table[K, V]):
     def invalidated(self, keys: Invalid) -> None:
         if keys is None:
             self.cache.drop_clean()
+            self.reads.all_overtaken()
+            self.updates.all_overtaken()
             return
         if callable(keys):
             self.cache.drop_clean([key for key, entry in self._entries.items() if keys(entry.packed)])
+            self.reads.all_overtaken()  # more than need be: what is under way is not believed, that is all
+            self.updates.all_overtaken()
             return
         for packed in keys:
+            self.reads.overtaken(packed)
+            self.updates.overtaken(packed)
             try:
                 key = self.keys.unpack(packed)
             except Unreadable:
@@ -448,11 +471,15 @@ class SharedTable(Table[K, V]):
         """The store's value stands."""
         theirs: V | None = None
         try:
-            theirs = self.value_of(self._cached(entry.key, entry.packed, stored))
+            theirs = self.value_of(self._cached(entry.key, entry.packed, stored, fresh=not entry.stale))
         except Unreadable:
             pass  # counted
         if "conflict" in self.handlers:
-            self._tables.call(self.handlers["conflict"], entry.key, self.value_of(entry), theirs)
+            try:
+                ours = self.value_of(entry)
+            except Unreadable:
+                ours = entry.value  # as it was put
+            self._tables.call(self.handlers["conflict"], entry.key, ours, theirs)
         return StateConflict(f"table {self.name!r}: another replica has changed {entry.key!r}: its value stands")
 
     def refusal(self, error: StateError | None) -> None:
@@ -461,7 +488,7 @@ class SharedTable(Table[K, V]):
             self._tables.refuses(None if error is None else str(error))
 
     def failed(self, error: StateError, keys: list[K], *, first: bool) -> None:
-        if first:
+        if first and self.running:
             self._tables.log.warning("table %s: %d changes not stored, tried again: %s", self.name, len(keys), error)
         if "error" in self.handlers:
             self._tables.call(self.handlers["error"], error, keys)

@@ -5,8 +5,10 @@ returned. What a call refuses outright it raises: :class:`StateFull` when too mu
 was done), :class:`StateError` after :meth:`Store.close`. Everything else comes by ``done``.
 
 **Versions.** Each write of an entry has a number of its own: the writer's (24 bits, given by the store when it is
-opened, never 0) above a sequence (40 bits). Versions are compared for equality only; 0 is an absent entry. So a write
-that is repeated with the version it had is recognised, and repeating it is harmless.
+opened, never 0) above a sequence (40 bits), which begins anywhere: a store that has lost its count of writers, in a
+failover or by FLUSHALL, may give one number to two clients, and neither must take the other's writes for its own.
+Versions are compared for equality only; 0 is an absent entry. So a write that is repeated with the version it had is
+recognised, and repeating it is harmless.
 
 **Recent updates.** An entry carries the versions of the last read-modify-writes of up to ``RECENT`` different writers,
 youngest first, each 8 octets, big-endian. By them a store that had no answer to an update finds out whether it was
@@ -17,6 +19,7 @@ applied. A writer has one update of a key under way at a time: that is the table
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -34,7 +37,6 @@ __all__ = [
     "Versions",
     "Written",
     "carried",
-    "writer_of",
 ]
 
 WRITER_BITS = 24
@@ -147,7 +149,8 @@ class Store(Protocol):
     ) -> None:
         """About ``count`` entries (more or fewer, also none). ``cursor`` is None at first, then what ``done`` got;
         ``done`` gets None with the last ones. What stands there throughout a scan comes at least once; what changes
-        meanwhile comes or not. After an error the cursor given to ``done`` is the one to try again with."""
+        meanwhile comes or not; where slots have moved it begins again, and entries come twice. After an error the
+        cursor given to ``done`` is the one to try again with."""
 
     def drop(self, table: int, done: Callable[[StateError | None], object]) -> None:
         """Removes all entries of the table, not at one instant; the handle stays valid. Others are told by
@@ -199,30 +202,36 @@ class Store(Protocol):
 
 
 class Versions:
-    """The numbers of one writer's writes, each given out once."""
+    """The numbers of one client's writes, each given out once. ``start``: of the sequence; None: anywhere in its first
+    half, so that half a year of 35,000/s is left before it begins again."""
 
-    def __init__(self, writer: int) -> None:
+    def __init__(self, writer: int, *, start: int | None = None) -> None:
         if not 0 < writer < 1 << WRITER_BITS:
             raise ValueError(f"writer {writer}, expected 1…{(1 << WRITER_BITS) - 1}")
         self._base = writer << SEQUENCE_BITS
-        self._next = 1
+        self._start = self._next = 1 + secrets.randbelow(_SEQUENCES // 2) if start is None else start
 
     def take(self, count: int = 1) -> int:
-        """The first of ``count`` consecutive versions. The sequence begins again after 2⁴⁰: a year of 35,000/s."""
+        """The first of ``count`` consecutive versions."""
         first = self._next
         if first + count > _SEQUENCES:
             first = 1
         self._next = first + count
         return self._base | first
 
-
-def writer_of(version: int) -> int:
-    return version >> SEQUENCE_BITS
+    def took(self, version: int) -> bool:
+        """Whether it is one of those given out."""
+        sequence = version - self._base
+        taken = (self._next - self._start) % _SEQUENCES
+        return 0 < sequence < _SEQUENCES and (sequence - self._start) % _SEQUENCES < taken
 
 
 def carried(recent: bytes, version: int) -> bytes:
     """``recent`` after the update ``version``: in front, without its writer's older one, the youngest ``RECENT``."""
-    writer = version.to_bytes(8, "big")[: WRITER_BITS // 8]
+    own = version.to_bytes(8, "big")
+    writer = own[: WRITER_BITS // 8]
+    if not recent or (len(recent) == 8 and recent.startswith(writer)):
+        return own  # nobody else's
     others = (recent[at : at + 8] for at in range(0, len(recent), 8))
-    kept = [one for one in others if one[: WRITER_BITS // 8] != writer]
-    return version.to_bytes(8, "big") + b"".join(kept[: RECENT - 1])
+    kept = [one for one in others if not one.startswith(writer)]
+    return own + b"".join(kept[: RECENT - 1])

@@ -117,7 +117,8 @@ class Table(ABC, Generic[K, V]):
         self, key: K, *, lease_s: float = 10.0, max_hold_s: float = 60.0, timeout_s: float | None = None
     ) -> AbstractAsyncContextManager[Held[K, V]]:
         """``async with table.lock(key) as held``: the only holder among all replicas, with the fresh ``held.value``.
-        Whoever asks first in one replica has it first; it is not reentrant.
+        Whoever asks first in one replica has it first. It is not reentrant: ``RuntimeError`` for a task that asks for
+        what it has.
 
         The lease is renewed while the loop is alive: a replica that dies gives up the lock within ``lease_s``, one
         that stands still ``stall_limit_s`` after that. ``max_hold_s`` after it was asked for the lock ends whatever

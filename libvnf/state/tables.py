@@ -109,9 +109,9 @@ class Tables:
 
     def future(self) -> asyncio.Future[Any]:
         """For a call that waits; ``RuntimeError`` while there is nothing to wait for."""
-        if not self.running:
+        if self._loop is None or self._closing:
             raise RuntimeError("the VNF does not run: what waits for a store is called while it does")
-        return self.loop.create_future()
+        return self._loop.create_future()
 
     @property
     def store(self) -> Store:

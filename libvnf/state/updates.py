@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..errors import StateConflict, StateError
 from .cache import Entry
@@ -21,28 +21,27 @@ if TYPE_CHECKING:
 
 __all__ = ["Updates"]
 
+SINGLY = 256
+"""Up to so many updates of a turn go one by one, so that each is answered when its node answers. More go together."""
 
-class Call(NamedTuple):
-    fn: Callable[[Any], Any]
-    default: Any
-    replicas: int
-    future: asyncio.Future[Any]
+Call: TypeAlias = "tuple[Callable[[Any], Any], Any, int, asyncio.Future[Any]]"
+"""The function, the default, how many replicas shall have it, and the outcome to come."""
 
 
 class Update:
-    """One key's: the calls that wait, and those that the write under way carries."""
+    """One key's: the calls that wait, and those that the write under way carries, with what they return."""
 
-    __slots__ = ("calls", "deadline_ms", "flying", "key", "packed", "payload", "recent", "results", "value", "version")
+    __slots__ = ("base", "calls", "deadline_ms", "flying", "fresh", "key", "packed", "payload", "recent", "value")
 
     def __init__(self, key: Any, packed: bytes) -> None:
         self.key, self.packed = key, packed
         self.calls: list[Call] = []
-        self.flying: list[Call] = []
-        self.results: list[Any] = []
-        # The outcome so far, and what the entry had that it is made from.
+        self.flying: list[tuple[Call, Any]] = []
+        # The outcome so far, and what stood there before.
         self.value: Any = None
-        self.payload, self.recent = b"", b""
-        self.version, self.deadline_ms = 0, 0
+        self.payload = self.recent = b""
+        self.base = self.deadline_ms = 0
+        self.fresh = True  # nobody has changed the key since the write was begun
 
 
 class Updates:
@@ -59,29 +58,21 @@ class Updates:
         self, key: Any, packed: bytes, fn: Callable[[Any], Any], default: Any, replicas: int
     ) -> asyncio.Future[Any]:
         """The outcome of one call, to come."""
-        call = Call(fn, default, replicas, self._table.future())
+        future = self._table.future()
         update = self._keys.get(packed)
         if update is not None:
-            update.calls.append(call)
+            update.calls.append((fn, default, replicas, future))
         else:
             update = self._keys[packed] = Update(key, packed)
-            update.calls.append(call)
+            update.calls.append((fn, default, replicas, future))
             self._new.append(update)
             self._at_the_end_of_the_turn()
-        return call.future
+        return future
 
     def _at_the_end_of_the_turn(self) -> None:
         if not self._soon:
             self._soon = True
             self._table.soon(self._turn)
-
-    def close(self, error: StateError) -> None:
-        """Who still waits is told."""
-        for update in self._keys.values():
-            for call in update.flying + update.calls:
-                if not call.future.done():
-                    call.future.set_exception(error)
-            update.flying, update.calls = [], []
 
     def _turn(self) -> None:
         new, self._new = self._new, []
@@ -89,8 +80,23 @@ class Updates:
             self._begin(update)
         self._soon = False
         ready, self._ready = self._ready, []
-        if ready:
-            self._send(ready)
+        self._send(ready)
+
+    def overtaken(self, packed: bytes) -> None:
+        """Another has changed the key: what is under way may have been before that."""
+        if (update := self._keys.get(packed)) is not None:
+            update.fresh = False
+
+    def all_overtaken(self) -> None:
+        for update in self._keys.values():
+            update.fresh = False
+
+    def close(self, error: StateError) -> None:
+        """Who still waits is told."""
+        for update in self._keys.values():
+            calls = [call for call, _ in update.flying] + update.calls
+            update.flying, update.calls = [], []
+            _fail(calls, error)
 
     def _begin(self, update: Update) -> None:
         """From the value that stands in the store: what this replica has changed goes there first."""
@@ -123,29 +129,34 @@ class Updates:
 
     def _attempt(self, update: Update, base: Entry[Any, Any]) -> None:
         """Runs the functions on ``base``; the outcome is written at the end of the turn."""
-        table, values = self._table, self._table.values
+        table, pack = self._table, self._table.values.pack
         calls, update.calls = update.calls, []
-        update.version, update.deadline_ms, update.recent = base.version, base.deadline_ms, base.recent
-        update.value, update.flying, update.results = table.value_of(base), [], []
-        if update.value is None:
-            update.deadline_ms = 0  # of one that has expired
+        try:
+            value = table.value_of(base)
+        except StateError as error:
+            self._end(update, calls, error)
+            return
+        # What has expired has no deadline to keep.
+        update.deadline_ms = 0 if value is None else base.deadline_ms
+        update.base, update.recent = base.version, base.recent
         for call in calls:
-            if call.future.done():
+            fn, default, _, future = call
+            if future.done():
                 continue  # who called has been cancelled
             try:
-                value = call.default if update.value is None else update.value
-                if value is None:
+                new = default if value is None else value
+                if new is None:
                     raise KeyError(update.key)
-                value = call.fn(value)
-                update.payload = values.pack(value)
+                new = fn(new)
+                update.payload = pack(new)
             except StopIteration as error:  # which no future takes
-                call.future.set_exception(RuntimeError(f"{call.fn!r} raised {error!r}"))
+                future.set_exception(RuntimeError(f"{fn!r} raised {error!r}"))
             except Exception as error:
-                call.future.set_exception(error)
+                future.set_exception(error)
             else:
-                update.value = value
-                update.flying.append(call)
-                update.results.append(value)
+                value = new
+                update.flying.append((call, new))
+        update.value = value
         if not update.flying:
             self._end(update, [], None)
             return
@@ -153,33 +164,48 @@ class Updates:
         self._at_the_end_of_the_turn()
 
     def _send(self, ready: list[Update]) -> None:
+        if len(ready) <= SINGLY:
+            for update in ready:
+                self._write([update], max([call[2] for call, _ in update.flying]))
+            return
         batches: dict[int, list[Update]] = {}
         for update in ready:
-            batches.setdefault(max(call.replicas for call in update.flying), []).append(update)
+            batches.setdefault(max([call[2] for call, _ in update.flying]), []).append(update)
         for replicas, batch in batches.items():
-            first = self._table.versions.take(len(batch))
-            try:
-                self._table.store.write(
-                    self._table.handle,
-                    [update.packed for update in batch],
-                    [update.version for update in batch],
-                    first,
-                    [update.payload for update in batch],
-                    partial(self._written, batch, first),
-                    deadlines=[update.deadline_ms for update in batch],
-                    recents=[update.recent for update in batch],
-                    update=True,
-                    replicas=replicas,
-                )
-            except StateError as error:
-                self._written(batch, first, Written([], [(at, error) for at in range(len(batch))]))
+            self._write(batch, replicas)
+
+    def _write(self, batch: list[Update], replicas: int) -> None:
+        table = self._table
+        first = table.versions.take(len(batch))
+        for update in batch:
+            update.fresh = True
+        try:
+            table.store.write(
+                table.handle,
+                [update.packed for update in batch],
+                [update.base for update in batch],
+                first,
+                [update.payload for update in batch],
+                partial(self._written, batch, first),
+                deadlines=[update.deadline_ms for update in batch],
+                recents=[update.recent for update in batch],
+                update=True,
+                replicas=replicas,
+            )
+        except StateError as error:
+            self._written(batch, first, Written([], [(at, error) for at in range(len(batch))]))
 
     def _written(self, batch: list[Update], first: int, written: Written) -> None:
+        if not written.conflicts and not written.failed:
+            for version, update in enumerate(batch, first):
+                self._stored(update, version)
+            return
         conflicts, failed = dict(written.conflicts), dict(written.failed)
         for at, update in enumerate(batch):
             if at in failed:
                 self._table.forget(update.key)
-                self._end(update, update.flying, failed[at])
+                calls, update.flying = [call for call, _ in update.flying], []
+                self._end(update, calls, failed[at])
             elif at in conflicts:
                 self._again(update, conflicts[at])
             else:
@@ -188,33 +214,38 @@ class Updates:
     def _again(self, update: Update, stored: Stored | None) -> None:
         """Another replica was faster: its value is the base now."""
         self._table.counts["update_retries"] += 1
-        update.calls = update.flying + update.calls
+        update.calls = [call for call, _ in update.flying] + update.calls
+        update.flying = []
         try:
-            base = self._table.overtaken(update.key, update.packed, stored)
+            base = self._table.overtaken(update.key, update.packed, stored, fresh=update.fresh)
         except StateError as error:
-            self._end(update, update.calls, error)
+            calls, update.calls = update.calls, []
+            self._end(update, calls, error)
         else:
             self._from(update, base)
 
     def _stored(self, update: Update, version: int) -> None:
         stored = Stored(version, update.deadline_ms, carried(update.recent, version), update.payload)
-        self._table.updated(update.key, update.packed, update.value, stored)
-        for call, value in zip(update.flying, update.results, strict=True):
-            if not call.future.done():
-                call.future.set_result(value)
-        update.flying = []
+        self._table.updated(update.key, update.packed, update.value, stored, fresh=update.fresh)
+        flying, update.flying = update.flying, []
+        for (_, _, _, future), value in flying:
+            if not future.done():
+                future.set_result(value)
         self._end(update, [], None)
 
     def _end(self, update: Update, calls: list[Call], error: StateError | None) -> None:
         """These calls failed. The key is done with, or the calls that came meanwhile begin."""
         if calls is update.calls:
             update.calls = []
-        update.flying = []
-        for call in calls:
-            if not call.future.done():
-                assert error is not None
-                call.future.set_exception(error)
+        if error is not None:
+            _fail(calls, error)
         if update.calls:
             self._begin(update)
         else:
             del self._keys[update.packed]
+
+
+def _fail(calls: list[Call], error: StateError) -> None:
+    for *_, future in calls:
+        if not future.done():
+            future.set_exception(error)

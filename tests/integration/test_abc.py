@@ -22,6 +22,7 @@ import pytest
 from libvnf import VNF, _native
 from libvnf.config import Config
 from libvnf.runtime import load
+from tests.redis_cluster import RedisCluster
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples/abc"
@@ -29,7 +30,8 @@ EXAMPLES = ROOT / "examples/abc"
 PER_REQUEST = {"connections": 8, "requests_per_connection": 1, "reset": True}
 ON_ONE = {"connections": 1, "outstanding": 32, "id": "0:8"}
 ON_EACH = {"connections": 8}
-OURS = ("b.py", "b.py pool=4", "b_async.py", "b_pooled.py")
+STATEFUL = tuple(f"b_state.py durability={level}" for level in ("local", "write_back", "write_through"))
+OURS = ("b.py", "b.py pool=4", "b_async.py", "b_pooled.py", *STATEFUL[1:])
 
 
 def ports(count: int, kind: socket.SocketKind) -> list[int]:
@@ -96,10 +98,11 @@ def answering(c: str, more: dict[str, Any] | None = None) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def serving(file: str, transports: list[str], **settings: str) -> AsyncIterator[VNF]:
-    """The example in this process, so that what it still holds can be seen."""
-    sets = [f"{key}={value}" for key, value in settings.items()]
-    vnf = load(str(EXAMPLES / file), Config.read(None, transports=tuple(transports), sets=tuple(sets)))
+async def serving(file: str, transports: list[str], store: str | None = None, **settings: str) -> AsyncIterator[VNF]:
+    """The example in this process, so that what it still holds can be seen. ``file`` may have a setting behind it."""
+    file, *more = file.split()
+    sets = (*more, *(f"{key}={value}" for key, value in settings.items()))
+    vnf = load(str(EXAMPLES / file), Config.read(None, transports=tuple(transports), sets=sets, store=store))
     await vnf.start()
     try:
         yield vnf
@@ -119,9 +122,7 @@ async def until(fact: Callable[[], bool]) -> None:
 async def test_every_shape_answers_what_was_asked_and_keeps_nothing(file: str, transport: str, scratch: Path) -> None:
     transports, listen, c, (of_a, of_c) = endpoints(transport, scratch)
     datagrams = transport.endswith("udp")
-    file, _, pool = file.partition(" pool=")
-    sets = {"pool": pool} if pool else {}
-    async with serving(file, transports, listen=listen, c=c, **sets) as vnf:
+    async with serving(file, transports, listen=listen, c=c) as vnf:
         with answering(c, of_c):
             await until(lambda: all(one["connected"] for one in vnf.statistics()["clients"].values()))
             for shape in [ON_ONE] if datagrams else [ON_ONE, ON_EACH, PER_REQUEST]:
@@ -137,6 +138,20 @@ async def test_every_shape_answers_what_was_asked_and_keeps_nothing(file: str, t
         await until(lambda: vnf.core.open_connections == 0)
         assert [name for name, row in vnf.core.pool_statistics().items() if row["slots"] != row["free"]] == []
         assert vnf.statistics()["core"]["kept_bytes"] == 0
+
+
+@pytest.mark.parametrize("file", STATEFUL)
+async def test_b_with_state_counts_every_request(file: str, scratch: Path, redis_cluster: RedisCluster) -> None:
+    transports, listen, c, _ = endpoints("tcp", scratch)
+    async with serving(file, transports, redis_cluster.url, listen=listen, c=c) as vnf:
+        (users,) = vnf.tables
+        with answering(c):
+            report = await asyncio.to_thread(ask, listen, PER_REQUEST)
+        assert report["errors"] == {}
+        await users.flush()
+        asked = [user.asked async for _, user in users.scan()]
+        assert sum(asked) == vnf.statistics()["core"]["requests_ended"] >= report["requests"] > 0
+        assert users.statistics().get("conflicts", 0) == 0
 
 
 async def test_a_udp_socket_per_request_is_closed_with_its_request(scratch: Path) -> None:

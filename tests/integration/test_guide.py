@@ -184,6 +184,15 @@ def test_reasons_of_closing_are_those_the_software_gives() -> None:
     assert {reason for reason in reasons if f'"{reason}' not in software} == set()
 
 
+def test_every_test_that_the_guide_names_is_one() -> None:
+    for page in PAGES:
+        for file, named in re.findall(
+            r"^\| \d+ \| (`test_.*`) \| (`test_.*`) \|$", (ROOT / page).read_text(), re.MULTILINE
+        ):
+            text = "".join((ROOT / "tests/integration" / name).read_text() for name in re.findall("`([^`]+)`", file))
+            assert {name for name in re.findall("`([^`]+)`", named) if f"def {name}(" not in text} == set()
+
+
 # --- programs and files -----------------------------------------------------------------------------------------------
 
 PROGRAMS = [

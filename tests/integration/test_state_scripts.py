@@ -312,7 +312,7 @@ UNPACKABLE = {
     "a longer text than there is": b"\0\x01\x91\xdb\xff\xff\xff\xff",
     "lists in lists": b"\0\x01" + b"\x91" * 200_000 + b"\x01",
     "an extension": b"\0\x01\xc7\x04\x05abcd",
-    "long": b"\0\x01\x91" + b"\xc6" + struct.pack(">I", 20_000_000) + bytes(20_000_000),
+    "long": b"\0\x01\x91" + b"\xc6" + struct.pack(">I", 4_000_000) + bytes(4_000_000),
 }
 VALUES = [*STRANGE.items(), *((what, HEAD + payload) for what, payload in UNPACKABLE.items())]
 
@@ -521,7 +521,7 @@ A, B, C, TTL, LOCK = (b"{p}" + suffix for suffix in (b"a", b"b", b"c", b"\xffttl
 
 async def test_the_client_uses_these_scripts_and_no_others(peer: Peer, opened: Open) -> None:
     texts = scripts()
-    assert set(texts) == {"PUT", "SET", "CHANGE", "CLAIM", "EXPIRED", "LOCK", "RENEW", "UNLOCK"}
+    assert set(texts) == {"PUT", "PUT_ONE", "SET", "CHANGE", "CLAIM", "EXPIRED", "DROP", "LOCK", "RENEW", "UNLOCK"}
     peer.client.script_flush()
     await opened()
     digests = [hashlib.sha1(text.encode()).hexdigest() for text in texts.values()]
@@ -538,6 +538,17 @@ def test_put_writes_what_stands_as_expected_and_tells_the_rest(peer: Peer, lua: 
         None,
     ]
     assert peer.client.mget(A, B, C) == [entry(3), entry(2), None]
+
+
+def test_put_of_one_is_as_put(peer: Peer, lua: Scripts) -> None:
+    assert lua.put_one([A], entry(1), ABSENT) == 0
+    assert lua.put_one([A], entry(1), ABSENT) == 0, "a repetition has succeeded"
+    assert lua.put_one([A], entry(2), version(9)) == [1, entry(1)]
+    assert lua.put_one([B], entry(2), version(9)) == [1, None]
+    peer.client.rpush(C, b"x")
+    assert lua.put_one([C], entry(3), version(9)) == [1, None]
+    assert lua.put_one([C], entry(3), ABSENT) == 0
+    assert peer.client.mget(A, B, C) == [entry(1), None, entry(3)]
 
 
 def test_put_does_not_tell_more_than_fits(peer: Peer, lua: Scripts) -> None:

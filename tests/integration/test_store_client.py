@@ -30,11 +30,8 @@ class Asker:
         asyncio.get_running_loop().add_reader(client.wake_fd, self.drain)
 
     def drain(self) -> None:
-        done, events = self.client.drain()
-        for token, answer in done:
-            assert isinstance(token, asyncio.Future)
-            if not token.done():
-                token.set_result(answer)
+        errors, events = self.client.drain()
+        assert not errors
         self.events += events
         self._news.set()
 
@@ -46,7 +43,8 @@ class Asker:
     def __getattr__(self, name: str) -> Callable[..., asyncio.Future[Any]]:
         def ask(*arguments: Any) -> asyncio.Future[Any]:
             answer = asyncio.get_running_loop().create_future()
-            getattr(self.client, name)(answer, *arguments)
+            getattr(self.client, name)(lambda it: answer.done() or answer.set_result(it), *arguments)
+            self.client.go()
             return answer
 
         return ask
@@ -507,11 +505,11 @@ async def test_no_more_is_queued_than_was_allowed(redis_server: Start) -> None:
         server.pause()
         asked = [asker.read(table, KEYS[:1]) for _ in range(10)]
         with pytest.raises(StateFull):
-            asker.client.read(None, table, KEYS[:1])
+            asker.client.read(print, table, KEYS[:1])
         server.resume()
         assert await asyncio.gather(*asked) == [[None]] * 10
         with pytest.raises(StateFull):
-            asker.client.write(None, table, KEYS[:1], None, asker.versions(), [bytes(100_000)])
+            asker.client.write(print, table, KEYS[:1], None, asker.versions(), [bytes(100_000)])
         assert await asker.put(table, KEYS[:1], bytes(50_000)) == STORED
         statistics = asker.client.statistics()
         assert statistics["queued_bytes_now"] == statistics["queued_operations_now"] == 0
@@ -534,7 +532,7 @@ async def test_closing_answers_what_is_under_way(redis_server: Start) -> None:
         assert [type(error) for _, error in (await write).failed] == [DurabilityUnknown] * 2
         assert type(await scan) is StoreUnavailable
         with pytest.raises(StateError, match="closed"):
-            asker.client.read(None, table, KEYS[:1])
+            asker.client.read(print, table, KEYS[:1])
 
 
 async def test_over_tls_it_is_the_same(redis_server: Start, certificates: Certificates) -> None:

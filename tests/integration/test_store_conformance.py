@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from libvnf.errors import ConfigError, DurabilityUnknown, LockLost, StateError
 from libvnf.state.memory import Memory, MemoryStore
 from libvnf.state.redis import RedisStore
-from libvnf.state.store import RECENT, Invalid, Stored, Versions, Written, carried, writer_of
+from libvnf.state.store import RECENT, SEQUENCE_BITS, Invalid, Stored, Versions, Written, carried
 from libvnf.state.url import StoreURL
 from tests.integration.inside import until
 
@@ -149,7 +149,7 @@ async def test_what_one_client_has_written_every_client_reads(world: World) -> N
     assert written == DONE
     expected = [Stored(first + 1, 0, b"", b"2"), None, Stored(first, 0, b"", b"1")]
     assert await there.read(same, b"b", b"c", b"a") == expected
-    assert writer_of(first) == here.store.writer
+    assert first >> SEQUENCE_BITS == here.store.writer
 
 
 async def test_keys_and_values_are_any_octets(world: World) -> None:
@@ -411,6 +411,35 @@ async def test_a_dropped_table_is_empty_and_usable(world: World) -> None:
     assert await client.ask(client.store.claim_expired, table, now_ms(), 1000, 10) == []
     assert await client.payloads(other, b"k") == [b"1"]
     assert (await client.write(table, {b"k": b"2"}, [0]))[1] == DONE
+
+
+async def test_what_is_put_while_its_table_is_dropped_goes_or_expires(world: World) -> None:
+    here, there = await world.client(), await world.client()
+    for partitions in (1, 4):
+        name = world.name()
+        [table] = {one.store.table(name, partitions=partitions, keeps_expired=True) for one in (here, there)}
+        for _ in range(5):
+            at = now_ms()
+            await here.write(table, {b"%d" % number: b"" for number in range(2000)}, deadlines=[at] * 2000)
+            puts = (there.write(table, {b"new %d" % number: b""}, deadlines=[at]) for number in range(300))
+            assert (await asyncio.gather(here.ask(here.store.drop, table), *puts))[0] is None
+            left = {key for key, _ in await here.all(table)}
+            assert all(key.startswith(b"new") for key in left)
+            claimed = await here.ask(here.store.claim_expired, table, now_ms(), HOUR_MS, 1000)
+            assert {key for key, _ in claimed} == left
+
+
+async def test_a_drop_leaves_locks_and_their_fences(world: World) -> None:
+    client = await world.client()
+    table = client.store.table("t", keeps_expired=True)
+    mine, yours = client.versions.take(), client.versions.take()
+    fence = await client.ask(client.store.lock, table, b"k", mine, 60_000)
+    await client.write(table, {b"k": b"v"}, guard=(b"k", mine))
+    assert await client.ask(client.store.drop, table) is None
+    assert await client.all(table) == []
+    assert await client.ask(client.store.lock, table, b"k", yours, 60_000) is None
+    assert await client.ask(client.store.unlock, table, b"k", mine) is None
+    assert await client.ask(client.store.lock, table, b"k", yours, 60_000) > fence
 
 
 async def test_replicas_that_are_not_there_leave_durability_unknown(world: World) -> None:

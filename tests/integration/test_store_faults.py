@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import os
+import random
 import shlex
 import signal
 from collections import Counter
@@ -151,6 +152,18 @@ async def test_a_restarted_store_is_up_again_and_what_was_read_may_be_stale(
     assert await reading == [b"1"]
     await until(lambda: client.states[-1] == "up")
     assert any(where == table and keys is not None and keys(b"k") for where, keys in client.invalid)
+
+
+async def test_a_store_that_has_forgotten_its_writers_gives_no_number_again(
+    redis_server: Server, opened: Opened
+) -> None:
+    server, writers = redis_server(), []
+    random.seed(4)
+    for _ in range(4):
+        writers.append((await opened(server.url)).store.writer)
+        server.ask("flushall", "sync")
+    assert len(set(writers)) == 4
+    assert all(0 < writer < 1 << 24 for writer in writers)
 
 
 async def test_a_stopped_store_is_waited_for_and_no_longer_than_allowed(redis_server: Server, opened: Opened) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from functools import partial
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from libvnf.errors import DurabilityUnknown, StateError, StateFull, StoreUnavailable
@@ -24,7 +25,9 @@ calls = st.one_of(
     st.tuples(st.just("flush"), st.just(""), st.just(0)),
 )
 faults = st.tuples(
-    st.sampled_from(["outage", "recover", "lose", "refuse", "slow", "fast", "wait"]), st.just(""), st.integers(1, 3)
+    st.sampled_from(["outage", "recover", "lose", "refuse", "slow", "late", "fast", "wait"]),
+    st.just(""),
+    st.integers(1, 3),
 )
 
 
@@ -40,6 +43,8 @@ def fault(replica: Replica, what: str, number: int) -> None:
             replica.store.refuse(number, StoreUnavailable("refused"))
         case "slow":
             replica.store.slow(0.03 * number)
+        case "late":
+            replica.store.slow(0.0, answers_s=0.03 * number)
         case "fast":
             replica.store.slow(0)
 
@@ -165,51 +170,112 @@ def test_every_update_of_two_replicas_counts_once(rounds: list[Any]) -> None:
     asyncio.run(play())
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=200)
 @given(
     steps=st.lists(
         st.one_of(
-            st.tuples(st.integers(0, 1), st.sampled_from(["put_nowait", "incr", "get", "flush", "wait"]), keys),
-            st.tuples(st.integers(0, 1), st.sampled_from(["lose", "refuse", "slow", "fast"]), st.just("")),
+            st.tuples(
+                st.integers(0, 1),
+                st.sampled_from(["put_nowait", "put_through", "put_through", "incr", "get", "flush"]),
+                st.sampled_from(KEYS[:2]),
+            ),
+            st.tuples(st.integers(0, 1), st.sampled_from(["lose", "refuse", "slow", "late", "fast"]), st.just("")),
+            st.tuples(st.just(0), st.sampled_from(["wait", "wait longer"]), st.just("")),
         ),
         max_size=40,
-    )
+    ),
+    ttl_s=st.sampled_from([None, 0.3]),
+    slow=st.tuples(*[st.sampled_from(["fast", "slow", "late"])] * 2),
 )
-def test_a_change_is_stored_or_told_to_be_lost(steps: list[tuple[int, str, str]]) -> None:
-    """Each put has a value of its own: all but those that were overwritten here are seen in the store, or told of."""
+@example(  # two puts, one flight, and another's write that it meets
+    steps=[
+        (0, "get", "k0"),
+        (0, "wait longer", ""),
+        (0, "put_through", "k0"),
+        (1, "put_through", "k0"),
+        (0, "put_through", "k0"),
+    ],
+    ttl_s=None,
+    slow=("slow", "fast"),
+)
+@example(  # a put on what has expired
+    steps=[(0, "put_through", "k0"), (0, "wait longer", ""), (0, "wait longer", ""), (0, "put_through", "k0")],
+    ttl_s=0.3,
+    slow=("fast", "fast"),
+)
+@example(  # a read that another's write overtakes
+    steps=[(1, "get", "k0"), (0, "wait", ""), (0, "put_through", "k0"), (0, "wait longer", "")],
+    ttl_s=None,
+    slow=("fast", "late"),
+)
+def test_a_change_is_stored_or_told_to_be_lost(
+    steps: list[tuple[int, str, str]], ttl_s: float | None, slow: tuple[str, str]
+) -> None:
+    """Each put has a value of its own: all but those that were overwritten here are seen in the store, or told of.
+    Nobody waits for a call before the next is made."""
 
     async def play() -> None:
         async with Rig() as rig:
             tables = await rig.two(write_back(interval_s=0.05))
+            written = history(rig, tables[0])
             lost = [dict[str, list[int]](), dict[str, list[int]]()]
+            vanished: list[str] = []
             for at in (0, 1):
-                tables[at].on_conflict(lambda key, ours, theirs, at=at: lost[at].setdefault(key, []).append(ours))
-            last: list[dict[str, int]] = [{}, {}]
+
+                def on_conflict(key: str, ours: int, _theirs: Any, at: int = at) -> None:
+                    lost[at].setdefault(key, []).append(ours)
+
+                tables[at].on_conflict(on_conflict)
+                tables[at].cache.conflicted = partial(met, tables[at].cache.conflicted, vanished)
+            puts: list[dict[str, list[int]]] = [{}, {}]
+            calls: list[asyncio.Future[Any]] = []
+            unstored: list[int] = []
+
+            def begin(call: Any) -> asyncio.Future[Any]:
+                calls.append(asyncio.ensure_future(call))
+                return calls[-1]
+
+            def returned(puts: list[int], written: set[int], value: int, call: asyncio.Future[None]) -> None:
+                if call.exception() is None and not written & set(puts[puts.index(value) :]):
+                    unstored.append(value)
+
+            for replica, how in zip(rig.replicas, slow, strict=True):
+                fault(replica, how, 1)
             for number, (at, what, key) in enumerate(steps):
-                table = tables[at]
+                table, value = tables[at], 1000 * (number + 1)
                 try:
                     match what:
                         case "put_nowait":
-                            table.put_nowait(key, 1000 * (number + 1))
-                            last[at][key] = 1000 * (number + 1)
-                        case "incr":
-                            await table.incr(key)
+                            table.put_nowait(key, value, ttl_s=ttl_s)
+                            puts[at].setdefault(key, []).append(value)
+                        case "put_through":
+                            put = table.put(key, value, ttl_s=ttl_s, durability=write_through)
+                            puts[at].setdefault(key, []).append(value)
+                            begin(put).add_done_callback(partial(returned, puts[at][key], written[key], value))
+                        case "incr" if ttl_s is None:  # an entry of its own has no deadline
+                            begin(table.incr(key))
                         case "get":
-                            await table.get(key)
+                            begin(table.get(key))
                         case "flush":
-                            await table.flush()
+                            begin(table.flush())
                         case "wait":
                             await asyncio.sleep(0.02)
+                        case "wait longer":
+                            await asyncio.sleep(0.2)
                         case _:
                             fault(rig.replicas[at], what, 2)
-                except StateError:
+                except StateFull:
                     pass
+                await asyncio.sleep(0)
             for replica in rig.replicas:
                 heal(replica)
             await asyncio.sleep(30)
+            assert all(isinstance(call.exception(), StateError | None) for call in calls)
+            assert unstored == [], "these puts have returned"
             for key in KEYS:
                 values = {await table.get(key) for table in tables}
                 assert values == {stored(tables[0], key)}
+            assert vanished == [], "nobody deletes: where there is nothing an entry has expired"
             for at in (0, 1):
                 told = sum(len(ours) for ours in lost[at].values())
                 found = tables[at].statistics()
@@ -217,3 +283,25 @@ def test_a_change_is_stored_or_told_to_be_lost(steps: list[tuple[int, str, str]]
                 assert (found["dirty_now"], found["flying_now"]) == (0, 0)
 
     asyncio.run(play())
+
+
+def met(conflicted: Any, vanished: list[str], entry: Any, found: Any, now_ms: int) -> bool:
+    """As ``Cache.conflicted``; where a change is lost to nothing its key is noted."""
+    lost: bool = conflicted(entry, found, now_ms)
+    if lost and found is None:
+        vanished.append(entry.key)
+    return lost
+
+
+def history(rig: Rig, table: Any) -> dict[str, set[int]]:
+    """Every value that ever stood under each key, from now on."""
+    written: dict[str, set[int]] = {key: set() for key in KEYS}
+    write = rig.memory.set
+
+    def landed(held: Any, key: bytes, found: Any, by: Any) -> None:
+        write(held, key, found, by)
+        if found is not None:
+            written[table.keys.unpack(key)].add(table.values.unpack(found.payload))
+
+    rig.memory.set = landed  # type: ignore[method-assign, assignment]
+    return written

@@ -12,7 +12,7 @@ US, OTHERS = 1 << SEQUENCE_BITS, 2 << SEQUENCE_BITS
 
 
 def make(entries: int = 4, size: int = 1 << 20) -> Cache[str, Any]:
-    return Cache(entries, size, writer=1)
+    return Cache(entries, size, is_ours=lambda version: US < version < US + 100)
 
 
 def clean(cache: Cache[str, Any], *keys: str, version: int = OTHERS, payload: bytes = b"v") -> Entry[str, Any]:
@@ -208,6 +208,14 @@ def test_an_own_version_is_a_flight_that_had_no_answer() -> None:
     assert not cache.conflicted(entry, Stored(US + 3, 0, b"", b"d"))
     assert (entry.version, entry.dirty) == (US + 3, True)
     assert cache.take_dirty(1) == [entry]
+
+
+def test_a_version_of_another_client_with_our_writer_is_a_conflict() -> None:
+    cache = make()
+    entry = dirty(cache, "a")
+    cache.based(entry, None)
+    cache.take_dirty(1)
+    assert cache.conflicted(entry, Stored(US + 1000, 0, b"", b"theirs"))
 
 
 def test_nothing_where_a_delete_had_no_answer_is_no_conflict_and_otherwise_is_one() -> None:

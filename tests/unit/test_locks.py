@@ -184,7 +184,7 @@ async def test_waiting_ends_with_its_timeout(durability: Any) -> None:
         table, _ = await rig.table(durability)
         async with table.lock("k"):
             with pytest.raises(TimeoutError, match=r"table 't': no lock of 'k' within 0.5 seconds"):
-                await holding(table, [], "late", timeout_s=0.5)
+                await asyncio.ensure_future(holding(table, [], "late", timeout_s=0.5))
             assert rig.clock.now == pytest.approx(0.5)
         async with table.lock("k", timeout_s=1):
             pass
@@ -292,6 +292,35 @@ async def test_a_lock_is_entered_once() -> None:
             async with lock:
                 with pytest.raises(RuntimeError, match="once"):
                     await lock.__aenter__()
+
+
+@pytest.mark.parametrize("durability", [local, write_through])
+async def test_who_would_wait_for_itself_is_told_at_once(durability: Any) -> None:
+    async with Rig() as rig:
+        table, _ = await rig.table(durability)
+        async with table.lock("k") as held:
+            with pytest.raises(RuntimeError, match=r"table 't': lock\('k'\): this task has that lock already"):
+                await holding(table, [], "x")
+            child = asyncio.ensure_future(holding(table, order := [], "child"))
+            await soon()
+            assert order == []
+            async with table.lock("l"):
+                await held.put(1)
+        await child
+        async with table.lock("k", timeout_s=0):
+            pass
+
+
+@pytest.mark.parametrize("durability", [local, write_through])
+async def test_who_has_lost_a_lock_may_ask_for_it_again(durability: Any) -> None:
+    async with Rig() as rig:
+        table, _ = await rig.table(durability)
+        with pytest.raises(LockLost, match="max_hold_s"):
+            async with table.lock("k", lease_s=1, max_hold_s=1):
+                await asyncio.sleep(2)
+                async with table.lock("k", timeout_s=0.1) as again:
+                    await again.put(1)
+        assert await table.get("k") == 1
 
 
 @pytest.mark.parametrize("options", [{"lease_s": 0}, {"lease_s": 20, "max_hold_s": 10}, {"timeout_s": -1}])

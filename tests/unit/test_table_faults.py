@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from libvnf.errors import ConfigError, DurabilityUnknown, StateError, StoreUnavailable
+from libvnf.errors import ConfigError, DurabilityUnknown, StateConflict, StateError, StoreUnavailable
 from libvnf.state import Record, replicated, write_back, write_through
 from tests.tables import SOON, Rig, Session, at_once, stored
 
@@ -134,6 +134,21 @@ async def test_a_put_through_that_fails_raises_and_is_not_stored_later() -> None
         table.put_nowait("a", 3)
         await asyncio.sleep(60)
         assert stored(table, "a") == 3, "nobody was told that it failed: it is tried again"
+
+
+async def test_what_is_put_while_a_change_flies_that_conflicts_is_told_so_too() -> None:
+    async with Rig() as rig:
+        one, other = await rig.two(write_through)
+        await one.put("a", 1)
+        one.store.on_invalid = lambda table, keys: None  # it has not heard yet
+        await other.put("a", 2)
+        rig.replicas[0].store.slow(0.1)
+        flying = asyncio.ensure_future(one.put("a", 3))
+        await asyncio.sleep(0.05)
+        later = asyncio.ensure_future(one.put("a", 4))
+        await asyncio.wait([flying, later])
+        assert [type(put.exception()) for put in (flying, later)] == [StateConflict, StateConflict]
+        assert stored(one, "a") == 2 == await one.get("a")
 
 
 async def test_too_few_replicas_make_it_unknown() -> None:

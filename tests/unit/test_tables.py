@@ -110,13 +110,21 @@ async def test_an_absent_key_is_known_to_be_absent() -> None:
         assert at_once(table.get("a")) is None
 
 
-async def test_misses_of_one_key_are_one_read_and_those_of_one_turn_one_batch() -> None:
+async def test_misses_of_one_key_are_one_read() -> None:
     async with Rig() as rig:
         one, other = await rig.two()
         await one.update("a", lambda n: n, 1)
         reads = rig.replicas[1].reads
         assert await asyncio.gather(*[other.get(key) for key in "aaabbc"]) == [1, 1, 1, None, None, None]
-        assert reads == [3]
+        assert reads == [1, 1, 1]
+
+
+async def test_many_misses_of_one_turn_are_one_batch() -> None:
+    async with Rig() as rig:
+        table, replica = await rig.table()
+        keys = [f"key {number}" for number in range(300)]
+        assert await asyncio.gather(*map(table.get, keys)) == [None] * 300
+        assert replica.reads == [300]
 
 
 async def test_who_waits_for_a_read_may_be_cancelled() -> None:

@@ -7,13 +7,15 @@ pub const ROOM: usize = 64;
 /// Bytes of the frame: two tags, IPv6, an ICMPv6 error and the packet quoted in it, up to its TCP ports.
 pub const SNAPSHOT: usize = 192;
 
-/// The frame is `bytes()`, and then what was lent, from `rest` on.
+/// The frame is `bytes()`, and then what was lent, from `rest` on. It begins where a cache line does.
 #[derive(Clone)]
+#[repr(align(64))]
 pub struct Head {
     buffer: [u8; ROOM + SNAPSHOT],
     start: u16,
     end: u16,
     rest: u32,
+    /// Of the whole frame, as it is now.
     len: u32,
 }
 
@@ -42,10 +44,9 @@ impl Head {
         &mut self.buffer[usize::from(self.start)..usize::from(self.end)]
     }
 
-    /// Of the whole frame, as it is now.
     #[inline]
     pub fn frame_len(&self) -> usize {
-        self.bytes().len() + (self.len - self.rest) as usize
+        self.len as usize
     }
 
     /// What of the frame as it was lent comes behind `bytes()`.
@@ -62,6 +63,7 @@ impl Head {
         }
         self.buffer.copy_within(start..start + at, start - count);
         self.start -= count as u16;
+        self.len += count as u32;
         true
     }
 
@@ -73,6 +75,7 @@ impl Head {
         }
         self.buffer.copy_within(start..start + at, start + count);
         self.start += count as u16;
+        self.len -= count as u32;
         true
     }
 }

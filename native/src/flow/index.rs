@@ -42,29 +42,31 @@ pub(super) struct Index {
 /// An index, and where its buckets are.
 pub(super) struct Opened<'a> {
     lines: &'a [[u32; LINE]],
-    mask: usize,
+    /// None, unless it grows.
+    old: &'a [[u32; LINE]],
     index: &'a Index,
 }
 
 impl Opened<'_> {
     #[inline(always)]
     pub fn prefetch(&self, tag: Tag) {
-        prefetch(NonNull::from(&self.lines[tag as usize & self.mask]).cast(), 64, false);
-        if let Some((old, _)) = &self.index.old {
-            prefetch(NonNull::from(old.line(tag as usize)).cast(), 64, false);
+        for lines in [self.lines, self.old] {
+            if let Some(line) = bucket(lines, tag) {
+                prefetch(NonNull::from(line).cast(), 64, false);
+            }
         }
     }
 
     /// A rule with this tag, nearly always the one that is looked for. `None`: there is none.
     #[inline(always)]
     pub fn first(&self, tag: Tag) -> Option<u32> {
-        let line = &self.lines[tag as usize & self.mask];
+        let line = bucket(self.lines, tag)?;
         for place in places_of(line, byte(tag)) {
             if line[HASHES + place] == tag {
                 return Some(line[RULES + place]);
             }
         }
-        if meta(line) >> PAST == 0 && self.index.old.is_none() { None } else { self.index.find(tag, |_| true) }
+        if meta(line) >> PAST == 0 && self.old.is_empty() { None } else { self.index.find(tag, |_| true) }
     }
 }
 
@@ -76,7 +78,8 @@ impl Index {
     /// For many look-ups.
     #[inline(always)]
     pub fn open(&self) -> Opened<'_> {
-        Opened { lines: self.buckets.lines(), mask: self.buckets.mask, index: self }
+        let old = self.old.as_ref().map_or(&[][..], |(old, _)| old.lines());
+        Opened { lines: self.buckets.lines(), old, index: self }
     }
 
     /// The rule with this tag that `is` says yes to.
@@ -148,37 +151,38 @@ struct Buckets {
     /// Fresh zeros of the operating system, which cost nothing until they are touched. The lines begin at `first`.
     words: Vec<u32>,
     first: usize,
-    mask: usize,
+    /// A power of two.
+    count: usize,
 }
 
 impl Buckets {
     fn new(count: usize) -> Self {
         let words = vec![0; (count + 1) * LINE];
         let first = words.as_ptr().align_offset(64);
-        Self { words, first: if first < LINE { first } else { 0 }, mask: count - 1 }
+        Self { words, first: if first < LINE { first } else { 0 }, count }
     }
 
     fn count(&self) -> usize {
-        self.mask + 1
+        self.count
     }
 
     #[inline]
     fn lines(&self) -> &[[u32; LINE]] {
-        self.words[self.first..].as_chunks().0
+        &self.words[self.first..].as_chunks().0[..self.count]
     }
 
     #[inline]
     fn line(&self, bucket: usize) -> &[u32; LINE] {
-        &self.lines()[bucket & self.mask]
+        &self.lines()[bucket & (self.count - 1)]
     }
 
     #[inline]
     fn line_mut(&mut self, bucket: usize) -> &mut [u32; LINE] {
-        &mut self.words[self.first..].as_chunks_mut().0[bucket & self.mask]
+        &mut self.words[self.first..].as_chunks_mut().0[bucket & (self.count - 1)]
     }
 
     fn find(&self, tag: Tag, mut is: impl FnMut(u32) -> bool) -> Option<(usize, usize, u32)> {
-        for bucket in tag as usize..=tag as usize + self.mask {
+        for bucket in tag as usize..tag as usize + self.count {
             let line = self.line(bucket);
             for place in places_of(line, byte(tag)) {
                 let rule = line[RULES + place];
@@ -231,6 +235,12 @@ impl Buckets {
         let is_used = move |place: &usize| meta(&was) >> (place * 8) & 0xff != 0;
         (0..PLACES).filter(is_used).map(move |place| (was[HASHES + place], was[RULES + place]))
     }
+}
+
+/// The bucket where a search begins; of none, none.
+#[inline(always)]
+fn bucket(lines: &[[u32; LINE]], tag: Tag) -> Option<&[u32; LINE]> {
+    lines.get(tag as usize & lines.len().wrapping_sub(1))
 }
 
 /// What of a hash is compared first; 0 is an empty place.

@@ -20,27 +20,15 @@
 use std::net::IpAddr;
 
 use super::{Match, PortIndex, Refused};
+use crate::packet::array;
 use crate::packet::ethernet::{self, Mac};
-use crate::packet::headers::{Headers, kind};
-use crate::packet::{array, icmp};
+use crate::packet::headers::{Headers, has};
 use crate::stack::Cidr;
 
 /// What nearly every match is told apart by, and the others need besides.
 pub(super) const NARROW: usize = 3;
 pub(super) const WORDS: usize = 8;
 pub(super) type Words = [u64; WORDS];
-
-/// What a packet has, and a shape asks for.
-pub(super) mod has {
-    pub const LINK: u8 = 1;
-    pub const V4: u8 = 2;
-    pub const V6: u8 = 4;
-    pub const PROTOCOL: u8 = 8;
-    pub const PORTS: u8 = 16;
-    pub const TEID: u8 = 32;
-    /// An ICMP error: no shape asks for it.
-    pub const QUOTE: u8 = 64;
-}
 
 const PORT: u64 = 0xffff << 48;
 const ETHERTYPE: u64 = 0xffff << 32;
@@ -51,93 +39,59 @@ const DESTINATION_PORT: u64 = 0xffff << 32;
 const TEID: u64 = 0xffff_ffff;
 const MAC: u64 = u64::from_ne_bytes([0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]);
 
-/// A packet, as matches see it.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Facts {
-    /// Those of what it has not mean nothing.
-    pub words: Words,
-    /// Bits of [`has`].
-    pub has: u8,
-}
-
-impl Facts {
-    /// Those of the frame that `bytes` is the beginning of, and `headers` were read from; unless `ALL` are wanted, of the words
-    /// only the narrow ones. Word for word into its place: a copy would have to wait for the single stores.
-    #[inline(always)]
-    pub fn read<const ALL: bool>(&mut self, port: PortIndex, bytes: &[u8], headers: &Headers) {
-        let kinds = headers.kinds;
-        let mut has = 0;
-        if let Some(link) = bytes.first_chunk::<{ ethernet::HEADER }>() {
-            has |= has::LINK;
-            if ALL {
-                self.words[6] = word(link, 0);
-                self.words[7] = word(link, 6);
-            }
-        }
-        let at = usize::from(headers.network);
-        if kinds & kind::IPV4 != 0 {
-            has |= has::V4;
-            self.words[2] = word(bytes, at + 12);
-        } else if kinds & kind::IPV6 != 0 {
-            has |= has::V6;
-            let addresses: [u8; 32] = array(bytes, at + 8);
-            self.words[2] = word(&addresses, 16);
-            if ALL {
-                for (place, from) in [(3, 24), (4, 0), (5, 8)] {
-                    self.words[place] = word(&addresses, from);
-                }
-            }
-        }
-        if kinds & (kind::IPV4 | kind::IPV6) != 0 && kinds & kind::MALFORMED == 0 {
-            has |= has::PROTOCOL;
-            if kinds & kind::FRAGMENT == 0 {
-                has |= transport(bytes, headers);
-            }
-        }
-        self.words[0] = link_word(port, headers.ethertype, headers.vlan, headers.protocol);
-        self.words[1] = transport_word(headers.source_port, headers.destination_port, headers.teid);
-        self.has = has;
-    }
-
-    /// A packet of the flow's other direction.
-    pub fn reversed(mut self) -> Self {
-        let (source, destination) = (self.words[1] >> 48, self.words[1] >> 32 & 0xffff);
-        self.words[1] = destination << 48 | source << 32;
-        if self.has & has::V4 != 0 {
-            self.words[2] = self.words[2].rotate_left(32);
-        } else {
-            self.words.swap(2, 4);
-            self.words.swap(3, 5);
-        }
-        self
-    }
-}
-
-/// Ports are those of TCP, UDP and ICMP queries.
+/// The first words of the frame that `bytes` is the beginning of, and `headers` were read from. Those of what it has not
+/// mean nothing.
 #[inline(always)]
-fn transport(bytes: &[u8], headers: &Headers) -> u8 {
-    if headers.kinds & (kind::TCP | kind::UDP) != 0 {
-        return if headers.is(kind::GTPU) { has::PORTS | has::TEID } else { has::PORTS };
-    }
-    if headers.is(kind::ICMP) { message(bytes, headers) } else { 0 }
-}
-
-fn message(bytes: &[u8], headers: &Headers) -> u8 {
-    let message = bytes[usize::from(headers.transport)];
-    if icmp::asks(headers.protocol, message).is_some() {
-        has::PORTS
-    } else if icmp::is_error(headers.protocol, message) {
-        has::QUOTE
+pub(super) fn narrow(port: PortIndex, bytes: &[u8], headers: &Headers) -> [u64; NARROW] {
+    let at = usize::from(headers.network);
+    let addresses = if headers.has & has::V4 != 0 {
+        word(bytes, at + 12)
+    } else if headers.has & has::V6 != 0 {
+        word(bytes, at + 24)
     } else {
         0
+    };
+    [
+        link_word(port, headers.ethertype, headers.vlan, headers.protocol),
+        transport_word(headers.source_port, headers.destination_port, headers.teid),
+        addresses,
+    ]
+}
+
+/// All words. Word for word into its place: a copy would have to wait for the single stores.
+#[inline(always)]
+pub(super) fn read(words: &mut Words, port: PortIndex, bytes: &[u8], headers: &Headers) {
+    [words[0], words[1], words[2]] = narrow(port, bytes, headers);
+    if headers.has & has::V6 != 0 {
+        let at = usize::from(headers.network);
+        for (place, from) in [(3, 32), (4, 8), (5, 16)] {
+            words[place] = word(bytes, at + from);
+        }
     }
+    if let Some(link) = bytes.first_chunk::<{ ethernet::HEADER }>() {
+        words[6] = word(link, 0);
+        words[7] = word(link, 6);
+    }
+}
+
+/// Those of a packet of the flow's other direction.
+pub(super) fn reversed(mut words: Words, headers: &Headers) -> Words {
+    let (source, destination) = (words[1] >> 48, words[1] >> 32 & 0xffff);
+    words[1] = destination << 48 | source << 32;
+    if headers.has & has::V4 != 0 {
+        words[2] = words[2].rotate_left(32);
+    } else {
+        words.swap(2, 4);
+        words.swap(3, 5);
+    }
+    words
 }
 
 /// Two matches of one shape differ in their values, or their priority, alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Shape {
     pub mask: Words,
-    /// Bits of [`has`] that a packet must have.
+    /// Bits of [`has`](crate::packet::headers::has) that a packet must have.
     pub requires: u8,
     source_prefix: Option<u8>,
     destination_prefix: Option<u8>,

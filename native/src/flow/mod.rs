@@ -6,6 +6,8 @@
 //!
 //! Sans-I/O; the time is an argument.
 
+mod act;
+mod alone;
 pub mod edit;
 mod expiry;
 pub mod fuzzing;
@@ -20,6 +22,7 @@ mod search;
 pub mod table;
 #[cfg(test)]
 mod tests;
+mod translation;
 
 use std::fmt;
 use std::net::IpAddr;

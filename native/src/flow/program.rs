@@ -1,13 +1,18 @@
 //! A rule's actions, as they are run: the verdict is known at once, and the one step that most lists have besides it is
 //! one pointer away. Rules that do the same share what is pointed to.
 
+use std::ptr::NonNull;
 use std::sync::Arc;
 
+use super::translation::Translation;
 use super::{Action, Limit, Verdict};
+use crate::packet::prefetch::prefetch;
 
 #[derive(Clone, PartialEq)]
 pub(super) enum Program {
     Just(End),
+    /// One step, and such a rewriting.
+    Translate(End, Arc<Translation>),
     One(End, Arc<Action>),
     List(End, Arc<Vec<Action>>),
 }
@@ -33,7 +38,10 @@ impl Program {
         let steps: Vec<Action> = actions.iter().filter(|action| is_step(action)).copied().collect();
         match steps[..] {
             [] => Self::Just(end),
-            [step] => Self::One(end, Arc::new(step)),
+            [step] => match Translation::of(&step) {
+                Some(translation) => Self::Translate(end, Arc::new(translation)),
+                None => Self::One(end, Arc::new(step)),
+            },
             _ => Self::List(end, Arc::new(steps)),
         }
     }
@@ -49,7 +57,13 @@ impl Program {
             Verdict::Accept => Some(Action::Accept),
             Verdict::ToPython => Some(Action::ToPython),
         };
-        self.end().counts.then_some(Action::Count).into_iter().chain(self.steps().iter().copied()).chain(last).collect()
+        let steps = match self {
+            Self::Just(_) => Vec::new(),
+            Self::Translate(_, translation) => vec![Action::Rewrite(translation.whole())],
+            Self::One(_, step) => vec![**step],
+            Self::List(_, steps) => steps.to_vec(),
+        };
+        self.end().counts.then_some(Action::Count).into_iter().chain(steps).chain(last).collect()
     }
 
     #[inline(always)]
@@ -59,25 +73,45 @@ impl Program {
 
     #[inline(always)]
     fn end(&self) -> &End {
-        let (Self::Just(end) | Self::One(end, _) | Self::List(end, _)) = self;
+        let (Self::Just(end) | Self::Translate(end, _) | Self::One(end, _) | Self::List(end, _)) = self;
         end
     }
 
-    pub fn steps(&self) -> &[Action] {
+    /// Asks for the steps.
+    #[inline(always)]
+    pub fn prefetch(&self) {
         match self {
-            Self::Just(_) => &[],
-            Self::One(_, step) => std::slice::from_ref(step),
-            Self::List(_, steps) => steps,
+            Self::Just(_) => {}
+            Self::Translate(_, translation) => prefetch(NonNull::from(&**translation).cast(), 1, false),
+            // It begins at a multiple of 16, and so ends at most 48 bytes into another line.
+            Self::One(_, step) => prefetch(NonNull::from(&**step).cast(), size_of::<Action>() + 48, false),
+            Self::List(_, steps) => prefetch(NonNull::from(&**steps).cast(), 1, false),
         }
     }
 
     pub fn limit(&self) -> Option<&Limit> {
-        self.steps().iter().find_map(Action::limit)
+        match self {
+            Self::Just(_) | Self::Translate(..) => None,
+            Self::One(_, step) => step.limit(),
+            Self::List(_, steps) => steps.iter().find_map(Action::limit),
+        }
     }
 
     /// Does it change addresses or ports?
     pub fn rewrites(&self) -> bool {
-        self.steps().iter().any(|step| matches!(step, Action::Rewrite(_)))
+        match self {
+            Self::Just(_) => false,
+            Self::Translate(..) => true,
+            Self::One(_, step) => matches!(**step, Action::Rewrite(_)),
+            Self::List(_, steps) => steps.iter().any(|step| matches!(step, Action::Rewrite(_))),
+        }
+    }
+}
+
+impl End {
+    #[inline(always)]
+    pub fn verdict(self) -> Verdict {
+        self.verdict
     }
 }
 

@@ -51,6 +51,19 @@ impl Entry {
         self.narrow == *narrow && self.more == *more
     }
 
+    /// Has it the key, of a shape that is narrow?
+    #[inline(always)]
+    pub fn has_narrow_key(&self, key: &[u64; NARROW]) -> bool {
+        let ([a, b, c], [d, e, f]) = (self.narrow, *key);
+        (a ^ d) | (b ^ e) | (c ^ f) == 0
+    }
+
+    #[inline(always)]
+    pub fn count(&mut self, bytes: usize) {
+        self.packets += 1;
+        self.bytes += bytes as u64;
+    }
+
     pub fn shape(&self) -> usize {
         self.narrow[0] as usize & 0xff
     }

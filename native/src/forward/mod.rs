@@ -258,25 +258,32 @@ impl Forwarder {
         }
         verdicts.clear();
         self.table.process(others.index, &mut heads[..count], &headers[..count], now, verdicts);
-        for (((head, came), verdict), frame) in heads.iter_mut().zip(&*headers).zip(&*verdicts).zip(burst.iter()) {
-            watched::note(|| format!("flows: {verdict}"));
-            let to = match (*verdict, bridge) {
-                (Verdict::Forward(to), _) | (Verdict::Miss, Some(to)) => Some(to),
-                _ => None,
-            };
-            if let Some(other) = to.and_then(|to| others.get(to)) {
-                other.parts().0.send_lent(head.bytes(), head.rest(*frame));
-                other.sent();
-                counts.forwarded += 1;
-                continue;
+        // Most bursts go one way as a whole.
+        let one_way = match verdicts[..] {
+            [Verdict::Forward(to), ..] if verdicts.iter().all(|verdict| *verdict == Verdict::Forward(to)) => {
+                others.get(to)
             }
-            match *verdict {
-                Verdict::Miss if bridge.is_none() => keep(head, *frame, pool, frames, &mut dry),
-                Verdict::ToPython if has_handler => keep(head, *frame, pool, frames, &mut dry),
-                Verdict::ToPython => counts.drop_no_handler += 1,
-                Verdict::Accept if has_handler => keep(head, *frame, pool, &mut accepted, &mut dry),
-                Verdict::Accept => keep(head, *frame, pool, frames, &mut dry),
-                verdict => send_on(verdict, bridge, head, came, *frame, others, now, aside, &mut counts),
+            _ => None,
+        };
+        if let Some(other) = one_way {
+            let port = other.parts().0;
+            for (head, frame) in heads.iter().zip(burst.iter()) {
+                watched::note(|| format!("flows: {}", verdicts[0]));
+                port.send_lent(head.bytes(), head.rest(*frame));
+            }
+            other.sent();
+            counts.forwarded += count as u64;
+        } else {
+            for (((head, came), verdict), frame) in heads.iter_mut().zip(&*headers).zip(&*verdicts).zip(burst.iter()) {
+                watched::note(|| format!("flows: {verdict}"));
+                match *verdict {
+                    Verdict::Miss if bridge.is_none() => keep(head, *frame, pool, frames, &mut dry),
+                    Verdict::ToPython if has_handler => keep(head, *frame, pool, frames, &mut dry),
+                    Verdict::ToPython => counts.drop_no_handler += 1,
+                    Verdict::Accept if has_handler => keep(head, *frame, pool, &mut accepted, &mut dry),
+                    Verdict::Accept => keep(head, *frame, pool, frames, &mut dry),
+                    verdict => send_on(verdict, bridge, head, came, *frame, others, now, aside, &mut counts),
+                }
             }
         }
         *likely = match verdicts.last() {

@@ -36,12 +36,10 @@ impl Sum {
     /// The checksum as it stands in a header. Over data that includes a right checksum it is 0.
     #[inline]
     pub fn finish(self) -> u16 {
-        let mut sum = (self.0 >> 32) + (self.0 & 0xffff_ffff);
-        sum = (sum >> 32) + (sum & 0xffff_ffff);
-        sum = (sum >> 16) + (sum & 0xffff);
-        sum = (sum >> 16) + (sum & 0xffff);
-        sum = (sum >> 16) + (sum & 0xffff);
-        !u16::from_be(sum as u16)
+        // Both halves are added to each other, so that the carry of the lower sum is what the upper one lacks.
+        let sum = (self.0.wrapping_add(self.0.rotate_left(32)) >> 32) as u32;
+        let sum = (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16;
+        !u16::from_be(sum)
     }
 }
 
@@ -64,9 +62,11 @@ impl Change {
     /// into the other form of zero.
     #[inline]
     pub fn apply(self, bytes: &mut [u8]) {
+        /// A form of zero from which the sum of any packet can be taken away.
+        const ZERO: u64 = 0xffff << 32;
         let checksum = bytes.first_chunk_mut::<2>().expect("a checksum has two bytes");
-        let new = self.new.word(!u16::from_be_bytes(*checksum)).word(self.old.finish());
-        *checksum = new.finish().to_be_bytes();
+        let new = self.new.word(!u16::from_be_bytes(*checksum));
+        *checksum = Sum(new.0 + (ZERO - self.old.0)).finish().to_be_bytes();
     }
 }
 

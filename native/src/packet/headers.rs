@@ -30,16 +30,33 @@ pub mod kind {
     pub const MALFORMED: u16 = 256;
 }
 
+/// What flows may be told apart by, as far as a frame has it: the bits of [`Headers::has`].
+pub mod has {
+    /// An Ethernet header.
+    pub const LINK: u8 = 1;
+    pub const V4: u8 = 2;
+    pub const V6: u8 = 4;
+    /// IP that does not contradict itself.
+    pub const PROTOCOL: u8 = 8;
+    /// Of TCP, UDP, and ICMP queries. Fragments have none.
+    pub const PORTS: u8 = 16;
+    pub const TEID: u8 = 32;
+    /// It is an ICMP error: what it quotes may be of a flow.
+    pub const QUOTE: u8 = 64;
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Headers {
     /// Bits of [`kind`].
     pub kinds: u16,
+    /// Bits of [`has`].
+    pub has: u8,
+    pub tags: u8,
+    pub protocol: u8,
     /// What follows the tags.
     pub ethertype: u16,
     /// The outermost tag's VLAN id; 0 without one.
     pub vlan: u16,
-    pub tags: u8,
-    pub protocol: u8,
     /// Where what the tags are put on begins: the network header, if its type is known. 0: it has too many tags.
     pub network: u16,
     /// Where the transport header begins; 0: none, as in all fragments but the first.
@@ -91,10 +108,11 @@ impl Headers {
         }
         *self = Self {
             kinds: kind::IPV4 | kind,
-            ethertype: ethernet::IPV4,
-            vlan: 0,
+            has: has::LINK | has::V4 | has::PROTOCOL | has::PORTS,
             tags: 0,
             protocol,
+            ethertype: ethernet::IPV4,
+            vlan: 0,
             network: ethernet::HEADER as u16,
             transport: AT as u16,
             end: end as u16,
@@ -111,6 +129,39 @@ impl Headers {
             self.kinds |= kind::MALFORMED;
             self.transport = 0;
         }
+        self.has = self.having(bytes);
+    }
+
+    /// What [`Headers::has`] says, by all the rest.
+    fn having(&self, bytes: &[u8]) -> u8 {
+        let mut has = if bytes.len() < ethernet::HEADER { 0 } else { has::LINK };
+        has |= match self.kinds & (kind::IPV4 | kind::IPV6) {
+            kind::IPV4 => has::V4,
+            kind::IPV6 => has::V6,
+            _ => return has,
+        };
+        if self.is(kind::MALFORMED) {
+            return has;
+        }
+        has |= has::PROTOCOL;
+        if self.is(kind::FRAGMENT) {
+            return has;
+        }
+        if self.kinds & (kind::TCP | kind::UDP) != 0 {
+            has |= has::PORTS;
+        }
+        if self.is(kind::GTPU) {
+            has |= has::TEID;
+        }
+        if self.is(kind::ICMP) {
+            let message = bytes[usize::from(self.transport)];
+            if icmp::asks(self.protocol, message).is_some() {
+                has |= has::PORTS;
+            } else if icmp::is_error(self.protocol, message) {
+                has |= has::QUOTE;
+            }
+        }
+        has
     }
 
     #[inline]
@@ -145,6 +196,7 @@ impl Headers {
         let segment = packet.get(upper?..)?.first_chunk::<8>()?;
         quoted.transport = (at + upper?) as u16;
         quoted.ports(segment);
+        quoted.has = quoted.having(bytes);
         Some(quoted)
     }
 

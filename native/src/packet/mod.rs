@@ -52,7 +52,7 @@ pub enum Malformed {
 /// The `N` bytes at `at`. The caller's `new_checked` has proved that they are there.
 #[inline]
 pub(crate) fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
-    *bytes[at..].first_chunk().expect("new_checked has proved the length")
+    *bytes[at..at + N].first_chunk().expect("new_checked has proved the length")
 }
 
 #[inline]

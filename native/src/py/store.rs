@@ -1,4 +1,4 @@
-//! `StoreClient`: the face of `crate::state::client`. Calls return at once; `drain` has what became of them.
+//! `StoreClient`: the face of `crate::state::client`. Calls return at once; `drain` tells what became of them.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ enum Shape {
 }
 
 struct Waiting {
-    token: Py<PyAny>,
+    done: Py<PyAny>,
     shape: Shape,
     writes: bool,
     weight: usize,
@@ -192,7 +192,7 @@ fn seconds(name: &str, value: f64) -> PyResult<Duration> {
 }
 
 impl StoreClient {
-    fn submit(&self, py: Python<'_>, token: Py<PyAny>, shape: Shape, request: Request) -> PyResult<()> {
+    fn submit(&self, py: Python<'_>, done: Py<PyAny>, shape: Shape, request: Request) -> PyResult<()> {
         let (writes, weight) = (request.writes(), request.weight());
         let id = self.state.with(py, |state| {
             state.next += 1;
@@ -200,7 +200,7 @@ impl StoreClient {
         });
         match self.client.submit(id, request) {
             Ok(()) => {
-                let waiting = Waiting { token, shape, writes, weight };
+                let waiting = Waiting { done, shape, writes, weight };
                 self.state.with(py, |state| state.waiting.insert(id, waiting));
                 Ok(())
             }
@@ -314,20 +314,20 @@ impl StoreClient {
         Ok(handle)
     }
 
-    #[pyo3(signature = (token, table, keys, /))]
-    fn read(&self, token: &Bound<'_, PyAny>, table: usize, keys: &Bound<'_, PyList>) -> PyResult<()> {
-        let py = token.py();
+    #[pyo3(signature = (done, table, keys, /))]
+    fn read(&self, done: &Bound<'_, PyAny>, table: usize, keys: &Bound<'_, PyList>) -> PyResult<()> {
+        let py = done.py();
         self.check(py, table)?;
         let keys = octets(keys)?;
-        self.submit(py, token.clone().unbind(), Shape::Each(keys.len()), Request::Read { table, keys })
+        self.submit(py, done.clone().unbind(), Shape::Each(keys.len()), Request::Read { table, keys })
     }
 
-    #[pyo3(signature = (token, table, keys, expected, first, payloads, deadlines=None, recents=None, update=false,
+    #[pyo3(signature = (done, table, keys, expected, first, payloads, deadlines=None, recents=None, update=false,
         replicas=0, guard=None, /))]
     #[expect(clippy::too_many_arguments, reason = "the columns of a batch, as the store's contract has them")]
     fn write(
         &self,
-        token: &Bound<'_, PyAny>,
+        done: &Bound<'_, PyAny>,
         table: usize,
         keys: &Bound<'_, PyList>,
         expected: Option<Vec<u64>>,
@@ -339,7 +339,7 @@ impl StoreClient {
         replicas: u32,
         guard: Option<(Vec<u8>, u64)>,
     ) -> PyResult<()> {
-        let py = token.py();
+        let py = done.py();
         self.check(py, table)?;
         let keys = octets(keys)?;
         let count = keys.len();
@@ -378,101 +378,110 @@ impl StoreClient {
             guard,
         };
         let request = Request::Write { table, writes: Box::new(writes) };
-        self.submit(py, token.clone().unbind(), Shape::Written(count), request)
+        self.submit(py, done.clone().unbind(), Shape::Written(count), request)
     }
 
-    #[pyo3(signature = (token, table, cursor, count, /))]
+    #[pyo3(signature = (done, table, cursor, count, /))]
     fn scan(
         &self,
-        token: &Bound<'_, PyAny>,
+        done: &Bound<'_, PyAny>,
         table: usize,
         cursor: Option<(u64, usize, u64)>,
         count: usize,
     ) -> PyResult<()> {
-        self.check(token.py(), table)?;
+        self.check(done.py(), table)?;
         let cursor = cursor.map(|(epoch, node, cursor)| Cursor { epoch, node, cursor });
-        self.submit(token.py(), token.clone().unbind(), Shape::One, Request::Scan { table, cursor, count })
+        self.submit(done.py(), done.clone().unbind(), Shape::One, Request::Scan { table, cursor, count })
     }
 
-    #[pyo3(signature = (token, table, /))]
-    fn drop(&self, token: &Bound<'_, PyAny>, table: usize) -> PyResult<()> {
-        self.check(token.py(), table)?;
-        self.submit(token.py(), token.clone().unbind(), Shape::One, Request::Drop { table })
+    #[pyo3(signature = (done, table, /))]
+    fn drop(&self, done: &Bound<'_, PyAny>, table: usize) -> PyResult<()> {
+        self.check(done.py(), table)?;
+        self.submit(done.py(), done.clone().unbind(), Shape::One, Request::Drop { table })
     }
 
-    #[pyo3(signature = (token, table, now_ms, claim_ms, most, /))]
+    #[pyo3(signature = (done, table, now_ms, claim_ms, most, /))]
     fn claim_expired(
         &self,
-        token: &Bound<'_, PyAny>,
+        done: &Bound<'_, PyAny>,
         table: usize,
         now_ms: u64,
         claim_ms: u64,
         most: usize,
     ) -> PyResult<()> {
-        self.check(token.py(), table)?;
+        self.check(done.py(), table)?;
         let request = Request::Claim { table, now_ms, claim_ms, most };
-        self.submit(token.py(), token.clone().unbind(), Shape::One, request)
+        self.submit(done.py(), done.clone().unbind(), Shape::One, request)
     }
 
-    #[pyo3(signature = (token, table, keys, versions, /))]
+    #[pyo3(signature = (done, table, keys, versions, /))]
     fn expired(
         &self,
-        token: &Bound<'_, PyAny>,
+        done: &Bound<'_, PyAny>,
         table: usize,
         keys: &Bound<'_, PyList>,
         versions: Vec<u64>,
     ) -> PyResult<()> {
-        self.check(token.py(), table)?;
+        self.check(done.py(), table)?;
         let keys = octets(keys)?;
         if keys.len() != versions.len() {
             let found = format!("{} keys and {} versions", keys.len(), versions.len());
             return Err(PyValueError::new_err(found));
         }
         let request = Request::Expired { table, keys, versions };
-        self.submit(token.py(), token.clone().unbind(), Shape::One, request)
+        self.submit(done.py(), done.clone().unbind(), Shape::One, request)
     }
 
-    #[pyo3(signature = (token, table, key, owner, lease_ms, hold_ms=0, /))]
+    #[pyo3(signature = (done, table, key, owner, lease_ms, hold_ms=0, /))]
     fn lock(
         &self,
-        token: &Bound<'_, PyAny>,
+        done: &Bound<'_, PyAny>,
         table: usize,
         key: Vec<u8>,
         owner: u64,
         lease_ms: u64,
         hold_ms: u64,
     ) -> PyResult<()> {
-        self.check(token.py(), table)?;
+        self.check(done.py(), table)?;
         let request = Request::Lock { table, key, owner, lease_ms, hold_ms };
-        self.submit(token.py(), token.clone().unbind(), Shape::One, request)
+        self.submit(done.py(), done.clone().unbind(), Shape::One, request)
     }
 
-    #[pyo3(signature = (token, table, key, owner, /))]
-    fn unlock(&self, token: &Bound<'_, PyAny>, table: usize, key: Vec<u8>, owner: u64) -> PyResult<()> {
-        self.check(token.py(), table)?;
-        self.submit(token.py(), token.clone().unbind(), Shape::One, Request::Unlock { table, key, owner })
+    #[pyo3(signature = (done, table, key, owner, /))]
+    fn unlock(&self, done: &Bound<'_, PyAny>, table: usize, key: Vec<u8>, owner: u64) -> PyResult<()> {
+        self.check(done.py(), table)?;
+        self.submit(done.py(), done.clone().unbind(), Shape::One, Request::Unlock { table, key, owner })
     }
 
-    #[pyo3(signature = (token, words, once=false, /))]
-    fn call(&self, token: &Bound<'_, PyAny>, words: &Bound<'_, PyList>, once: bool) -> PyResult<()> {
+    #[pyo3(signature = (done, words, once=false, /))]
+    fn call(&self, done: &Bound<'_, PyAny>, words: &Bound<'_, PyList>, once: bool) -> PyResult<()> {
         let words = octets(words)?;
         if words.len() < 2 {
             return Err(PyValueError::new_err("a command and a key are needed"));
         }
-        self.submit(token.py(), token.clone().unbind(), Shape::One, Request::Call { words, once })
+        self.submit(done.py(), done.clone().unbind(), Shape::One, Request::Call { words, once })
     }
 
     fn beat(&self) {
         self.client.beat();
     }
 
+    fn go(&self) {
+        self.client.go();
+    }
+
     fn drain<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyList>, Bound<'py, PyList>)> {
         let drained = self.client.drain();
-        let done = PyList::empty(py);
+        let raised = PyList::empty(py);
+        // One that raises does not keep the answers of the others back.
+        let tell = |waiting: &Waiting, answer: Bound<'py, PyAny>| match waiting.done.bind(py).call1((answer,)) {
+            Ok(_) => Ok(()),
+            Err(error) => raised.append(error.into_value(py)),
+        };
         for (id, it) in &drained.done {
             let Some(waiting) = self.state.with(py, |state| state.waiting.remove(id)) else { continue };
             self.client.release(waiting.weight);
-            done.append((waiting.token, answer(py, it)?))?;
+            tell(&waiting, answer(py, it)?)?;
         }
         let events = self.events(py, &drained)?;
         if let Some(why) = &drained.ended {
@@ -480,14 +489,14 @@ impl StoreClient {
             let left = self.state.with(py, |state| std::mem::take(&mut state.waiting));
             for waiting in left.into_values() {
                 self.client.release(waiting.weight);
-                let it = unanswered(py, &waiting, text)?;
-                done.append((waiting.token, it))?;
+                let answer = unanswered(py, &waiting, text)?;
+                tell(&waiting, answer)?;
             }
             if !self.state.with(py, |state| std::mem::replace(&mut state.told, true)) {
                 events.append((intern!(py, "state"), format!("down: {text}"), true))?;
             }
         }
-        Ok((done, events))
+        Ok((raised, events))
     }
 
     fn statistics<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
@@ -503,8 +512,7 @@ impl StoreClient {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        let visited =
-            self.state.peek(|state| state.waiting.values().try_for_each(|waiting| visit.call(&waiting.token)));
+        let visited = self.state.peek(|state| state.waiting.values().try_for_each(|waiting| visit.call(&waiting.done)));
         visited.unwrap_or(Ok(()))
     }
 

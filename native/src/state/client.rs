@@ -87,6 +87,24 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
+    fn new(settings: &Settings) -> io::Result<Self> {
+        Ok(Self {
+            inbox: Mutex::default(),
+            outbox: Mutex::default(),
+            call: Bell::new()?,
+            asleep: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
+            bell: Bell::new()?,
+            operations: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
+            beat: AtomicU64::new(0),
+            began: Instant::now(),
+            statistics: Mutex::default(),
+            queued_operations: settings.queued_operations,
+            queued_bytes: settings.queued_bytes,
+        })
+    }
+
     fn wake(&self) {
         if self.asleep.swap(false, Ordering::SeqCst) {
             self.call.ring();
@@ -101,21 +119,7 @@ pub struct Client {
 
 impl Client {
     pub fn start(settings: Settings, random: u32) -> io::Result<Self> {
-        let shared = Arc::new(Shared {
-            inbox: Mutex::default(),
-            outbox: Mutex::default(),
-            call: Bell::new()?,
-            asleep: AtomicBool::new(false),
-            closing: AtomicBool::new(false),
-            bell: Bell::new()?,
-            operations: AtomicUsize::new(0),
-            bytes: AtomicUsize::new(0),
-            beat: AtomicU64::new(0),
-            began: Instant::now(),
-            statistics: Mutex::default(),
-            queued_operations: settings.queued_operations,
-            queued_bytes: settings.queued_bytes,
-        });
+        let shared = Arc::new(Shared::new(&settings)?);
         let epoll = Epoll::new()?;
         epoll.add(&shared.call, BELL)?;
         let theirs = Arc::clone(&shared);
@@ -157,8 +161,12 @@ impl Client {
         shared.operations.fetch_add(1, Ordering::Relaxed);
         shared.bytes.fetch_add(weight, Ordering::Relaxed);
         lock(&shared.inbox).requests.push((id, request));
-        shared.wake();
         Ok(())
+    }
+
+    /// What was submitted is begun. Once for many: on the loop's own cpu each ring is a switch to the thread and back.
+    pub fn go(&self) {
+        self.shared.wake();
     }
 
     /// An operation submitted with that weight was told to whoever asked.
@@ -212,6 +220,8 @@ struct Socket {
     is_open: bool,
     /// Nothing more can be written until it says so.
     is_full: bool,
+    /// Its end was told, and will not be again: read on until it is seen.
+    ended: bool,
 }
 
 impl Socket {
@@ -262,31 +272,37 @@ impl<'a> Thread<'a> {
 
     fn run(mut self) -> io::Result<()> {
         while !self.shared.closing.load(Ordering::SeqCst) {
-            self.sleep()?;
-            let inbox = std::mem::take(&mut *lock(&self.shared.inbox));
-            for table in inbox.tables {
-                // The caller has its number already: his list was asked the same.
-                let _ = self.cluster.tables.add(table);
-            }
-            let now = Instant::now();
-            for (key, generation, address, resolved) in inbox.resolved {
-                self.resolving -= 1;
-                match resolved {
-                    Ok(ip) => self.connect(key, generation, &address, &Endpoint::Tcp(ip), now),
-                    Err(error) => self.cluster.lost(key, generation, error.to_string(), now),
-                }
-            }
-            for (id, request) in inbox.requests {
-                self.cluster.submit(id, request, now);
-            }
-            if self.cluster.wake().is_some_and(|at| at <= now) {
-                let beat = self.shared.began + Duration::from_millis(self.shared.beat.load(Ordering::Relaxed));
-                self.cluster.beat(beat);
-                self.cluster.tick(now);
-            }
-            self.carry_out(now);
-            self.deliver();
+            self.turn()?;
         }
+        Ok(())
+    }
+
+    fn turn(&mut self) -> io::Result<()> {
+        self.sleep()?;
+        let inbox = std::mem::take(&mut *lock(&self.shared.inbox));
+        for table in inbox.tables {
+            // The caller has its number already: his list was asked the same.
+            let _ = self.cluster.tables.add(table);
+        }
+        let now = Instant::now();
+        for (key, generation, address, resolved) in inbox.resolved {
+            self.resolving -= 1;
+            match resolved {
+                Ok(ip) => self.connect(key, generation, &address, &Endpoint::Tcp(ip), now),
+                Err(error) => self.cluster.lost(key, generation, error.to_string(), now),
+            }
+        }
+        for (id, request) in inbox.requests {
+            self.cluster.submit(id, request, now);
+        }
+        if self.cluster.wake().is_some_and(|at| at <= now) {
+            let beat = self.shared.began + Duration::from_millis(self.shared.beat.load(Ordering::Relaxed));
+            self.cluster.beat(beat);
+            self.cluster.suspended(sys::suspended());
+            self.cluster.tick(now);
+        }
+        self.carry_out(now);
+        self.deliver();
         Ok(())
     }
 
@@ -314,6 +330,7 @@ impl<'a> Thread<'a> {
             let Some(socket) = self.sockets.get_mut(&key).filter(|it| it.generation == event.token as u32) else {
                 continue;
             };
+            socket.ended |= event.ended;
             if event.writable {
                 socket.is_full = false;
                 if !socket.is_open {
@@ -348,7 +365,7 @@ impl<'a> Thread<'a> {
                 Ok(count) => {
                     self.cluster.received(key, generation, count, now);
                     // A session gives what is in one record, and may have more of them.
-                    if count < asked && socket.session.is_none() {
+                    if count < asked && socket.session.is_none() && !socket.ended {
                         return;
                     }
                 }
@@ -447,7 +464,8 @@ impl<'a> Thread<'a> {
         });
         match connected {
             Ok(fd) => {
-                self.sockets.insert(key, Socket { generation, fd, session, is_open: false, is_full: true });
+                self.sockets
+                    .insert(key, Socket { generation, fd, session, is_open: false, is_full: true, ended: false });
             }
             Err(error) => self.cluster.lost(key, generation, words(&error), now),
         }
@@ -491,8 +509,10 @@ fn words(error: &io::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::io::{Read, Write};
     use std::net::TcpListener;
+    use std::os::unix::net::UnixListener;
 
     use super::*;
     use crate::state::operation::{Failure, Octets};
@@ -567,6 +587,25 @@ mod tests {
         let (mut peer, _) = listener.accept().unwrap();
         assert!(peer.read(&mut [0; 1000]).unwrap() > 0);
         failure(&client);
+    }
+
+    #[test]
+    fn an_end_that_comes_together_with_data_is_seen_with_it() {
+        let path = std::env::temp_dir().join(format!("vnf-client-{}", std::process::id()));
+        let listener = UnixListener::bind(&path).unwrap();
+        let settings = Settings { seeds: vec![Address::new(path.to_str().unwrap(), 0)], ..Settings::default() };
+        let shared = Arc::new(Shared::new(&settings).unwrap());
+        let mut thread = Thread::new(settings, 1, Epoll::new().unwrap(), &shared);
+        thread.turn().unwrap();
+        let (mut peer, _) = listener.accept().unwrap();
+        fs::remove_file(&path).unwrap();
+        thread.turn().unwrap();
+        assert!(peer.read(&mut [0; 1 << 16]).unwrap() > 0, "the greeting");
+        peer.write_all(b"+OK\r\n").unwrap();
+        drop(peer);
+        assert_eq!(thread.sockets.len(), 1);
+        thread.turn().unwrap();
+        assert!(thread.sockets.is_empty());
     }
 
     #[test]

@@ -46,6 +46,8 @@ const ASK_ANYWAY: Duration = Duration::from_secs(2);
 const ASK_SOON: Duration = Duration::from_millis(20);
 /// Another node is asked when one has not said in that time who serves what.
 const ASK_ANOTHER: Duration = Duration::from_millis(250);
+/// Less is what may lie between two readings of a clock.
+const SUSPENSION: Duration = Duration::from_millis(100);
 /// `WAIT`s of a node under way at once, and pieces that share one.
 const WAITS: usize = 2;
 const SHARE_A_WAIT: usize = 256;
@@ -72,7 +74,7 @@ struct Held {
     why: String,
 }
 
-/// An operation, its pieces that are not done, and when it was asked for.
+/// An operation, its pieces that are not done, and when it was asked for, as leases count ([`Cluster::suspended`]).
 struct Asked {
     operation: Operation,
     pieces: Vec<u64>,
@@ -103,6 +105,8 @@ pub struct Cluster {
     nodes: Vec<Option<Node>>,
     by_address: HashMap<Address, usize>,
     owners: Owners,
+    /// How often they have changed.
+    epoch: u64,
     /// Some slot has no master.
     incomplete: bool,
     operations: HashMap<u64, Asked>,
@@ -122,6 +126,7 @@ pub struct Cluster {
     leases: Leases,
     renewals: u64,
     beat: Instant,
+    suspended: Duration,
     pub done: Vec<(u64, Answer)>,
     pub news: News,
     /// Locks lost without having been given back.
@@ -139,6 +144,7 @@ impl Cluster {
             nodes: Vec::new(),
             by_address: HashMap::new(),
             owners: Owners::default(),
+            epoch: 0,
             incomplete: true,
             operations: HashMap::new(),
             deadlines: VecDeque::new(),
@@ -156,6 +162,7 @@ impl Cluster {
             leases: Leases::default(),
             renewals: 0,
             beat: now,
+            suspended: Duration::ZERO,
             done: Vec::new(),
             news: News::default(),
             lapsed: Vec::new(),
@@ -182,13 +189,13 @@ impl Cluster {
             self.leases.gone(&Lock { table: *table, key: key.clone(), owner: *owner });
         }
         let masters = self.masters();
-        let (operation, pieces) = Operation::begin(request, &self.tables, &masters, self.counters.topology_changes);
+        let (operation, pieces) = Operation::begin(request, &self.tables, &masters, self.epoch);
         if self.deadlines.len() > 1024 + 2 * self.operations.len() {
             self.deadlines.retain(|(_, id)| self.operations.contains_key(id));
         }
         self.deadlines.push_back((deadline, id));
         self.wake_at(self.deadlines[0].0);
-        let asked = Asked { operation, pieces: Vec::with_capacity(pieces.len()), since: now };
+        let asked = Asked { operation, pieces: Vec::with_capacity(pieces.len()), since: now + self.suspended };
         self.operations.insert(id, asked);
         self.add(id, pieces, now);
         self.finish_if_over(id);
@@ -482,6 +489,16 @@ impl Cluster {
         self.finish_if_over(held.operation);
     }
 
+    /// An outdated operation is not over when its pieces are.
+    fn begin_again(&mut self, id: u64, now: Instant) {
+        let masters = self.masters();
+        let asked = self.operations.get_mut(&id).filter(|asked| asked.pieces.is_empty());
+        if let Some(Asked { operation, .. }) = asked {
+            let pieces = operation.begin_again(&self.tables, &masters, self.epoch);
+            self.add(id, pieces, now);
+        }
+    }
+
     fn finish_if_over(&mut self, id: u64) {
         if self.operations.get(&id).is_some_and(|asked| asked.pieces.is_empty())
             && let Some(Asked { operation, since, .. }) = self.operations.remove(&id)
@@ -492,7 +509,7 @@ impl Cluster {
                     let lock = Lock { table, key, owner };
                     let hold = (hold_ms > 0).then(|| Duration::from_millis(hold_ms));
                     self.leases.held(lock, Duration::from_millis(lease_ms), hold, since);
-                    self.leases.next().into_iter().for_each(|at| self.wake_at(at));
+                    self.next_lease().into_iter().for_each(|at| self.wake_at(at));
                 }
                 (Request::Renew { table, key, owner, .. }, _) => {
                     return self.renewed(Lock { table, key, owner }, &answer, since);
@@ -518,6 +535,18 @@ impl Cluster {
         }
     }
 
+    /// For how long the machine has been suspended since it was started. At the store leases have gone on meanwhile, and
+    /// `Instant` has not: for leases that time is added.
+    pub fn suspended(&mut self, total: Duration) {
+        if total > self.suspended + SUSPENSION {
+            self.suspended = total;
+        }
+    }
+
+    fn next_lease(&self) -> Option<Instant> {
+        self.leases.next()?.checked_sub(self.suspended)
+    }
+
     /// When the loop has shown last that it lives.
     pub fn beat(&mut self, at: Instant) {
         self.beat = at;
@@ -525,7 +554,7 @@ impl Cluster {
 
     fn renew_leases(&mut self, now: Instant) {
         let lives = now.saturating_duration_since(self.beat) <= self.settings.stall_limit;
-        let (due, mut lapsed) = self.leases.due(lives, now);
+        let (due, mut lapsed) = self.leases.due(lives, now + self.suspended);
         self.counters.leases_lost += lapsed.len() as u64;
         self.lapsed.append(&mut lapsed);
         for (Lock { table, key, owner }, lease) in due {

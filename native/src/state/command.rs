@@ -37,13 +37,11 @@ pub enum Asked {
     Written(Written),
     Claimed,
     /// An integer: how many were deleted.
-    Expired,
+    Removed,
     /// An integer: above 0, the fence; below, how many milliseconds it is another's.
     Locked,
     /// An integer: 0, it was not the owner's.
     Held,
-    /// An integer: how many there were.
-    Unlinked,
     /// What was asked is known to who asked.
     Other,
 }
@@ -291,6 +289,7 @@ impl Table {
         let mut bytes = Bytes::new(256 + home.prefix.len() + entries().map(|(_, entry)| each(entry)).sum::<usize>());
 
         let script = match (is_plain, write.conditional) {
+            (true, true) if count == 1 => &script::PUT_ONE,
             (true, true) => &script::PUT,
             (true, false) => &script::SET,
             (false, _) => &script::CHANGE,
@@ -360,7 +359,7 @@ impl Table {
                 let versions: Vec<u8> =
                     indexes.iter().flat_map(|&index| versions[index as usize].to_be_bytes()).collect();
                 resp::bulk(&mut bytes, &versions);
-                pieces.push(Piece { slot: home.slot, bytes, script: Some(&script::EXPIRED), asked: Asked::Expired });
+                pieces.push(Piece { slot: home.slot, bytes, script: Some(&script::EXPIRED), asked: Asked::Removed });
             },
         );
         pieces
@@ -404,20 +403,23 @@ impl Table {
         bytes
     }
 
-    /// Deletes keys by their names, those of locks and deadlines too; names of other tables are passed over.
-    pub fn unlink(&self, names: &[&[u8]]) -> Vec<Piece> {
-        let mut of_slots: Vec<(u16, &[u8])> =
-            names.iter().filter(|name| name.starts_with(&self.prefix)).map(|&name| (slots::slot(name), name)).collect();
-        of_slots.sort_unstable();
-        let same = of_slots.chunk_by(|one, other| one.0 == other.0).flat_map(|names| names.chunks(MOST_WRITTEN));
-        let piece = |names: &[(u16, &[u8])]| {
-            let mut bytes = Bytes::new(0);
-            resp::arguments_follow(&mut bytes, 1 + names.len());
-            resp::bulk(&mut bytes, b"UNLINK");
-            names.iter().for_each(|(_, name)| resp::bulk(&mut bytes, name));
-            Piece { slot: names[0].0, bytes, script: None, asked: Asked::Unlinked }
-        };
-        same.map(piece).collect()
+    /// These entries are removed, whatever stands there.
+    pub fn drop(&self, keys: &[&[u8]]) -> Vec<Piece> {
+        let mut pieces = Vec::new();
+        self.in_partitions(
+            keys.len(),
+            |index| keys[index],
+            MOST_WRITTEN,
+            |_| 0,
+            |home, indexes| {
+                let mut bytes = Bytes::new(0);
+                script::DROP.call(&mut bytes, indexes.len() + 1, 0);
+                indexes.iter().for_each(|&index| name(&mut bytes, home, &[], keys[index as usize]));
+                name(&mut bytes, home, DEADLINES, &[]);
+                pieces.push(Piece { slot: home.slot, bytes, script: Some(&script::DROP), asked: Asked::Removed });
+            },
+        );
+        pieces
     }
 
     /// Calls `piece` with indexes of entries of one partition, up to `most` and about [`PIECE_BYTES`] at a time.

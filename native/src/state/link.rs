@@ -171,6 +171,11 @@ impl Link {
 
     pub fn wrote(&mut self, count: usize) {
         self.sent += count;
+        // Where there is always more, what was sent must go too; each octet is moved once at most, in the mean.
+        if self.sent > 64 << 10 && self.sent > self.out.len() / 2 {
+            self.out.drain(..self.sent);
+            self.sent = 0;
+        }
         if self.sent >= self.out.len() {
             // A large batch does not hold on to its memory.
             if self.out.capacity() > 1 << 20 {
@@ -233,6 +238,20 @@ mod tests {
         assert_eq!((link.silent_at(span), link.ping_at(span)), (None, Some(now + span)));
         link.push(Expected::Anything, b"PING", now + span);
         assert_eq!((link.silent_at(span), link.ping_at(span)), (Some(now + 2 * span), None));
+    }
+
+    #[test]
+    fn what_was_sent_goes_also_when_there_is_always_more() {
+        let now = Instant::now();
+        let mut link = Link::new(100, now);
+        let mut next = 0_u8;
+        for round in 0..100_u8 {
+            link.push(Expected::Anything, &[round; 50_000], now);
+            link.wrote(50_000 - usize::from(round == 0));
+            next = round;
+        }
+        assert_eq!(link.unsent(), [next]);
+        assert!(link.out.len() < 200_000, "{} for one octet", link.out.len());
     }
 
     #[test]

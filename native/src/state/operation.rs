@@ -285,6 +285,8 @@ const SCANNED_AT_ONCE: usize = 1000;
 
 pub struct Operation {
     request: Request,
+    /// Of the topology that its scans are about.
+    epoch: u64,
     stepped: bool,
     so_far: SoFar,
 }
@@ -314,7 +316,8 @@ impl Operation {
                 let words: Vec<&[u8]> = words.iter().collect();
                 let piece = command::Piece::other(words.get(1).copied().unwrap_or_default(), &words);
                 let effect = if *once { Effect::Once } else { Effect::Repeatable };
-                return (Self { request, stepped: false, so_far: SoFar::One(None) }, vec![Piece::of(piece, effect)]);
+                let so_far = SoFar::One(None);
+                return (Self { request, epoch, stepped: false, so_far }, vec![Piece::of(piece, effect)]);
             }
             Request::Read { table, .. }
             | Request::Write { table, .. }
@@ -328,7 +331,7 @@ impl Operation {
         };
         let Some(table) = tables.get(handle) else {
             let answer = Some(Answer::Failed(Failure::Refused(format!("table {handle} is not open"))));
-            return (Self { request, stepped: false, so_far: SoFar::One(answer) }, Vec::new());
+            return (Self { request, epoch, stepped: false, so_far: SoFar::One(answer) }, Vec::new());
         };
         let repeatable =
             |pieces: Vec<command::Piece>| pieces.into_iter().map(|it| Piece::of(it, Effect::Repeatable)).collect();
@@ -350,12 +353,7 @@ impl Operation {
                 let so_far = SoFar::Found { cursor, keys: Octets::default(), entries: Vec::new(), failure };
                 (so_far, pieces.into_iter().collect())
             }
-            Request::Drop { .. } if masters.is_empty() => {
-                (SoFar::One(Some(Answer::Failed(Failure::Unavailable("no node is known".to_owned())))), Vec::new())
-            }
-            Request::Drop { .. } => {
-                (SoFar::One(None), masters.iter().map(|&node| scan(table, 0, SCANNED_AT_ONCE, node)).collect())
-            }
+            Request::Drop { .. } => everywhere(table, masters),
             Request::Claim { now_ms, claim_ms, most, .. } => {
                 let partitions = table.partitions.len();
                 let mut pieces =
@@ -378,7 +376,22 @@ impl Operation {
             Request::Unlock { key, owner, .. } => (SoFar::One(None), repeatable(vec![table.unlock(key, *owner)])),
             Request::Call { .. } => unreachable!("handled above"),
         };
-        (Self { request, stepped: false, so_far }, pieces)
+        (Self { request, epoch, stepped: false, so_far }, pieces)
+    }
+
+    /// Whether it was about nodes among which slots have moved since.
+    pub fn is_outdated(&self, epoch: u64) -> bool {
+        matches!((&self.request, &self.so_far), (Request::Drop { .. }, SoFar::One(None)) if self.epoch != epoch)
+    }
+
+    /// All of an outdated one: what was on its way from one node to another may have been on neither.
+    pub fn begin_again(&mut self, tables: &Tables, masters: &[usize], epoch: u64) -> Vec<Piece> {
+        let Request::Drop { table } = self.request else { return Vec::new() };
+        let Some(table) = tables.get(table) else { return Vec::new() };
+        self.epoch = epoch;
+        let pieces;
+        (self.so_far, pieces) = everywhere(table, masters);
+        pieces
     }
 
     /// Whether it got on since the last call: an operation of many steps has time for each.
@@ -386,8 +399,8 @@ impl Operation {
         std::mem::take(&mut self.stepped)
     }
 
-    /// One piece was answered, perhaps again. `doubtful`: an earlier sending may have been carried out. What is to be
-    /// asked then; or why that is not an answer.
+    /// One piece was answered, perhaps again. `doubtful`: an earlier sending may have been carried out; `masters`: how
+    /// many there are in this `epoch`. What is to be asked then; or why that is not an answer.
     pub fn answered(
         &mut self,
         piece: &Piece,
@@ -395,6 +408,7 @@ impl Operation {
         doubtful: bool,
         tables: &Tables,
         masters: usize,
+        epoch: u64,
     ) -> Result<Vec<Piece>, String> {
         let wrong = |malformed: super::resp::Malformed| malformed.0.to_owned();
         match (&piece.asked, &mut self.so_far) {
@@ -454,8 +468,8 @@ impl Operation {
                 Reply::Integer(_) => *answer = Some(Answer::Done),
                 _ => return Err("not the answer about a lock".to_owned()),
             },
-            (Asked::Expired | Asked::Unlinked, SoFar::One(_)) => {}
-            (Asked::Other, _) => return self.scanned(piece, reply, tables, masters),
+            (Asked::Removed, SoFar::One(_)) => {}
+            (Asked::Other, _) => return self.scanned(piece, reply, tables, masters, epoch),
             _ => return Err("an answer to another question".to_owned()),
         }
         Ok(Vec::new())
@@ -501,6 +515,7 @@ impl Operation {
         reply: Reply<'_>,
         tables: &Tables,
         masters: usize,
+        epoch: u64,
     ) -> Result<Vec<Piece>, String> {
         let (handle, count) = match &self.request {
             Request::Scan { table, count, .. } => (*table, *count),
@@ -514,26 +529,28 @@ impl Operation {
         self.stepped = true;
         let (next, names) = scanned(reply).map_err(|malformed| malformed.0.to_owned())?;
         let names = names.filter_map(|name| if let Reply::Data(name) = name { Some(name) } else { None });
+        // Locks, fences and deadlines are no entries: they stay.
+        let entry = |name| match tables.find(name) {
+            Some(Found::Entry { table, key }) if table == handle => Some(key),
+            _ => None,
+        };
         match &mut self.so_far {
-            SoFar::Found { cursor: Some(at), keys, .. } => {
-                *keys = names
-                    .filter_map(|name| match tables.find(name) {
-                        Some(Found::Entry { table, key }) if table == handle => Some(key),
-                        _ => None,
-                    })
-                    .collect();
+            SoFar::Found { cursor, keys, .. } => {
+                let Some(at) = *cursor else { return Ok(Vec::new()) };
+                *keys = names.filter_map(entry).collect();
                 let pieces = read(table, keys);
-                (at.cursor, at.node) = (next, at.node + usize::from(next == 0));
-                if at.node >= masters {
-                    let SoFar::Found { cursor, .. } = &mut self.so_far else { return Ok(pieces) };
-                    *cursor = None;
-                }
+                let at = match next {
+                    _ if at.epoch != epoch => Cursor { epoch, node: 0, cursor: 0 },
+                    0 => Cursor { node: at.node + 1, cursor: 0, ..at },
+                    next => Cursor { cursor: next, ..at },
+                };
+                *cursor = (at.node < masters).then_some(at);
                 Ok(pieces)
             }
             _ => {
-                let names: Vec<&[u8]> = names.collect();
+                let keys: Vec<&[u8]> = names.filter_map(entry).collect();
                 let mut pieces: Vec<Piece> =
-                    table.unlink(&names).into_iter().map(|piece| Piece::of(piece, Effect::Repeatable)).collect();
+                    table.drop(&keys).into_iter().map(|piece| Piece::of(piece, Effect::Repeatable)).collect();
                 if next != 0 {
                     pieces.push(scan(table, next, count, node));
                 }
@@ -646,6 +663,13 @@ fn write(table: &Table, writes: &Writes) -> Result<Vec<Piece>, String> {
             piece
         })
         .collect())
+}
+
+/// Scans of all nodes, to drop what they find; or why there are none.
+fn everywhere(table: &Table, masters: &[usize]) -> (SoFar, Vec<Piece>) {
+    let failure = || Answer::Failed(Failure::Unavailable("no node is known".to_owned()));
+    let pieces = masters.iter().map(|&node| scan(table, 0, SCANNED_AT_ONCE, node)).collect();
+    (SoFar::One(masters.is_empty().then(failure)), pieces)
 }
 
 fn scan(table: &Table, cursor: u64, count: usize, node: usize) -> Piece {

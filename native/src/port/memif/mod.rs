@@ -317,7 +317,9 @@ impl Memif {
 }
 
 impl Memif {
-    fn queue(&mut self, parts: &[Lent<'_>]) -> Sent {
+    /// For each number of parts of its own.
+    fn queue<'a>(&mut self, parts: impl AsRef<[Lent<'a>]>) -> Sent {
+        let parts = parts.as_ref();
         let Some(peer) = &mut self.peer else {
             self.counters.tx_down += 1;
             return Sent::Down;
@@ -414,14 +416,18 @@ impl Port for Memif {
 
     fn send(&mut self, parts: &[&[u8]]) -> Sent {
         match *parts {
-            [one] => self.queue(&[Lent::of(one)]),
-            [one, two] => self.queue(&[Lent::of(one), Lent::of(two)]),
-            _ => self.queue(&parts.iter().map(|part| Lent::of(part)).collect::<Vec<_>>()),
+            [one] => self.queue([Lent::of(one)]),
+            [one, two] => self.queue([Lent::of(one), Lent::of(two)]),
+            _ => self.queue(parts.iter().map(|part| Lent::of(part)).collect::<Vec<_>>()),
         }
     }
 
     fn send_lent(&mut self, head: &[u8], rest: Lent<'_>) -> Sent {
-        if rest.is_empty() { self.queue(&[Lent::of(head)]) } else { self.queue(&[Lent::of(head), rest]) }
+        match (head.is_empty(), rest.is_empty()) {
+            (_, true) => self.queue([Lent::of(head)]),
+            (true, false) => self.queue([rest]),
+            (false, false) => self.queue([Lent::of(head), rest]),
+        }
     }
 
     fn room(&mut self) -> usize {

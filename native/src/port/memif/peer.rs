@@ -91,7 +91,7 @@ impl Peer {
     }
 
     /// `Err`: the peer broke the rules; the reason.
-    #[inline]
+    #[inline(always)]
     pub fn send(&mut self, parts: &[Lent<'_>], total: usize) -> Result<Outcome, String> {
         let queue = if self.senders.len() == 1 { 0 } else { spread::queue(parts, self.senders.len()) };
         self.senders[queue].0.send(parts, total)

@@ -42,7 +42,8 @@ pub struct Descriptor {
 
 pub struct Ring {
     base: NonNull<u8>,
-    log2_slots: u8,
+    /// Of an index: its slot.
+    mask: u16,
     _region: Arc<Region>,
 }
 
@@ -66,7 +67,7 @@ impl Ring {
         let base = region.at(offset as usize, Self::bytes(log2_slots)).ok_or_else(|| {
             format!("ring at {offset} of 2^{log2_slots} slots ends outside its region of {} bytes", region.bytes())
         })?;
-        Ok(Self { base, log2_slots, _region: region.clone() })
+        Ok(Self { base, mask: (1 << log2_slots) - 1, _region: region.clone() })
     }
 
     /// Writes the header of a ring of our own. Its memory is new, so the indices are 0 already.
@@ -80,13 +81,14 @@ impl Ring {
         u32::from_le(unsafe { self.base.cast::<AtomicU32>().as_ref() }.load(Ordering::Acquire))
     }
 
+    #[inline]
     pub fn slots(&self) -> u16 {
-        1 << self.log2_slots
+        self.mask + 1
     }
 
     #[inline]
     pub fn slot(&self, index: u16) -> usize {
-        usize::from(index & (self.slots() - 1))
+        usize::from(index & self.mask)
     }
 
     #[inline]

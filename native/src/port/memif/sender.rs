@@ -78,7 +78,7 @@ impl Sender {
 
     /// Writes one frame of `total` > 0 bytes into the peer's next buffers; `parts` must have as many. `Err`: the peer broke
     /// the rules; the reason.
-    #[inline]
+    #[inline(always)]
     pub fn send(&mut self, parts: &[Lent<'_>], total: usize) -> Result<Outcome, String> {
         if self.cursor.available() == 0 && self.cursor.refresh()? == 0 {
             return Ok(Outcome::Full);

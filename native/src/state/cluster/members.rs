@@ -131,6 +131,7 @@ impl Cluster {
             }
         }
         if !owners.iter().eq(self.owners.iter()) {
+            self.epoch += 1;
             let before = &self.owners;
             self.news.slots_stale(&self.tables, |slot| owners.of(slot) != before.of(slot));
             self.counters.topology_changes += 1;
@@ -185,7 +186,7 @@ impl Cluster {
             self.deadlines.front().map(|&(at, _)| at),
             self.later.peek().map(|&Reverse((at, _))| at),
             self.ask_at,
-            self.leases.next(),
+            self.next_lease(),
         ];
         timers.into_iter().flatten().for_each(|at| self.wake_at(at));
     }

@@ -22,11 +22,16 @@ impl Cluster {
         };
         let Some(Asked { operation, .. }) = self.operations.get_mut(&held.operation) else { return };
         let masters = self.nodes.iter().flatten().filter(|node| node.serves).count();
-        match operation.answered(&held.piece, reply, held.doubtful, &self.tables, masters) {
+        let pieces = operation.answered(&held.piece, reply, held.doubtful, &self.tables, masters, self.epoch);
+        let is_outdated = operation.is_outdated(self.epoch);
+        match pieces {
             Ok(pieces) if held.piece.replicas == 0 => {
                 let id = held.operation;
                 self.add(id, pieces, now);
                 self.forget(number);
+                if is_outdated {
+                    self.begin_again(id, now);
+                }
                 self.finish_if_over(id);
             }
             Ok(pieces) => {
@@ -94,6 +99,7 @@ impl Cluster {
                 match self.node(&address, now) {
                     Some(there) => {
                         if self.owners.set(slot, slot, there) {
+                            self.epoch += 1;
                             self.news.slots_stale(&self.tables, |it| it == slot);
                         }
                         self.node_mut(there).serves = true;

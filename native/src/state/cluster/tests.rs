@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::state::header;
-use crate::state::operation::{Octets, Writes};
+use crate::state::operation::{Cursor, Octets, Writes};
 use crate::state::slots::Table;
 
 const WRITER: u64 = 7 << 40;
@@ -119,6 +119,10 @@ impl Bed {
 
     fn reads(&mut self) -> u64 {
         self.asks(Request::Read { table: 0, keys: keys(&[b"k"]) })
+    }
+
+    fn scans(&mut self, cursor: Option<Cursor>) -> u64 {
+        self.asks(Request::Scan { table: 0, cursor, count: 10 })
     }
 
     fn updates(&mut self, expected: u64, replicas: u32) -> u64 {
@@ -452,6 +456,81 @@ fn what_is_refused_tells_so_and_what_passes_is_not_hopeless() {
     }
 }
 
+// --- scans and drops --------------------------------------------------------------------------------------------------
+
+/// The answer to a scan that is over and has found these.
+fn names(names: &[&[u8]]) -> Vec<u8> {
+    let head = format!("*2\r\n$1\r\n0\r\n*{}\r\n", names.len()).into_bytes();
+    names.iter().fold(head, |out, name| [out, bulk(&[b"{vnf:u:0}", *name].concat())].concat())
+}
+
+/// Another node has the slot, as somebody hears who reads.
+fn moves(bed: &mut Bed) {
+    bed.reads();
+    bed.said(0);
+    bed.hears(0, "-MOVED 1297 10.0.0.2:2\r\n");
+}
+
+#[test]
+fn a_drop_takes_entries_with_their_deadlines_and_nothing_else() {
+    let mut bed = Bed::up();
+    bed.asks(Request::Drop { table: 0 });
+    bed.said(0);
+    bed.hears(0, names(&[b"k", b"\xfffence", b"\xffttl", b"\xfflockk", b"\xffwait"]));
+    let said = bed.said(0);
+    assert_eq!(said.len(), 1);
+    assert_eq!(said[0][0], "EVALSHA");
+    assert_eq!(said[0][2..], ["2", "{vnf:u:0}k", "{vnf:u:0}\u{fffd}ttl"]);
+    bed.hears(0, ":1\r\n");
+    assert_eq!(bed.answer().unwrap().1, Answer::Done);
+}
+
+#[test]
+fn a_scan_begins_again_when_a_slot_has_moved() {
+    let found = |bed: &mut Bed| match bed.answer() {
+        Some((_, Answer::Found { cursor, .. })) => cursor,
+        other => panic!("{other:?}"),
+    };
+    let mut bed = Bed::two();
+    bed.scans(None);
+    assert_eq!(bed.said(0)[0][..2], ["SCAN", "0"]);
+    bed.hears(0, names(&[]));
+    let cursor = found(&mut bed);
+    bed.scans(cursor);
+    assert_eq!(bed.said(2)[0][..2], ["SCAN", "0"], "the next node");
+    moves(&mut bed);
+    bed.hears(2, names(&[]));
+    let cursor = found(&mut bed);
+    assert!(cursor.is_some(), "what has moved may have been on its way from the one to the other");
+    bed.hears(2, "_\r\n");
+    bed.answer();
+    bed.scans(cursor);
+    assert_eq!(bed.said(0)[0][..2], ["SCAN", "0"]);
+    bed.hears(0, names(&[]));
+    let cursor = found(&mut bed);
+    bed.scans(cursor);
+    bed.hears(2, names(&[]));
+    assert_eq!(found(&mut bed), None);
+}
+
+#[test]
+fn a_drop_looks_again_when_a_slot_has_moved() {
+    let mut bed = Bed::two();
+    let id = bed.asks(Request::Drop { table: 0 });
+    let scans = |bed: &mut Bed, key| bed.said(key).iter().filter(|words| words[0] == "SCAN").count();
+    assert_eq!((scans(&mut bed, 0), scans(&mut bed, 2)), (1, 1));
+    bed.hears(0, names(&[]));
+    moves(&mut bed);
+    bed.hears(2, names(&[]));
+    assert!(bed.answer().is_none(), "what has moved may have been on its way from the one to the other");
+    assert_eq!((scans(&mut bed, 0), scans(&mut bed, 2)), (1, 1));
+    bed.hears(2, "_\r\n");
+    bed.answer();
+    bed.hears(0, names(&[]));
+    bed.hears(2, names(&[]));
+    assert_eq!(bed.answer(), Some((id, Answer::Done)));
+}
+
 // --- replicas ---------------------------------------------------------------------------------------------------------
 
 /// A single server that is up, and an update that two replicas shall have, sent.
@@ -597,4 +676,27 @@ fn a_node_that_falls_silent_when_asked_is_not_the_only_one_asked() {
     bed.open();
     (0..5).for_each(|_| bed.after(100));
     assert!(of(&mut bed, 2 - first));
+}
+
+#[test]
+fn a_lease_runs_on_while_the_machine_is_suspended() {
+    let lock = Lock { table: 0, key: b"k".to_vec(), owner: WRITER | 1 };
+    for (slept_ms, lapsed) in [(1000, vec![]), (9000, vec![lock.clone()])] {
+        let mut bed = Bed::up();
+        // What it has slept before does not count.
+        bed.cluster.suspended(Duration::from_secs(3600));
+        let Lock { table, key, owner } = lock.clone();
+        bed.asks(Request::Lock { table, key, owner, lease_ms: 9000, hold_ms: 0 });
+        assert_eq!(bed.said(0).len(), 1);
+        bed.hears(0, ":1\r\n");
+        assert!(matches!(bed.answer(), Some((_, Answer::Fence(Some(1))))));
+        bed.after(3000);
+        let renews = |bed: &mut Bed| bed.said(0).iter().any(|words| words[0] == "EVALSHA");
+        assert!(renews(&mut bed));
+        // The renewal was sent before, its answer comes after.
+        bed.cluster.suspended(Duration::from_secs(3600) + Duration::from_millis(slept_ms));
+        bed.hears(0, ":1\r\n");
+        bed.after(3000);
+        assert_eq!(bed.cluster.lapsed, lapsed);
+    }
 }
