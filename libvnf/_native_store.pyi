@@ -7,6 +7,7 @@ __all__ = ["StoreClient"]
 
 _Event: TypeAlias = (
     tuple[Literal["invalid"], int, list[bytes] | None]
+    | tuple[Literal["deaf"], int, list[int]]
     | tuple[Literal["lock_lost"], int, bytes, int]
     | tuple[Literal["state"], str, bool]
 )
@@ -74,8 +75,8 @@ class StoreClient:
     ) -> None:
         """Answer: ``Written``."""
     def scan(self, done: _Done, table: int, cursor: tuple[int, int, int] | None, count: int, /) -> None:
-        """Answer: the next cursor or None, and ``list[tuple[bytes, Stored]]``; or a ``StateError``. A cursor from
-        before the topology changed begins anew."""
+        """Answer: the next cursor or None, and what was ``Found``; or a ``StateError``. A cursor from before the
+        topology changed begins anew."""
     def drop(self, done: _Done, table: int, /) -> None:
         """Answer: None or a ``StateError``."""
     def claim_expired(self, done: _Done, table: int, now_ms: int, claim_ms: int, most: int, /) -> None:
@@ -98,6 +99,7 @@ class StoreClient:
         """Tells those who called what became of it; what they raised is returned. Then what was told unasked:
 
         ``("invalid", table, keys)``: others changed these; None: anything of the table may be stale.
+        ``("deaf", table, partitions)``: anything in these may be stale: a connection was lost, a slot moved.
         ``("lock_lost", table, key, owner)``: its lease ran out or it went to another owner.
         ``("state", text, hopeless)``: "up" or "down: why", when that changes; hopeless when waiting does not help,
         since the store refuses this client or is not of the kind that was named.

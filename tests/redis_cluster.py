@@ -15,7 +15,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -166,7 +166,9 @@ class RedisServer:
         """redis-py's client, as the default user; answers are bytes. The caller closes it."""
         given = {"socket_timeout": DEADLINE_S, "protocol": 2, "password": self.options.get("requirepass")}
         if self.tls:
-            given |= {"ssl": True, "ssl_ca_certs": str(self.tls.ca)}
+            # The server's own certificate: where it asks for one, anything that the authority has signed will do.
+            shown = {"ssl_certfile": str(self.tls.cert), "ssl_keyfile": str(self.tls.key)}
+            given |= {"ssl": True, "ssl_ca_certs": str(self.tls.ca), **shown}
         return redis.Redis(port=self.port, retry=Retry(NoBackoff(), 1), **given | options)
 
     @property
@@ -252,7 +254,9 @@ class RedisCluster:
         masters: int = 3,
         replicas: bool = True,
         cpu: int | None = None,
+        tls: Certificates | None = None,
     ) -> None:
+        self._tls = tls
         self._masters, self._reserved = masters, [ReservedPort() for _ in range(masters * (1 + replicas))]
         self.nodes: list[RedisServer] = []
         for number, bus in enumerate(self._reserved):
@@ -266,11 +270,14 @@ class RedisCluster:
                 # A master waits that long for more replicas before it sends its data to one.
                 "repl-diskless-sync-delay": 0,
             }
-            self.nodes.append(RedisServer(directory / str(number), {**clustered, **options}, cpu=cpu))
+            if tls:
+                clustered |= {"tls-cluster": "yes", "tls-replication": "yes"}
+            self.nodes.append(RedisServer(directory / str(number), {**clustered, **options}, cpu=cpu, tls=tls))
 
     @property
     def url(self) -> str:
-        return "redis-cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
+        scheme = "rediss-cluster" if self._tls else "redis-cluster"
+        return f"{scheme}://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
 
     def start(self) -> None:
         for node in self.nodes:
@@ -325,29 +332,43 @@ class RedisCluster:
 
     # --- faults -------------------------------------------------------------------------------------------------------
 
-    def migrate(self, slot: int, to: RedisServer, halfway: Callable[[], object] = lambda: None) -> None:
+    def migrate(
+        self,
+        slot: int,
+        to: RedisServer,
+        halfway: Callable[[], object] = lambda: None,
+        *,
+        first: Sequence[bytes] = (),
+    ) -> None:
         """Moves ``slot`` as ``redis-cli --cluster reshard`` does. ``halfway()`` is called when half of its keys are
-        over: clients are told ASK about those."""
+        over, or those that are ``first``: clients are told ASK about those."""
         source = self.owner(slot)
         if source is to:
             return
         origin, target = source.ask("cluster", "myid"), to.ask("cluster", "myid")
         to.ask("cluster", "setslot", slot, "importing", origin)
         source.ask("cluster", "setslot", slot, "migrating", target)
-        self._move(source, to, slot, int(source.ask("cluster", "countkeysinslot", slot)) // 2)
+        if first:
+            self._send(source, to, first)
+        else:
+            self._move(source, to, slot, int(source.ask("cluster", "countkeysinslot", slot)) // 2)
         halfway()
         while self._move(source, to, slot, 1000):
             pass
         for node in (to, source, *(node for node in self.masters() if node not in (to, source))):
             node.ask("cluster", "setslot", slot, "node", target)
 
-    @staticmethod
-    def _move(source: RedisServer, to: RedisServer, slot: int, most: int) -> int:
+    def _move(self, source: RedisServer, to: RedisServer, slot: int, most: int) -> int:
         with source.client() as raw:
             keys = raw.execute_command("cluster", "getkeysinslot", str(slot), str(most))
-            if keys:
-                raw.execute_command("migrate", "127.0.0.1", str(to.port), "", "0", "5000", "keys", *keys)
+        if keys:
+            self._send(source, to, keys)
         return len(keys)
+
+    @staticmethod
+    def _send(source: RedisServer, to: RedisServer, keys: Sequence[bytes]) -> None:
+        with source.client() as raw:
+            raw.execute_command("migrate", "127.0.0.1", str(to.port), "", "0", "5000", "keys", *keys)
 
     def wait_failover(self, master: RedisServer) -> None:
         """Until the other nodes agree that each slot is served, none of them by the killed or paused ``master``."""

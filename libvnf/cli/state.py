@@ -49,6 +49,12 @@ def why(error: BaseException) -> str:
     return printable(str(error)[:LONGEST_WHY])
 
 
+def readable(stored: Stored | Unreadable) -> Stored:
+    if isinstance(stored, Unreadable):
+        raise stored
+    return stored
+
+
 class Shelf:
     """The store, opened, and what its catalogue says."""
 
@@ -64,7 +70,7 @@ class Shelf:
 
     async def __aenter__(self) -> Shelf:
         try:
-            await self.store.open()
+            await self.store.open(writes=False)
         except BaseException:
             await self.store.close()
             raise
@@ -84,7 +90,7 @@ class Shelf:
         call(*args, done, **options)
         return await answered
 
-    async def entries(self, handle: int) -> AsyncIterator[tuple[bytes, Stored]]:
+    async def entries(self, handle: int) -> AsyncIterator[tuple[bytes, Stored | Unreadable]]:
         cursor: object | None = None
         while True:
             cursor, found = await self.ask(self.store.scan, handle, cursor, STEP)
@@ -95,9 +101,9 @@ class Shelf:
             if cursor is None:
                 return
 
-    async def entry(self, handle: int, key: bytes) -> Stored | None:
+    async def entry(self, handle: int, key: bytes) -> Stored | Unreadable | None:
         [answer] = await self.ask(self.store.read, handle, [key])
-        if isinstance(answer, StateError):
+        if isinstance(answer, StateError) and not isinstance(answer, Unreadable):
             raise answer
         return answer  # type: ignore[no-any-return]
 
@@ -113,7 +119,7 @@ class Shelf:
                 found[f"0x{packed.hex()}"] = error
                 continue
             try:
-                found[name] = VALUES.unpack(stored.payload)
+                found[name] = VALUES.unpack(readable(stored).payload)
             except Unreadable as error:
                 found[name] = error
         return dict(sorted(found.items()))
@@ -125,7 +131,7 @@ class Shelf:
         if stored is None:
             there = ", ".join(list(await self.tables())[:20]) or "none"
             raise ConfigError(f"no table {name!r} in {self.store.url}; there: {there}")
-        return self.opened(name, VALUES.unpack(stored.payload))
+        return self.opened(name, VALUES.unpack(readable(stored).payload))
 
     def opened(self, name: str, description: Description) -> tuple[Plain, int]:
         try:
@@ -146,13 +152,22 @@ def key_of(plain: Plain, packed: bytes) -> dict[str, Any]:
         return {"packed": packed.hex(), "unreadable": f"its key: {error}"}
 
 
-def ends(stored: Stored) -> float | None:
+def ends(stored: Stored | Unreadable) -> float | None:
     """Seconds until the entry expires; of one whose handler is still to come below zero; None: never."""
-    return (stored.deadline_ms - time.time_ns() // 1_000_000) / 1000 if stored.deadline_ms else None
+    if isinstance(stored, Unreadable) or not stored.deadline_ms:
+        return None
+    return (stored.deadline_ms - time.time_ns() // 1_000_000) / 1000
 
 
-def told(plain: Plain, stored: Stored) -> dict[str, Any]:
+def version_of(stored: Stored | Unreadable | None) -> int:
+    """0 of what is absent, and of what is no entry."""
+    return stored.version if isinstance(stored, Stored) else 0
+
+
+def told(plain: Plain, stored: Stored | Unreadable) -> dict[str, Any]:
     """An entry, as JSON."""
+    if isinstance(stored, Unreadable):
+        return {"version": 0, "ttl_s": None, "unreadable": str(stored)}
     found: dict[str, Any] = {"version": stored.version, "ttl_s": ends(stored)}
     try:
         schema, value, names = plain.read(stored.payload)
@@ -162,8 +177,10 @@ def told(plain: Plain, stored: Stored) -> dict[str, Any]:
     return {**found, "schema": schema, "value": to_json(fields)}
 
 
-def lines(plain: Plain, stored: Stored) -> list[str]:
+def lines(plain: Plain, stored: Stored | Unreadable) -> list[str]:
     """An entry, for people; its words are not yet fit for a terminal."""
+    if isinstance(stored, Unreadable):
+        return [f"  unreadable  {stored}"]
     ttl_s = ends(stored)
     expires = "never" if ttl_s is None else f"in {ttl_s:,.1f} s" if ttl_s > 0 else "has expired; its handler is to come"
     rows = [("version", str(stored.version)), ("expires", expires)]
@@ -262,7 +279,7 @@ async def ls(shelf: Shelf, table: str | None, limit: int, prefix: str, as_json: 
             break
         seen.add(packed)
         if as_json:
-            click.echo(json.dumps({**found, "version": stored.version, "ttl_s": ends(stored)}))
+            click.echo(json.dumps({**found, "version": version_of(stored), "ttl_s": ends(stored)}))
         else:
             say(shown)
     return 0
@@ -347,7 +364,7 @@ async def put(
     if ttl_s is not None:
         deadline_ms = now_ms + round(ttl_s * 1000)
     else:  # One that has expired is no longer there for those who use the table.
-        deadline_ms = stored.deadline_ms if stored is not None and stored.deadline_ms > now_ms else 0
+        deadline_ms = stored.deadline_ms if isinstance(stored, Stored) and stored.deadline_ms > now_ms else 0
     written_as = await change(shelf, handle, name, stored, version, payload, deadline_ms)
     say(f"{table} {key[:LONGEST_WHY]}: stored, version {written_as}")
     return 0
@@ -367,7 +384,8 @@ async def delete(shelf: Shelf, table: str, key: str, packed: bool, version: int 
     if stored is None:
         return absent(table, key)
     await change(shelf, handle, name, stored, version, None, 0)
-    say(f"{table} {key[:LONGEST_WHY]}: removed, it was version {stored.version}")
+    was = f"version {stored.version}" if isinstance(stored, Stored) else "no entry"
+    say(f"{table} {key[:LONGEST_WHY]}: removed, it was {was}")
     return 0
 
 
@@ -375,20 +393,21 @@ async def change(
     shelf: Shelf,
     handle: int,
     key: bytes,
-    stored: Stored | None,
+    stored: Stored | Unreadable | None,
     version: int | None,
     payload: bytes | None,
     deadline_ms: int,
 ) -> int:
-    """The version that it was stored as, on the condition that ``stored`` still stands there."""
-    stands = stored.version if stored else 0
+    """The version that it was stored as, on the condition that ``stored`` still stands there; what is no entry has no
+    version, and whatever stands there then is replaced."""
+    stands = version_of(stored)
     if version is not None and version != stands:
         raise conflict(stands, version)
-    mine = Versions(shelf.store.writer).take()
-    recent = stored.recent if stored else b""
-    write = shelf.store.write
+    mine = Versions(await shelf.store.enlist()).take()
+    recent = stored.recent if isinstance(stored, Stored) else b""
+    expected = None if isinstance(stored, Unreadable) else [stands]
     outcome: Written = await shelf.ask(
-        write, handle, [key], [stands], mine, [payload], deadlines=[deadline_ms], recents=[recent]
+        shelf.store.write, handle, [key], expected, mine, [payload], deadlines=[deadline_ms], recents=[recent]
     )
     for _, error in outcome.failed:
         raise error
@@ -423,11 +442,11 @@ async def stats(shelf: Shelf, table: str | None, as_json: bool) -> int:
             tables[name] = {"undescribed": why(error)}
             continue
         async for packed, stored in shelf.entries(handle):
-            size = len(packed) + len(stored.payload)
+            size = len(packed) + (len(stored.payload) if isinstance(stored, Stored) else 0)
             counts["entries"] += 1
             counts["bytes"] += size
             counts["longest"] = max(counts["longest"], size)
-            counts["expiring"] += stored.deadline_ms != 0
+            counts["expiring"] += ends(stored) is not None
             counts["unreadable"] += reason(plain, packed, stored) is not None
         tables[name] = counts
     client = shelf.store.statistics()
@@ -447,8 +466,10 @@ async def stats(shelf: Shelf, table: str | None, as_json: bool) -> int:
     return 0
 
 
-def reason(plain: Plain, packed: bytes, stored: Stored) -> str | None:
+def reason(plain: Plain, packed: bytes, stored: Stored | Unreadable) -> str | None:
     """Why an entry cannot be read."""
+    if isinstance(stored, Unreadable):
+        return str(stored)
     if bad := key_of(plain, packed).get("unreadable"):
         return str(bad)
     try:
@@ -479,7 +500,7 @@ async def quarantine(shelf: Shelf, table: str, limit: int, as_json: bool) -> int
         seen.add(packed)
         found = key_of(plain, packed)
         if as_json:
-            click.echo(json.dumps({**found, "version": stored.version, "unreadable": because}))
+            click.echo(json.dumps({**found, "version": version_of(stored), "unreadable": because}))
         else:
             say(f"{found.get('key', '--packed ' + found.get('packed', ''))}: {because[:LONGEST_WHY]}")
     return 0

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeGuard
 
-from ..errors import ConfigError, DurabilityUnknown, StateError, StateFull, StoreUnavailable
+from ..errors import ConfigError, DurabilityUnknown, StateError, StateFull, StoreUnavailable, Unreadable
 from .record import KeyCodec, Record, ValueCodec
-from .store import Store, Stored, Versions, Written
+from .store import FULL, Store, Stored, Versions, Written
 
 __all__ = ["CATALOGUE", "KEYS", "VALUES", "Description", "enrol", "passes"]
 
@@ -32,10 +32,15 @@ class Description(Record):
         """This one, with the schemas that are stored. ``ConfigError`` when they cannot share entries."""
         if stored is None:
             return self
-        for setting in ("partitions", "keeps_expired"):
-            mine, theirs = getattr(self, setting), getattr(stored, setting)
-            if mine != theirs:
-                raise ConfigError(f"table {table!r}: {setting}={mine}, it is stored with {setting}={theirs}")
+        if self.partitions != stored.partitions:
+            raise ConfigError(
+                f"table {table!r}: partitions={self.partitions}, it is stored with partitions={stored.partitions}"
+            )
+        if self.keeps_expired != stored.keeps_expired:
+            mine, theirs = ("with" if keeps else "without" for keeps in (self.keeps_expired, stored.keeps_expired))
+            raise ConfigError(
+                f"table {table!r}: {mine} on_expire, it is stored {theirs}: every replica has the handler, or none has"
+            )
         schemas = dict(stored.schemas)
         for schema, names in self.schemas.items():
             # Fields are added at the end: the longer list has the names of both.
@@ -63,7 +68,8 @@ def enrol(
     def found(answers: list[Stored | StateError | None]) -> None:
         (answer,) = answers
         if isinstance(answer, StateError):
-            done(answer)
+            strange = isinstance(answer, Unreadable)
+            done(Unreadable(f"the description of table {table!r}: {answer}") if strange else answer)
             return
         try:
             known = None if answer is None else VALUES.unpack(answer.payload)
@@ -89,4 +95,6 @@ def enrol(
 
 def passes(error: StateError | ConfigError) -> TypeGuard[StateError]:
     """Whether it helps to enrol again later."""
-    return isinstance(error, (StoreUnavailable, StateFull, DurabilityUnknown))
+    return isinstance(error, (StoreUnavailable, StateFull, DurabilityUnknown)) or (
+        isinstance(error, StateError) and str(error).startswith(FULL)
+    )

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from ..errors import StateConflict, StateError, StateFull
+from ..errors import StateConflict, StateError, StateFull, Unreadable
 from .answers import ignore
 from .cache import UNKNOWN, Entry
 from .catalogue import passes
@@ -46,10 +46,21 @@ class Waiting(NamedTuple):
 class Flight:
     """Entries on their way to the store, and who waits for them."""
 
-    __slots__ = ("authored", "barriers", "entries", "first", "reads", "replicas", "sent_s", "unread", "waiters")
+    __slots__ = (
+        "authored",
+        "barriers",
+        "blind",
+        "entries",
+        "first",
+        "reads",
+        "replicas",
+        "sent_s",
+        "unread",
+        "waiters",
+    )
 
-    def __init__(self, entries: list[Entry[Any, Any]], replicas: int) -> None:
-        self.entries, self.replicas = entries, replicas
+    def __init__(self, entries: list[Entry[Any, Any]], replicas: int, *, blind: bool = False) -> None:
+        self.entries, self.replicas, self.blind = entries, replicas, blind
         self.waiters: dict[Any, list[Waiter]] = {}
         # What was put by somebody who waits for it.
         self.authored: dict[Any, bytes | None] = {}
@@ -110,6 +121,7 @@ class Flusher:
         self._aside_timer: asyncio.TimerHandle | None = None
         self._aside_delay_s = 0.0
         self._refused: set[Any] = set()  # keys of those, until they are stored
+        self._refusing = False  # the store took none of the last ones
         self._room: list[asyncio.Future[None]] = []
         self._at_end = self._soon  # the same object each time: a request calls it once
 
@@ -144,8 +156,23 @@ class Flusher:
         self._waiting.setdefault(entry.key, []).append(Waiting(waiter, replicas, author, entry.payload))
         self._urgently()
 
+    def unavailable(self, error: StateError) -> None:
+        """The store cannot be opened yet: who waits for it is told, as by a flight that failed."""
+        flight = Flight([], 0)
+        flight.sent_s = self._table.loop.time()
+        for key in list(self._waiting):
+            entry = self._cache.peek(key)
+            if entry is None or not self._cache.take(entry):
+                self._tell_those_behind(key, error)
+                continue
+            flight.entries.append(entry)
+            flight.join(key, self._waiting.pop(key))
+        if flight.entries:
+            self._landed(flight, Written([], [(at, error) for at in range(len(flight.entries))]))
+
     def opened(self) -> None:
         """The store is there: what was changed before goes to it."""
+        self._stop_waiting()
         if self._waiting or self._cache.dirty:
             self._soon()
 
@@ -289,14 +316,29 @@ class Flusher:
         if flight.reads:
             return
         failed = {entry.key for entry, _ in flight.unread}
+        foreign = [entry for entry, why in flight.unread if isinstance(why, Unreadable) and entry.cached]
         flight.entries = [entry for entry in flight.entries if entry.key not in failed]
-        for entry in flight.entries:
+        for entry in flight.entries + foreign:
             if entry.changed:  # what was put meanwhile goes along, and who waits for that
                 waiting = self._waiting.pop(entry.key, [])
                 flight.join(entry.key, waiting)
                 flight.replicas = max(flight.replicas, *(one.replicas for one in waiting), 0)
             self._cache.sent(entry)
+        if foreign:
+            self._replace(flight, foreign)
         self._send(flight)
+
+    def _replace(self, flight: Flight, foreign: list[Entry[Any, Any]]) -> None:
+        """What stands under these keys is no entry: it has no version, and nobody's value is lost with it."""
+        flight.unread = [(entry, why) for entry, why in flight.unread if entry not in foreign]
+        blind = Flight(foreign, flight.replicas, blind=True)
+        blind.waiters = {e.key: flight.waiters.pop(e.key) for e in foreign if e.key in flight.waiters}
+        blind.authored = {e.key: flight.authored.pop(e.key) for e in foreign if e.key in flight.authored}
+        blind.barriers = flight.barriers[:]
+        for barrier in blind.barriers:
+            barrier.count += 1
+        self._flights.add(blind)
+        self._send(blind)
 
     def _send(self, flight: Flight) -> None:
         table, entries = self._table, flight.entries
@@ -311,7 +353,7 @@ class Flusher:
             table.store.write(
                 table.handle,
                 [entry.packed for entry in entries],
-                None if table.last_writer_wins else [entry.version for entry in entries],
+                None if table.last_writer_wins or flight.blind else [entry.version for entry in entries],
                 flight.first,
                 [entry.payload for entry in entries],
                 partial(self._landed, flight),
@@ -351,6 +393,8 @@ class Flusher:
             for at, entry in enumerate(flight.entries):
                 if at in conflicts:
                     self._conflict(flight, entry, conflicts[at])
+                elif isinstance(failed.get(at), Unreadable):
+                    self._again_unread(flight, entry)
                 elif at in failed:
                     failures.append((entry, failed[at]))
                 else:
@@ -372,6 +416,9 @@ class Flusher:
                 self._refused.difference_update([entry.key for entry in flight.entries])
             if not self._refused:
                 self._aside_delay_s = 0.0
+            if self._refusing:
+                self._refusing = False
+                table.refusal(None)
         for waiters in flight.waiters.values():
             self._tell(waiters, None)
         for barrier in flight.barriers:
@@ -391,6 +438,13 @@ class Flusher:
             self._tell_those_behind(entry.key, error)  # what they put is lost with it
             return
         self._table.counts["recovered"] += 1
+        self._soon()
+        self._again_urgent(flight, entry)
+
+    def _again_unread(self, flight: Flight, entry: Entry[Any, Any]) -> None:
+        """What was read there is gone, and what stands there now is no entry."""
+        self._cache.failed(entry)
+        entry.version = UNKNOWN
         self._soon()
         self._again_urgent(flight, entry)
 
@@ -422,6 +476,8 @@ class Flusher:
             if given_up:
                 self._tell_those_behind(entry.key, error)
         self._table.counts["flush_failures"] += len(failures)
+        self._refusing = True
+        self._table.refusal(failures[0][1])
         first, loop = False, self._table.loop
         if out_of_reach and self._retry is None and self._table.running:
             first, self._delay_s = not self._delay_s, min(LAST_DELAY_S, 2 * self._delay_s) or FIRST_DELAY_S

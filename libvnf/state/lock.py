@@ -17,7 +17,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from ..errors import LockLost, StateConflict, StateError, StoreUnavailable
+from ..errors import LockLost, StateConflict, StateError
 from .answers import ignore, settle, settle_with
 from .guarded import Guarded
 from .held import LEASE_LOST, LEFT, OVERSTAYED, Held, Line, check_lock
@@ -53,8 +53,7 @@ class Lock(Generic[K, V]):
     async def __aenter__(self) -> Held[K, V]:
         if self._turn is not None:
             raise RuntimeError("a lock is entered once: call table.lock(…) again")
-        if not self._table.open:
-            raise StoreUnavailable(f"table {self._table.name!r}: there is no store to ask for a lock")
+        self._table.check_open()
         self._until_s = None if self._timeout_s is None else self._table.loop.time() + self._timeout_s
         self._turn = turn = self._table.future()
         self._locks.line.enter(self._packed, turn, f"table {self._table.name!r}: lock({self._key!r})")

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol
 
 from ..errors import ConfigError, DurabilityUnknown, LockLost, StateError, StateFull, StoreUnavailable
-from .store import WRITER_BITS, Stored, Written, carried
+from .store import WRITER_BITS, Found, Invalid, Stored, Written, carried
 
 __all__ = ["Loop", "Memory", "MemoryStore"]
 
@@ -160,7 +160,7 @@ class MemoryStore:
         max_waiting: int = 1 << 20,
     ) -> None:
         self.writer = 0
-        self.on_invalid: Callable[[int, list[bytes] | None], object] = lambda table, keys: None
+        self.on_invalid: Callable[[int, Invalid], object] = lambda table, keys: None
         self.on_state: Callable[[str], object] = lambda state: None
         self.on_lock_lost: Callable[[int, bytes, int], object] = lambda table, key, owner: None
         self._memory, self._loop, self._timeout_s, self._max_waiting = memory, loop, timeout_s, max_waiting
@@ -320,7 +320,7 @@ class MemoryStore:
         table: int,
         cursor: object,
         count: int,
-        done: Callable[[object | None, list[tuple[bytes, Stored]] | StateError], object],
+        done: Callable[[object | None, Found | StateError], object],
     ) -> None:
         done = self._late(done)
         held = self._memory.tables[table]

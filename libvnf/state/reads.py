@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ..errors import StateError
+from ..errors import StateError, Unreadable
 from .cache import Entry
 from .store import Stored
 
@@ -72,11 +72,15 @@ class Reads:
 
     def _arrived(self, part: list[Read], answers: list[Stored | StateError | None]) -> None:
         for (key, packed, waiters), answer in zip(part, answers, strict=True):
-            entry = error = None
+            entry: Entry[Any, Any] | None = None
+            error: StateError | None = None
             fresh = self._waiting.get(packed) is waiters
             if fresh:
                 del self._waiting[packed]
-            if isinstance(answer, StateError):
+            if isinstance(answer, Unreadable):
+                self._table.counts["unreadable"] += 1
+                error = Unreadable(f"table {self._table.name!r}, {key!r}: {answer}")
+            elif isinstance(answer, StateError):
                 error = answer
             else:
                 try:

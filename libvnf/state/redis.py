@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
+from binascii import crc_hqx
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +19,7 @@ from .._native import StoreClient
 from ..errors import ConfigError, StateError, StoreUnavailable, VNFError
 from .answers import ignore
 from .embedded import Embedded
-from .store import WRITER_BITS, Stored, Written
+from .store import FULL, WRITER_BITS, Found, Invalid, Stored, Written
 from .url import StoreURL
 
 __all__ = ["RedisStore"]
@@ -51,7 +53,7 @@ class RedisStore:
 
     def __init__(self, url: StoreURL, **limits: Any) -> None:
         self.url, self.writer = url, 0
-        self.on_invalid: Callable[[int, list[bytes] | None], object] = ignore
+        self.on_invalid: Callable[[int, Invalid], object] = ignore
         self.on_state: Callable[[str], object] = ignore
         self.on_lock_lost: Callable[[int, bytes, int], object] = ignore
         """``(table handle, key, owner)``: the lease of a lock ran out unrenewed."""
@@ -69,13 +71,14 @@ class RedisStore:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reviving: asyncio.Task[None] | None = None
         self._hopeless: Callable[[str], object] = ignore
+        self._partitions: dict[int, int] = {}
         self._closed = False
         self._starting = self._embedded is not None
         self._going = False
 
-    async def open(self) -> None:
+    async def open(self, *, writes: bool = True) -> None:
         """``StoreUnavailable`` after the client's time-out: may be called again. ``StateError`` where waiting does not
-        help: closed."""
+        help: closed. Who does not mean to write yet needs no ``writer``, and no right to write: :meth:`enlist`."""
         self._loop = asyncio.get_running_loop()
         answered: asyncio.Future[Any] = self._loop.create_future()
         try:
@@ -90,23 +93,31 @@ class RedisStore:
                     answered.set_result(answer)
 
             self._hopeless = lambda why: settle(StateError(why))
-            stride = b"%d" % random.randint(1, STRIDE)
-            self._client.call(settle, [b"INCRBY", f"{self.url.namespace}:{WRITERS}".encode(), stride])
+            name = f"{self.url.namespace}:{WRITERS}".encode()
+            command = [b"INCRBY", name, b"%d" % random.randint(1, STRIDE)] if writes else [b"EXISTS", name]
+            self._client.call(settle, command)
             self._client.go()
             answer = await answered
             if isinstance(answer, StateError):
-                unavailable = type(answer) is not StateError
-                raise (StoreUnavailable if unavailable else StateError)(f"{self.url}: {answer}")
+                passes = type(answer) is not StateError or str(answer).startswith(FULL)
+                raise (StoreUnavailable if passes else StateError)(f"{self.url}: {answer}")
             if not isinstance(answer, int):
-                raise StateError(f"{self.url}: INCRBY was answered with {answer!r}")
-            # Never 0, and thousands before one comes again.
-            self.writer = (answer - 1) % ((1 << WRITER_BITS) - 1) + 1
+                raise StateError(f"{self.url}: {command[0].decode()} was answered with {answer!r}")
+            if writes:
+                # Never 0, and thousands before one comes again.
+                self.writer = (answer - 1) % ((1 << WRITER_BITS) - 1) + 1
         except StateError as error:
             if not isinstance(error, StoreUnavailable):
                 await self.close()
             raise
         finally:
             self._hopeless = ignore
+
+    async def enlist(self) -> int:
+        """The ``writer``, of a store that was opened without."""
+        if not self.writer:
+            await self.open()
+        return self.writer
 
     async def close(self) -> None:
         """Calls under way end before this returns."""
@@ -136,6 +147,9 @@ class RedisStore:
                 case "invalid", table, keys:
                     # After the step of who waited for such a value: what it puts replaces what it has read.
                     self._loop.call_soon(self._told, self.on_invalid, table, keys)
+                case "deaf", table, partitions:
+                    among = partial(self._is_in, table, frozenset(partitions))
+                    self._loop.call_soon(self._told, self.on_invalid, table, among)
                 case "state", text, hopeless if not self._closed:
                     if hopeless:
                         self._hopeless(text.removeprefix("down: "))
@@ -146,6 +160,10 @@ class RedisStore:
                         self._revive()
                 case "lock_lost", table, key, owner:
                     self._told(self.on_lock_lost, table, key, owner)
+
+    def _is_in(self, table: int, partitions: frozenset[int], key: bytes) -> bool:
+        """Whether the key is in one of these; ``native/src/state/slots.rs`` says in which it is."""
+        return crc_hqx(key, 0) % self._partitions[table] in partitions
 
     def _told(self, handler: Callable[..., object], *args: object) -> None:
         """One handler that raises does not keep what is to be told to others back."""
@@ -185,7 +203,9 @@ class RedisStore:
     # --- the calls ----------------------------------------------------------------------------------------------------
 
     def table(self, name: str, *, partitions: int = 64, keeps_expired: bool = False) -> int:
-        return self._client.table(name, partitions, keeps_expired)
+        handle = self._client.table(name, partitions, keeps_expired)
+        self._partitions[handle] = partitions
+        return handle
 
     def read(self, table: int, keys: list[bytes], done: Callable[[list[Stored | StateError | None]], object]) -> None:
         self._client.read(done, table, keys)
@@ -214,7 +234,7 @@ class RedisStore:
         table: int,
         cursor: object,
         count: int,
-        done: Callable[[object | None, list[tuple[bytes, Stored]] | StateError], object],
+        done: Callable[[object | None, Found | StateError], object],
     ) -> None:
         def found(answer: Any) -> None:
             if isinstance(answer, StateError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,7 +23,7 @@ from .flush import Flusher
 from .lock import LOCK_COUNTS, Lock, Locks
 from .reads import Reads
 from .record import KeyCodec, ValueCodec
-from .store import Store, Stored, Versions
+from .store import Invalid, Store, Stored, Versions
 from .table import Table, deadline_after
 from .updates import Updates
 
@@ -137,6 +137,11 @@ class SharedTable(Table[K, V]):
         if on_expire is not None:
             self.sweeper = Sweeper(self, on_expire, chance=self._tables.chance, report=self._tables.report)
             self.sweeper.start()
+
+    def unavailable(self, error: StateError) -> None:
+        """It cannot be opened yet: who waits for the store is told."""
+        self.reads.fail(error)
+        self.flusher.unavailable(error)
 
     async def drain(self, until_s: float) -> None:
         """Stores what is not stored, and what handlers still running put, until that time of the loop."""
@@ -295,6 +300,8 @@ class SharedTable(Table[K, V]):
                 raise found
             for packed, stored in found:
                 try:
+                    if isinstance(stored, Unreadable):
+                        raise stored
                     key, value = self.keys.unpack(packed), self.values.unpack(stored.payload)
                 except Unreadable:
                     self.counts["unreadable"] += 1
@@ -305,11 +312,11 @@ class SharedTable(Table[K, V]):
                 return
 
     async def flush(self) -> None:
-        self._check_open()
+        self.check_open()
         await self.flusher.flush()
 
     async def drop(self) -> None:
-        self._check_open()
+        self.check_open()
         future: asyncio.Future[None] = self.future()
         request = self.awaiting()
         self.cache.clear()
@@ -325,9 +332,13 @@ class SharedTable(Table[K, V]):
         found["hits"] += self._hits
         return found
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        if self.refused is not None:
+            raise self.refused
         if not self.open:
-            raise StoreUnavailable(f"table {self.name!r}: the store is {self._tables.state}")
+            state = self._tables.state
+            why = "it is not open yet" if state == "up" else f"the store is {state}"
+            raise StoreUnavailable(f"table {self.name!r}: {why if self.running else 'the VNF does not run'}")
 
     def on_expire(self, fn: F) -> F:
         if self._described:
@@ -450,10 +461,15 @@ class SharedTable(Table[K, V]):
 
     # --- inside: what others do, and what goes wrong
 
-    def invalidated(self, keys: Sequence[bytes] | None) -> None:
+    def invalidated(self, keys: Invalid) -> None:
         if keys is None:
             self.cache.drop_clean()
             self.reads.all_overtaken()
+            self.updates.all_overtaken()
+            return
+        if callable(keys):
+            self.cache.drop_clean([key for key, entry in self._entries.items() if keys(entry.packed)])
+            self.reads.all_overtaken()  # more than need be: what is under way is not believed, that is all
             self.updates.all_overtaken()
             return
         for packed in keys:
@@ -488,6 +504,11 @@ class SharedTable(Table[K, V]):
                 ours = entry.value  # as it was put
             self._tables.call(self.handlers["conflict"], entry.key, ours, theirs)
         return StateConflict(f"table {self.name!r}: another replica has changed {entry.key!r}: its value stands")
+
+    def refusal(self, error: StateError | None) -> None:
+        """The store is there and did not take changes; None: it has taken some since."""
+        if error is None or type(error) is StateError:
+            self._tables.refuses(None if error is None else str(error))
 
     def failed(self, error: StateError, keys: list[K], *, first: bool) -> None:
         if first and self.running:

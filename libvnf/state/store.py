@@ -21,15 +21,29 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
-from ..errors import StateError
+from ..errors import StateError, Unreadable
 
-__all__ = ["RECENT", "SEQUENCE_BITS", "WRITER_BITS", "Store", "Stored", "Versions", "Written", "carried"]
+__all__ = [
+    "FULL",
+    "RECENT",
+    "SEQUENCE_BITS",
+    "WRITER_BITS",
+    "Found",
+    "Invalid",
+    "Store",
+    "Stored",
+    "Versions",
+    "Written",
+    "carried",
+]
 
 WRITER_BITS = 24
 SEQUENCE_BITS = 40
 RECENT = 8
+FULL = ("OOM ", "MISCONF ")
+"""How the errors of a store begin that takes no changes for now: its memory is full, or its disk."""
 _SEQUENCES = 1 << SEQUENCE_BITS
 
 
@@ -43,6 +57,14 @@ class Stored(NamedTuple):
     payload: bytes
 
 
+Found: TypeAlias = list[tuple[bytes, Stored | Unreadable]]
+"""What a scan found: keys, and what stands there. :class:`Unreadable`: it is no entry, whoever put it there."""
+
+
+Invalid: TypeAlias = list[bytes] | Callable[[bytes], bool] | None
+"""Keys, or what says of a key whether it is one of them; None: all of the table."""
+
+
 class Written(NamedTuple):
     """What did not go as asked, by index into the call's ``keys``; all other entries are stored."""
 
@@ -50,7 +72,8 @@ class Written(NamedTuple):
     """Another version than the expected one stands there: this one (None: the entry is absent). Nothing was changed."""
     failed: list[tuple[int, StateError]]
     """:class:`DurabilityUnknown`: it may stand, now or in a moment, or not reach as many replicas as asked.
-    :class:`LockLost`: the guard's lock is no longer the owner's. Any error but the first: nothing was changed."""
+    :class:`LockLost`: the guard's lock is no longer the owner's. :class:`Unreadable`: instead of the expected version
+    something stands there that is no entry, and has none. Any error but the first: nothing was changed."""
 
 
 class Store(Protocol):
@@ -59,10 +82,10 @@ class Store(Protocol):
     writer: int
     """This client's 24 bits of every version it writes; known after :meth:`open`."""
 
-    on_invalid: Callable[[int, list[bytes] | None], object]
+    on_invalid: Callable[[int, Invalid], object]
     """``(table handle, keys)``: another client changed or removed these, or they expired. Told once for each key that
-    this client read or wrote since, absent ones too; its own writes are not told. None: whatever this client has read
-    of that table may be stale (a connection was lost, a slot moved)."""
+    this client read or wrote since, absent ones too; its own writes are not told. Not a list: whatever this client has
+    read of these may be stale (a connection was lost, a slot moved)."""
 
     on_state: Callable[[str], object]
     """``"up"``, or ``"down: why"``: once per change, for the log and the statistics."""
@@ -86,7 +109,7 @@ class Store(Protocol):
         with other settings."""
 
     def read(self, table: int, keys: list[bytes], done: Callable[[list[Stored | StateError | None]], object]) -> None:
-        """``done`` gets one answer per key, in their order; None is an absent entry."""
+        """``done`` gets one answer per key, in their order; None is an absent entry, ``Unreadable`` what is none."""
 
     def write(
         self,
@@ -122,7 +145,7 @@ class Store(Protocol):
         table: int,
         cursor: object,
         count: int,
-        done: Callable[[object | None, list[tuple[bytes, Stored]] | StateError], object],
+        done: Callable[[object | None, Found | StateError], object],
     ) -> None:
         """About ``count`` entries (more or fewer, also none). ``cursor`` is None at first, then what ``done`` got;
         ``done`` gets None with the last ones. What stands there throughout a scan comes at least once; what changes
@@ -163,9 +186,10 @@ class Store(Protocol):
         hold_ms: int = 0,
     ) -> None:
         """``done`` gets the fence, greater than that of every earlier owner, or None when another owner has it.
-        ``owner`` is a version of its own (:class:`Versions`); asking again as the same owner renews the lease,
-        and the fence does not fall. The lease is renewed while :meth:`beat` comes, until :meth:`unlock`; and where
-        ``hold_ms`` is given not beyond that time after the call, whatever the owner does."""
+        ``owner`` is a version of its own (:class:`Versions`); asking again as the same owner renews the lease under the
+        same fence, or takes the lock anew under a greater one where it was lost. The lease is renewed while
+        :meth:`beat` comes, until :meth:`unlock`; and where ``hold_ms`` is given not beyond that time after the call,
+        whatever the owner does."""
 
     def unlock(self, table: int, key: bytes, owner: int, done: Callable[[StateError | None], object]) -> None:
         """``LockLost`` when the lease had run out, or another owner has it."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..errors import ConfigError, StateError, StoreUnavailable
 from .catalogue import enrol, passes
 from .durability import Durability, Level, Request, local
-from .store import Store, Versions
+from .store import Invalid, Store, Versions
 from .table import LocalTable, Table
 from .url import StoreURL
 
@@ -186,7 +186,7 @@ class Tables:
             except StoreUnavailable as error:
                 self._told(f"down: {error}")
                 for table in self._shared:
-                    table.reads.fail(error)
+                    table.unavailable(error)
                 await asyncio.sleep(delay_s)
                 delay_s = min(LAST_DELAY_S, 2 * delay_s)
             else:
@@ -206,7 +206,7 @@ class Tables:
         while (error := await self._enrol(table)) is not None:
             if not passes(error):
                 raise error
-            table.reads.fail(error)
+            table.unavailable(error)
             await asyncio.sleep(delay_s)
             delay_s = min(LAST_DELAY_S, 2 * delay_s)
         table.opened()
@@ -240,12 +240,19 @@ class Tables:
         self._told(f"refused: {error}")
         table.refuse(StateError(str(error)))
 
+    def refuses(self, why: str | None) -> None:
+        """The store is there and does not take changes (it is full, or this user may not); None: it does again."""
+        if why is not None and self.state == "up":
+            self._told(f"refusing: {why}")
+        elif why is None and self.state.startswith("refusing: "):
+            self._told("up")
+
     def _told(self, state: str) -> None:
         if state != self.state and not self._closing:
             self.state = state
             self.log.log(logging.INFO if state == "up" else logging.WARNING, "the store is %s", state)
 
-    def _invalid(self, handle: int, names: list[bytes] | None) -> None:
+    def _invalid(self, handle: int, names: Invalid) -> None:
         if (table := self._handles.get(handle)) is not None:
             table.invalidated(names)
 

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from libvnf.cli.state import Shelf, change
 from libvnf.errors import StateError
 from libvnf.state import Record, Tables, write_through
 from libvnf.state.catalogue import CATALOGUE, Description
+from tests.integration.pages import commands
 from tests.meta.tree import ROOT
 from tests.peers import DEADLINE_S, Process
 from tests.redis_cluster import RedisCluster, RedisServer
@@ -146,6 +148,71 @@ async def test_a_change_between_reading_and_writing_is_never_lost(redis_server: 
             ):
                 await change(shelf, handle, b"\xc4\1\3", stored, None, payload, 0)
     assert "another's" in said(url, "get", "sessions", "03")
+
+
+[GRANTED] = [command for command in commands("docs/guide/operating.md") if "acl setuser looker" in command]
+LOOK = shlex.split(GRANTED)[1:]
+
+
+@pytest.mark.parametrize("kind", ["server", "cluster"])
+async def test_who_may_only_read_looks_and_changes_nothing(kind: str, request: pytest.FixtureRequest) -> None:
+    if kind == "cluster":
+        cluster: RedisCluster = request.getfixturevalue("redis_cluster")
+        url, servers = cluster.url, cluster.nodes
+    else:
+        servers = [request.getfixturevalue("redis_server")()]
+        url = servers[0].url
+    await filled(url)
+    for server in servers:
+        server.ask(*LOOK)
+    try:
+        url = url.replace("//", "//looker:secret@")
+        assert "sessions" in said(url, "ls")
+        assert sorted(said(url, "ls", "sessions").split()) == ["0102", "03"]
+        assert "alice" in said(url, "get", "sessions", "0102")
+        assert json.loads(said(url, "stats", "--json"))["tables"]["sessions"]["entries"] == 2
+        assert said(url, "quarantine", "sessions") == ""
+        for words in (("del", "sessions", "03"), ("put", "sessions", "03", '{"user": "eve", "hits": 0}')):
+            done = state(url, *words)
+            assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+            assert re.search(r"no permissions? to|NOPERM", done.stderr)
+            assert "secret" not in done.stderr
+        assert "bob" in said(url, "get", "sessions", "03")
+    finally:
+        for server in servers:
+            server.ask("acl", "deluser", "looker")
+
+
+async def test_who_may_not_even_look_is_told_what_is_missing(redis_cluster: RedisCluster) -> None:
+    for node in redis_cluster.nodes:
+        node.ask(*LOOK[:-1])
+    try:
+        done = state(redis_cluster.url.replace("//", "//looker:secret@"), "ls")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "cluster|slots" in done.stderr
+    finally:
+        for node in redis_cluster.nodes:
+            node.ask("acl", "deluser", "looker")
+
+
+async def test_what_is_no_entry_is_listed_and_removed(redis_server: Callable[..., RedisServer]) -> None:
+    server = redis_server()
+    await filled(server.url)
+    with server.client() as client:
+        [name] = [name for name in client.scan_iter(b"{vnf:sessions:*") if name.endswith(b"\xc4\1\3")]
+        client.set(name, b"of somebody else")
+    problem = "what stands under this key is no entry of a table"
+    assert said(server.url, "quarantine", "sessions") == f"03: {problem}\n"
+    assert problem in said(server.url, "get", "sessions", "03")
+    assert json.loads(said(server.url, "get", "sessions", "03", "--json"))["unreadable"] == problem
+    assert json.loads(said(server.url, "stats", "--json"))["tables"]["sessions"]["unreadable"] == 1
+    assert sorted(said(server.url, "ls", "sessions").split()) == ["0102", "03"]
+    said(server.url, "put", "sessions", "03", '{"user": "bob", "hits": 1}')
+    assert said(server.url, "quarantine", "sessions") == ""
+    with server.client() as client:
+        client.set(name, b"of somebody else")
+        said(server.url, "del", "sessions", "03")
+        assert client.exists(name) == 0
 
 
 async def test_a_table_that_cannot_be_as_it_is_described_is_refused(redis_server: Callable[..., RedisServer]) -> None:

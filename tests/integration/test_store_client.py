@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from binascii import crc_hqx
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from libvnf._native import StoreClient
-from libvnf.errors import DurabilityUnknown, LockLost, StateError, StateFull, StoreUnavailable
+from libvnf.errors import DurabilityUnknown, LockLost, StateError, StateFull, StoreUnavailable, Unreadable
 from libvnf.state.store import Stored, Written
 from tests.peers import DEADLINE_S
 from tests.redis_cluster import Certificates, RedisCluster, RedisServer
@@ -168,7 +169,7 @@ async def test_what_is_no_entry_is_an_error_for_that_key_alone(redis_server: Sta
         with server.client() as raw:
             raw.set(b"{vnf:t:0}" + KEYS[0], b"not ours")
         broken, whole = await asker.read(table, KEYS[:2])
-        assert type(broken) is StateError and whole.payload == b"x"
+        assert type(broken) is Unreadable and whole.payload == b"x"
 
 
 # --- what it is told --------------------------------------------------------------------------------------------------
@@ -189,16 +190,57 @@ async def test_writes_of_others_are_told_and_our_own_are_not(store: Any) -> None
         assert await asker.told(lambda e: e[0] == "invalid") == ("invalid", table, [KEYS[1]])
 
 
-async def test_a_lost_connection_makes_all_tables_stale(redis_server: Start) -> None:
+async def test_a_lost_connection_makes_stale_what_was_read_by_it_of_all_tables(redis_server: Start) -> None:
     server = redis_server()
     async with asking(server) as asker:
-        tables = {asker.client.table("t"), asker.client.table("u")}
+        tables = [asker.client.table(name, 4) for name in ("t", "u", "never read")]
         await asker.told(is_up)
+        await asker.read(tables[0], KEYS)
+        await asker.put(tables[1], KEYS[:1], b"x")
         await asyncio.to_thread(server.restart)
-        stale = {(await asker.told(lambda e: e[0] == "invalid"))[1:] for _ in tables}
-        assert stale == {(table, None) for table in tables}
+        stale = [await asker.told(lambda e: e[0] == "deaf") for _ in range(2)]
+        [written] = {partition(key, 4) for key in KEYS[:1]}
+        assert sorted(stale) == [("deaf", tables[0], [0, 1, 2, 3]), ("deaf", tables[1], [written])]
         await asker.told(is_up)
-        assert await asker.put(min(tables), KEYS, b"x") == STORED
+        assert await asker.put(tables[2], KEYS, b"x") == STORED
+
+
+def partition(key: bytes, partitions: int) -> int:
+    return crc_hqx(key, 0) % partitions
+
+
+async def test_a_lost_node_makes_stale_what_it_served_and_nothing_else(redis_cluster: RedisCluster) -> None:
+    async with asking(redis_cluster.nodes[0], cluster=True) as asker:
+        table = asker.client.table("t")
+        await asker.read(table, KEYS)
+        node = redis_cluster.masters()[1]
+        served = [p for p in range(64) if redis_cluster.owner(redis_cluster.slot(f"{{vnf:t:{p}}}")) is node]
+        asker.events.clear()
+        node.ask("client", "kill", "type", "normal", "skipme", "yes")
+        assert await asker.told(lambda e: e[0] in ("deaf", "invalid")) == ("deaf", table, served)
+        assert 0 < len(served) < 64
+
+
+async def test_a_slot_that_moves_is_stale_and_nothing_else(redis_cluster: RedisCluster) -> None:
+    async with asking(redis_cluster.nodes[0], cluster=True) as asker:
+        table = asker.client.table("t")
+        await asker.read(table, KEYS)
+        slot = redis_cluster.slot("{vnf:t:7}")
+        source = redis_cluster.owner(slot)
+        asker.events.clear()
+        target = next(node for node in redis_cluster.masters() if node is not source)
+        await asyncio.to_thread(redis_cluster.migrate, slot, target)
+        await asker.read(table, KEYS)
+        assert await asker.told(lambda e: e[0] in ("deaf", "invalid")) == ("deaf", table, [7])
+
+
+async def test_flushed_servers_make_everything_stale(redis_server: Start) -> None:
+    server = redis_server()
+    async with asking(server) as asker:
+        table = asker.client.table("t")
+        await asker.put(table, KEYS, b"x")
+        server.ask("flushall")
+        assert await asker.told(lambda e: e[0] == "invalid") == ("invalid", table, None)
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from libvnf.errors import ConfigError, DurabilityUnknown, LockLost, StateError
 from libvnf.state.memory import Memory, MemoryStore
 from libvnf.state.redis import RedisStore
-from libvnf.state.store import RECENT, SEQUENCE_BITS, Stored, Versions, Written, carried
+from libvnf.state.store import RECENT, SEQUENCE_BITS, Invalid, Stored, Versions, Written, carried
 from libvnf.state.url import StoreURL
 from tests.integration.inside import until
 
@@ -40,7 +40,7 @@ class Client:
     def __init__(self, store: Any) -> None:
         self.store = store
         self.versions = Versions(store.writer)
-        self.invalid: list[tuple[int, list[bytes] | None]] = []
+        self.invalid: list[tuple[int, Invalid]] = []
         store.on_invalid = lambda table, keys: self.invalid.append((table, keys))
 
     async def ask(self, call: Callable[..., None], *args: Any, **more: Any) -> Any:
@@ -80,7 +80,7 @@ class Client:
             if cursor is None:
                 return found
 
-    async def told(self) -> list[tuple[int, list[bytes] | None]]:
+    async def told(self) -> list[tuple[int, Invalid]]:
         """What it was told to be stale, since it was asked last; at least one."""
         await until(lambda: self.invalid)
         told, self.invalid[:] = list(self.invalid), []
@@ -342,7 +342,7 @@ async def test_who_has_read_an_entry_is_told_once_of_anothers_change(world: Worl
     told: list[bytes] = []
     while len(told) < 2:
         for where, keys in await here.told():
-            assert where == table and keys is not None
+            assert where == table and isinstance(keys, list)
             told += keys
     assert sorted(told) == [b"absent", b"written"]
     # Not read again, so not told again: the next that is told is another entry.

@@ -7,9 +7,10 @@ import itertools
 import logging
 import os
 import random
+import shlex
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ from libvnf.state.store import Written
 from libvnf.state.tables import Tables
 from libvnf.state.url import StoreURL
 from tests.integration.inside import until
+from tests.integration.pages import commands
 from tests.integration.test_store_conformance import Client, again
 from tests.peers import DEADLINE_S
-from tests.redis_cluster import RedisCluster, RedisServer
+from tests.redis_cluster import Certificates, RedisCluster, RedisServer
 
 DONE = Written([], [])
 QUICK = {"timeout_s": 1.0, "silence_s": 0.3}
@@ -149,7 +151,7 @@ async def test_a_restarted_store_is_up_again_and_what_was_read_may_be_stale(
     server.start()
     assert await reading == [b"1"]
     await until(lambda: client.states[-1] == "up")
-    assert (table, None) in client.invalid
+    assert any(where == table and keys is not None and keys(b"k") for where, keys in client.invalid)
 
 
 async def test_a_store_that_has_forgotten_its_writers_gives_no_number_again(
@@ -229,6 +231,59 @@ async def test_too_much_that_waits_is_refused_at_the_call(redis_server: Server, 
     ] * 10
     server.resume()
     await again(lambda: client.read(table, b"k"), lambda found: found == [None])
+
+
+# --- a cluster that lets in whom it knows -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def secured(tmp_path: Path, certificates: Certificates) -> Iterator[RedisCluster]:
+    """Three masters, on TLS alone, that ask for certificates and passwords."""
+    options = {"tls-auth-clients": "yes", "requirepass": "administrator", "masterauth": "administrator"}
+    cluster = RedisCluster(tmp_path / "secured", options, replicas=False, tls=certificates)
+    try:
+        cluster.start()
+        [granted] = [command for command in commands("docs/guide/state.md") if "acl setuser" in command]
+        rights = shlex.split(granted)[1:]
+        assert ">secret" in rights
+        for node in cluster.nodes:
+            node.ask(*(">p@ss" if word == ">secret" else word for word in rights))
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+async def test_a_user_with_a_certificate_uses_a_cluster_over_tls(
+    secured: RedisCluster, certificates: Certificates, opened: Opened
+) -> None:
+    url, authority = secured.url.replace("//", "//tables:p%40ss@"), f"tls_ca={certificates.ca}"
+    shown = f"tls_cert={certificates.cert}&tls_key={certificates.key}"
+    client = await opened(f"{url}?{authority}&{shown}", timeout_s=DEADLINE_S)
+    table = client.store.table("t")
+    entries = {b"%d" % number: bytes(1000) for number in range(1000)}
+    first, written = await client.write(table, entries, [0] * 1000)
+    assert written == DONE
+    assert [stored.version for stored in await client.read(table, *entries)] == list(range(first, first + 1000))
+    assert len(await client.all(table)) == 1000
+    owner = client.versions.take()
+    assert isinstance(await client.ask(client.store.lock, table, b"k", owner, 10_000), int)
+    assert (await client.write(table, {b"k": b"1"}, guard=(b"k", owner)))[1] == DONE
+    assert await client.ask(client.store.unlock, table, b"k", owner) is None
+    _, written = await client.write(table, {b"k": None}, replicas=1)
+    assert "0 of 1 replicas" in str(written.failed)
+    ending = client.store.table("ending", keeps_expired=True)
+    await client.write(ending, {b"k": b"1"}, deadlines=[1])
+    [(key, stored)] = await client.ask(client.store.claim_expired, ending, 10, 1000, 64)
+    assert await client.ask(client.store.expired, ending, [key], [stored.version]) is None
+    for handle in (table, ending):
+        assert await client.ask(client.store.drop, handle) is None
+        assert await client.all(handle) == []
+    assert client.states[-1] == "up"
+    assert "certificate" in (await refused(f"{url}?{authority}", timeout_s=2.0)).lower()
+    wrong = url.replace("p%40ss", "guess")
+    text = await refused(f"{wrong}?{authority}&{shown}")
+    assert "WRONGPASS" in text
+    assert "guess" not in text
 
 
 # --- a cluster that changes -------------------------------------------------------------------------------------------

@@ -517,5 +517,5 @@ async def test_deadlines_that_are_put_off_again_and_again_take_no_memory() -> No
 async def test_a_replica_without_the_handler_is_refused() -> None:
     async with Rig() as rig:
         await sweeping(rig, keeper([]))
-        with pytest.raises(ConfigError, match="keeps_expired"):
+        with pytest.raises(ConfigError, match="without on_expire, it is stored with: every replica has"):
             await rig.table(write_through)

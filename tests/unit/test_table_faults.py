@@ -232,6 +232,60 @@ async def test_a_store_that_is_down_at_the_start_is_waited_for(caplog: pytest.Lo
         assert (stored(table, "a"), replica.tables.statistics()["state"]) == (1, "up")
 
 
+async def test_a_put_through_that_finds_no_store_raises_and_is_not_stored_later() -> None:
+    async with Rig() as rig:
+        replica = rig.replica()
+        table = replica.table(write_through)
+        replica.store.outage("no route")
+        await replica.start()
+        outcomes = await asyncio.gather(table.put("a", 1), table.incr("b"), table.get("c"), return_exceptions=True)
+        assert [str(outcome) for outcome in outcomes] == ["no route"] * 3
+        table.put_nowait("d", 4)
+        replica.store.recover()
+        await asyncio.sleep(6)
+        assert (stored(table, "a"), stored(table, "b"), stored(table, "d")) == (None, None, 4)
+
+
+async def test_a_store_that_takes_no_changes_is_told_once_and_when_it_does_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with Rig() as rig:
+        caplog.set_level("INFO")
+        table, replica = await rig.table()
+        replica.store.refuse(1000, StateError("OOM"))
+        for n in range(100):
+            table.put_nowait(str(n), n)
+            await asyncio.sleep(0.1)
+        assert replica.tables.statistics()["state"] == "refusing: OOM"
+        replica.store.refuse(0, StateError(""))
+        await asyncio.sleep(6)
+        assert (replica.tables.statistics()["state"], stored(table, "99")) == ("up", 99)
+        told = [record.getMessage() for record in caplog.records]
+        assert told.count("the store is refusing: OOM") == 1
+        assert told[-1] == "the store is up"
+
+
+async def test_a_full_store_at_the_start_is_waited_for() -> None:
+    async with Rig() as rig:
+        replica = rig.replica()
+        table = replica.table()
+        replica.store.refuse(3, StateError("OOM command not allowed"))
+        await replica.start()
+        await asyncio.sleep(6)
+        assert await table.get("a") is None
+
+
+async def test_a_table_that_is_not_open_yet_says_so() -> None:
+    async with Rig() as rig:
+        _, replica = await rig.table()
+        late = replica.table(name="late")
+        for call in (late.flush(), late.drop(), late.lock("a").__aenter__()):
+            with pytest.raises(StoreUnavailable, match="table 'late': it is not open yet"):
+                await call
+        await asyncio.sleep(1)
+        await late.flush()
+
+
 async def test_what_waits_when_the_vnf_stops_is_told() -> None:
     async with Rig() as rig:
         table, replica = await rig.table(write_through)

@@ -13,7 +13,6 @@ use super::cell::GilCell;
 use crate::state::answer::{Answer, Failure, Said};
 use crate::state::client::{Client, Drained, Refused};
 use crate::state::header;
-use crate::state::news::Stale;
 use crate::state::request::{Cursor, Octets, Request, Writes};
 use crate::state::settings::Settings;
 use crate::state::slots::{Table, Tables};
@@ -68,6 +67,7 @@ fn failure<'py>(py: Python<'py>, failure: &Failure) -> PyResult<Bound<'py, PyAny
         Failure::Unavailable(why) => ("StoreUnavailable", why.as_str()),
         Failure::Unknown(why) => ("DurabilityUnknown", why.as_str()),
         Failure::LockLost => ("LockLost", "the lock's lease ran out, or another owner has it"),
+        Failure::NoEntry => ("Unreadable", "what stands under this key is no entry of a table"),
     };
     error_class(py, name)?.call1((text,))
 }
@@ -114,7 +114,11 @@ fn said<'py>(py: Python<'py>, said: &Said) -> PyResult<Bound<'py, PyAny>> {
 fn entries<'py>(py: Python<'py>, entries: &[(Vec<u8>, Vec<u8>)]) -> PyResult<Bound<'py, PyList>> {
     let list = PyList::empty(py);
     for (key, value) in entries {
-        list.append((PyBytes::new(py, key), stored(py, value)?))?;
+        let found = match header::Stored::parse(value) {
+            Some(_) => stored(py, value)?,
+            None => failure(py, &Failure::NoEntry)?,
+        };
+        list.append((PyBytes::new(py, key), found))?;
     }
     Ok(list)
 }
@@ -214,11 +218,18 @@ impl StoreClient {
     fn events<'py>(&self, py: Python<'py>, drained: &Drained) -> PyResult<Bound<'py, PyList>> {
         let events = PyList::empty(py);
         for (&table, stale) in &drained.news.stale {
-            let keys = match stale {
-                Stale::Keys(keys) => Some(PyList::new(py, keys.iter().map(|key| PyBytes::new(py, key)))?),
-                Stale::All => None,
-            };
-            events.append((intern!(py, "invalid"), table, keys))?;
+            if stale.all {
+                events.append((intern!(py, "invalid"), table, py.None()))?;
+                continue;
+            }
+            if !stale.keys.is_empty() {
+                let keys = PyList::new(py, stale.keys.iter().map(|key| PyBytes::new(py, key)))?;
+                events.append((intern!(py, "invalid"), table, keys))?;
+            }
+            if !stale.partitions.is_empty() {
+                let partitions = PyList::new(py, &stale.partitions)?;
+                events.append((intern!(py, "deaf"), table, partitions))?;
+            }
         }
         for lock in &drained.lapsed {
             events.append((intern!(py, "lock_lost"), lock.table, PyBytes::new(py, &lock.key), lock.owner))?;

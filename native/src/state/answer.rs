@@ -13,6 +13,8 @@ pub enum Failure {
     Unknown(String),
     /// The lock is no longer the owner's.
     LockLost,
+    /// What stands under the key is no entry, whoever put it there.
+    NoEntry,
 }
 
 /// An entry that is one, as it is stored.
@@ -21,8 +23,15 @@ pub type Value = Vec<u8>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     Values(Vec<Result<Option<Value>, Failure>>),
-    Written { conflicts: Vec<(u32, Option<Value>)>, failed: Vec<(u32, Failure)> },
-    Found { cursor: Option<Cursor>, entries: Vec<(Vec<u8>, Value)> },
+    Written {
+        conflicts: Vec<(u32, Option<Value>)>,
+        failed: Vec<(u32, Failure)>,
+    },
+    /// Values that are no entries, too.
+    Found {
+        cursor: Option<Cursor>,
+        entries: Vec<(Vec<u8>, Value)>,
+    },
     Claimed(Vec<(Vec<u8>, Value)>),
     Fence(Option<u64>),
     Done,

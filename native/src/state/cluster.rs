@@ -26,7 +26,7 @@ use super::request::Request;
 use super::resp::{self, Reply};
 use super::settings::Settings;
 use super::slots::{SLOTS, Tables};
-use super::topology::{Address, MAX_NODES, Owners, Range, Remedy, ranges, remedy};
+use super::topology::{Address, MAX_NODES, Owners, Range, Remedy, SlotSet, ranges, remedy};
 
 /// Which connection of which node: `node * LANES + lane`.
 pub type Key = usize;
@@ -97,6 +97,8 @@ struct Node {
     written: VecDeque<u64>,
     /// The mark before a `WAIT` was refused: that `WAIT` says nothing.
     unmarked: bool,
+    /// Slots that this connection has answered for: of these, and no others, it tells what changes.
+    answered: SlotSet,
 }
 
 pub struct Cluster {
@@ -319,6 +321,9 @@ impl Cluster {
                 Ok(None) => break,
                 Err(malformed) => {
                     self.counters.garbage += 1;
+                    if malformed == resp::TOO_LONG {
+                        self.answer_too_long(key, generation, now);
+                    }
                     // Whoever greets like that is no store.
                     self.news.hopeless |= self.link(key, generation).is_some_and(|link| !link.is_up());
                     format!("answered what is not RESP3: {malformed}")
@@ -347,17 +352,26 @@ impl Cluster {
             Expected::Greeting => {
                 if let Reply::Error(error) = reply {
                     let text = words(error);
+                    // Who may only read has no use for scripts; who writes is refused by the write.
+                    let phase = self.link_mut(key).phase;
+                    if key % LANES == MAIN && Settings::is_script(phase) && text.starts_with("NOPERM") {
+                        return self.agreed(key, generation, now);
+                    }
                     let will_pass = ["LOADING", "BUSY", "ERR max number of clients"];
                     self.news.hopeless |= !will_pass.iter().any(|begins| text.starts_with(begins));
                     return Err(format!("refused: {text}"));
                 }
                 self.settings.fits(reply).inspect_err(|_| self.news.hopeless = true)?;
-                if self.link(key, generation).is_some_and(Link::greeted) {
-                    self.up(key, now);
-                }
+                return self.agreed(key, generation, now);
             }
             Expected::Slots => {
                 self.asked = None;
+                if let Reply::Error(error) = reply
+                    && error.starts_with(b"NOPERM")
+                {
+                    self.news.hopeless = true;
+                    return Err(format!("refused: {}", words(error)));
+                }
                 let address = self.node_mut(key / LANES).address.clone();
                 match ranges(reply, &address) {
                     Some(ranges) => self.learn(&ranges, now),
@@ -367,6 +381,14 @@ impl Cluster {
             Expected::Mark => self.node_mut(key / LANES).unmarked = matches!(reply, Reply::Error(_)),
             Expected::Wait(numbers) => self.waited(key / LANES, numbers, reply, now),
             Expected::Anything => {}
+        }
+        Ok(())
+    }
+
+    /// One greeting is done with.
+    fn agreed(&mut self, key: Key, generation: u32, now: Instant) -> Result<(), String> {
+        if self.link(key, generation).is_some_and(Link::greeted) {
+            self.up(key, now);
         }
         Ok(())
     }
@@ -404,8 +426,7 @@ impl Cluster {
     /// Everything that was expected of a connection goes its way again.
     fn dropped(&mut self, key: Key, was_up: bool, expected: VecDeque<Expected>, now: Instant) {
         if was_up && key % LANES == MAIN {
-            // Invalidations have been missed from now on.
-            self.news.all_stale(&self.tables);
+            self.deaf(key / LANES);
         }
         if self.asked.is_some_and(|(asked, _)| asked == key) {
             self.asked = None;
@@ -427,6 +448,12 @@ impl Cluster {
         }
         self.ask(ASK_SOON, now);
         self.wake_at(now);
+    }
+
+    /// Invalidations by this node's connection are missed from now on.
+    fn deaf(&mut self, at: usize) {
+        let answered = std::mem::take(&mut self.node_mut(at).answered);
+        self.news.slots_stale(&self.tables, |slot| answered.has(slot));
     }
 
     /// A piece whose connection was lost.

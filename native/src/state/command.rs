@@ -47,6 +47,12 @@ pub enum Asked {
     Other,
 }
 
+impl Asked {
+    pub fn is_values(&self) -> bool {
+        matches!(self, Self::Values(_))
+    }
+}
+
 /// A batch that cannot be asked for: our own fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Misfit {

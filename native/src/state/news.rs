@@ -1,20 +1,28 @@
 //! What the loop is told without having asked: entries that others changed, and how the store is. Bounded, however long
 //! the loop does not listen.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use super::counters::Counters;
 use super::resp::{List, Reply};
-use super::slots::Tables;
+use super::slots::{Partition, Tables};
 
 /// Beyond that the table is told as a whole.
 const MOST_KEYS: usize = 65_536;
 
 /// What may be stale of a table.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Stale {
-    Keys(Vec<Vec<u8>>),
-    All,
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Stale {
+    pub keys: Vec<Vec<u8>>,
+    /// Everything in these partitions, by their numbers.
+    pub partitions: BTreeSet<usize>,
+    pub all: bool,
+}
+
+impl Stale {
+    fn everything() -> Self {
+        Self { all: true, ..Self::default() }
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -61,15 +69,28 @@ impl News {
     }
 
     fn key_stale(&mut self, table: usize, key: &[u8]) {
-        match self.stale.entry(table).or_insert_with(|| Stale::Keys(Vec::new())) {
-            Stale::Keys(keys) if keys.len() < MOST_KEYS => keys.push(key.to_vec()),
-            all => *all = Stale::All,
+        let stale = self.stale.entry(table).or_default();
+        match stale.keys.len() {
+            _ if stale.all => {}
+            count if count < MOST_KEYS => stale.keys.push(key.to_vec()),
+            _ => *stale = Stale::everything(),
         }
     }
 
-    pub fn all_stale(&mut self, tables: &Tables) {
+    fn all_stale(&mut self, tables: &Tables) {
         for table in (0..).take_while(|&table| tables.get(table).is_some()) {
-            self.stale.insert(table, Stale::All);
+            self.stale.insert(table, Stale::everything());
+        }
+    }
+
+    /// Nobody tells any more of what others change in these slots.
+    pub fn slots_stale(&mut self, tables: &Tables, are: impl Fn(u16) -> bool) {
+        for (handle, table) in (0..).map_while(|handle| Some((handle, tables.get(handle)?))) {
+            let of = |(number, partition): (usize, &Partition)| are(partition.slot).then_some(number);
+            let mut partitions = table.partitions.iter().enumerate().filter_map(of).peekable();
+            if partitions.peek().is_some() {
+                self.stale.entry(handle).or_default().partitions.extend(partitions);
+            }
         }
     }
 
@@ -93,12 +114,12 @@ impl News {
     /// Adds what is newer.
     pub fn append(&mut self, newer: &mut Self) {
         for (table, stale) in newer.stale.drain() {
-            match (self.stale.get_mut(&table), stale) {
-                (Some(Stale::Keys(keys)), Stale::Keys(more)) if keys.len() + more.len() <= MOST_KEYS => {
-                    keys.extend(more)
-                }
-                (Some(all), _) => *all = Stale::All,
-                (None, stale) => drop(self.stale.insert(table, stale)),
+            let told = self.stale.entry(table).or_default();
+            if told.all || stale.all || told.keys.len() + stale.keys.len() > MOST_KEYS {
+                *told = Stale::everything();
+            } else {
+                told.keys.extend(stale.keys);
+                told.partitions.extend(stale.partitions);
             }
         }
         if newer.state.is_some() {

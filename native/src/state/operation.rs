@@ -178,9 +178,10 @@ impl Operation {
                 values.read(reply, |index, value| drop(entries.insert(index, checked(value)))).map_err(wrong)?;
             }
             (Asked::Values(values), SoFar::Found { keys, entries, .. }) => {
+                // What is no entry as well: somebody looks for it.
                 let found = |index: u32, value: Option<&[u8]>| {
-                    if let Ok(Some(value)) = checked(value) {
-                        entries.push((keys.get(index as usize).to_vec(), value));
+                    if let Some(value) = value {
+                        entries.push((keys.get(index as usize).to_vec(), value.to_vec()));
                     }
                 };
                 values.read(reply, found).map_err(wrong)?;
@@ -245,6 +246,27 @@ impl Operation {
         pieces.into_iter().map(|piece| Piece::of(piece, false)).collect()
     }
 
+    /// A read of several keys, whose answer cannot be taken, as reads of one: only that of the guilty one fails then.
+    pub fn one_by_one(&self, piece: &Piece, tables: &Tables) -> Vec<Piece> {
+        let Asked::Values(values) = &piece.asked else { return Vec::new() };
+        let (table, keys) = match (&self.request, &self.so_far) {
+            (Request::Read { table, keys }, _) | (Request::Scan { table, .. }, SoFar::Found { keys, .. }) => {
+                (*table, keys)
+            }
+            (Request::Write { table, writes }, _) => (*table, &writes.keys),
+            _ => return Vec::new(),
+        };
+        let Some(table) = tables.get(table).filter(|_| values.indexes.len() > 1) else { return Vec::new() };
+        let single = |&index: &u32| {
+            let mut pieces = table.read(&[keys.get(index as usize)]);
+            if let Some(Command { asked: Asked::Values(values), .. }) = pieces.first_mut() {
+                values.indexes = [index].into();
+            }
+            pieces
+        };
+        values.indexes.iter().flat_map(single).map(|piece| Piece::of(piece, false)).collect()
+    }
+
     fn scanned(
         &mut self,
         piece: &Piece,
@@ -307,6 +329,10 @@ impl Operation {
                     entries.entry(index).or_insert_with(|| Err(why.clone()));
                 }
             }
+            (Asked::Values(values), SoFar::Found { keys, entries, .. }) if why == Failure::NoEntry => {
+                let key = |index: &u32| (keys.get(*index as usize).to_vec(), Value::new());
+                entries.extend(values.indexes.iter().map(key));
+            }
             (_, SoFar::Found { failure, .. } | SoFar::Claimed { failure, .. }) => *failure = Some(why),
             (_, SoFar::One(answer)) => *answer = Some(Answer::Failed(why)),
             _ => {}
@@ -349,9 +375,7 @@ impl SoFar {
 
 fn checked(value: Option<&[u8]>) -> Result<Option<Value>, Failure> {
     match value {
-        Some(value) if Stored::parse(value).is_none() => {
-            Err(Failure::Refused("what stands under this key is not an entry of a table".to_owned()))
-        }
+        Some(value) if Stored::parse(value).is_none() => Err(Failure::NoEntry),
         value => Ok(value.map(<[u8]>::to_vec)),
     }
 }

@@ -17,6 +17,9 @@ const MOST_ELEMENTS: usize = 1 << 20;
 /// What is read at once, and what an idle connection keeps.
 const READ_BYTES: usize = 64 * 1024;
 
+/// More than was agreed to: the only one of these that says something about what was asked for.
+pub const TOO_LONG: Malformed = Malformed("too long a reply");
+
 /// Why these octets are not RESP3, or more than was agreed to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed(pub &'static str);
@@ -200,7 +203,7 @@ impl Look {
         loop {
             let Some(head) = Head::read(&octets[self.at..], self.known)? else {
                 self.known = octets.len() - self.at;
-                return if octets.len() > most { Err(Malformed("too long a reply")) } else { Ok(None) };
+                return if octets.len() > most { Err(TOO_LONG) } else { Ok(None) };
             };
             let mut next = self.at + head.bytes;
             let mut is_whole = true;
@@ -208,7 +211,7 @@ impl Look {
                 What::Line(_) => {}
                 What::Blob { length, kind } => {
                     if length > most.saturating_sub(next) {
-                        return Err(Malformed("too long a reply"));
+                        return Err(TOO_LONG);
                     }
                     let Some(end) = octets.get(next + length..next + length + 2) else { return Ok(None) };
                     if end != b"\r\n" {
@@ -478,7 +481,7 @@ mod tests {
         assert_eq!(all(&mut reader(&line)), Err(Malformed("a line without an end")));
         let mut many = b"*1048576\r\n".to_vec();
         (0..MOST / 4).for_each(|_| many.extend(b":1\r\n"));
-        assert_eq!(all(&mut reader(&many)), Err(Malformed("too long a reply")));
+        assert_eq!(all(&mut reader(&many)), Err(TOO_LONG));
     }
 
     #[test]

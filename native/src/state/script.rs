@@ -24,12 +24,12 @@ pub static PUT: Script = Script::new(
 );
 
 /// PUT of one entry: half of the server's time goes into calls from Lua, and here are the fewest and cheapest. Reading any
-/// part of what stands there has it remembered for CLIENT TRACKING.
+/// part of what stands there has it remembered for CLIENT TRACKING. A key of another type is absent, as it is to PUT.
 pub static PUT_ONE: Script = Script::new(
-    "local call,k,v=redis.call,KEYS[1],ARGV[1] local c=call('GETRANGE',k,0,7) \
-     if c=='' then c='\\0\\0\\0\\0\\0\\0\\0\\0' end \
+    "local call,k,v=redis.call,KEYS[1],ARGV[1] local c=redis.pcall('GETRANGE',k,0,7) \
+     if c=='' or type(c)~='string' then c='\\0\\0\\0\\0\\0\\0\\0\\0' end \
      if c==ARGV[2] or c==string.sub(v,1,8) then call('SET',k,v) call('EXISTS',k) return 0 end \
-     return {1,call('GET',k)}",
+     return {1,call('MGET',k)[1]}",
 );
 
 /// Unconditional writes. KEYS: the entries. ARGV: their values. 0.
@@ -63,13 +63,16 @@ pub static CHANGE: Script = Script::new(
 
 /// Entries that are due. KEYS: a partition's deadlines. ARGV: now, when they are due again, how many at most.
 ///
-/// Keys (without the prefix) and values, in turn.
+/// Keys (without the prefix) and values, in turn. What is too short to be an entry, or of another type (`MGET` has nil for
+/// it, `GET` an error), is due no more. An entry and its deadline may be on two nodes while their slot moves: asked for
+/// together they are an error then, of which nothing has come yet; alone, what is elsewhere looks like gone.
 pub static CLAIM: Script = Script::new(
-    "local call,ttl,out,size=redis.call,KEYS[1],{},0 local prefix=string.sub(ttl,1,-5) \
+    "local call,ttl,out,gone,size=redis.call,KEYS[1],{},{},0 local prefix=string.sub(ttl,1,-5) \
      for _,m in ipairs(call('ZRANGEBYSCORE',ttl,'-inf',ARGV[1],'LIMIT',0,ARGV[3])) do \
-     local v=call('GET',prefix..m) \
-     if v then size=size+#v if size>2^25 and #out>0 then break end \
-     call('ZADD',ttl,ARGV[2],m) out[#out+1]=m out[#out+1]=v else call('ZREM',ttl,m) end end \
+     local v=call('MGET',ttl,prefix..m)[2] \
+     if v and #v>14 then size=size+#v if size>2^25 and #out>0 then break end out[#out+1]=m out[#out+1]=v \
+     else gone[#gone+1]=m end end \
+     for i=1,#out,2 do call('ZADD',ttl,ARGV[2],out[i]) end for i=1,#gone do call('ZREM',ttl,gone[i]) end \
      return out",
 );
 
@@ -79,7 +82,7 @@ pub static CLAIM: Script = Script::new(
 /// How many were deleted.
 pub static EXPIRED: Script = Script::new(
     "local call,sub,n,count=redis.call,string.sub,#KEYS-1,0 local ttl=KEYS[n+1] \
-     for i=1,n do local key=KEYS[i] local h,member=call('GETRANGE',key,0,13),sub(key,#ttl-3) \
+     for i=1,n do local key=KEYS[i] local h,member=redis.pcall('GETRANGE',key,0,13),sub(key,#ttl-3) \
      if #h<14 or sub(h,1,8)==sub(ARGV[1],8*i-7,8*i) then count=count+call('DEL',key) call('ZREM',ttl,member) \
      else local due=struct.unpack('>I6',h,9) \
      if due>0 then call('ZADD',ttl,due,member) else call('ZREM',ttl,member) end end end \
@@ -89,7 +92,7 @@ pub static EXPIRED: Script = Script::new(
 /// Whatever stands there. KEYS: the entries, the partition's deadlines. How many were deleted.
 pub static DROP: Script = Script::new(
     "local call,ttl,w=redis.call,KEYS[#KEYS],{} for i=1,#KEYS-1 do w[i]=string.sub(KEYS[i],#ttl-3) end \
-     call('ZREM',ttl,unpack(w)) return call('UNLINK',unpack(KEYS,1,#KEYS-1))",
+     redis.pcall('ZREM',ttl,unpack(w)) return call('UNLINK',unpack(KEYS,1,#KEYS-1))",
 );
 
 /// Takes a lock. KEYS: the lock, the partition's fence. ARGV: the owner, the lease in milliseconds.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::link::Phase;
 use super::resp::{self, Reply};
 use super::script;
 use super::tls::Tls;
@@ -66,6 +67,11 @@ impl Settings {
             greetings.extend(script::ALL.iter().map(|script| script.load()));
         }
         greetings
+    }
+
+    /// Whether the greeting that is answered next, of a connection for tables, is one of the scripts: they come last.
+    pub fn is_script(phase: Phase) -> bool {
+        matches!(phase, Phase::Greeting(left) if left <= script::ALL.len())
     }
 
     /// Whether the answer to a greeting says that this is the kind of server that was meant.

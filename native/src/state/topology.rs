@@ -127,9 +127,33 @@ pub fn remedy(error: &str, sender: &Address) -> Remedy {
         "MOVED" => redirection(words).map_or(Remedy::Wait, |(slot, address)| Remedy::Moved(slot, address)),
         "ASK" => redirection(words).map_or(Remedy::Wait, |(_, address)| Remedy::Ask(address)),
         "TRYAGAIN" => Remedy::TryAgain,
+        // What a script reads beyond the keys it was called with, while their slot moves.
+        "ERR" if error.contains("non local key in a cluster node") => Remedy::TryAgain,
         "NOSCRIPT" => Remedy::LoadScript,
         "CLUSTERDOWN" | "LOADING" | "READONLY" | "MASTERDOWN" | "NOREPLICAS" | "BUSY" => Remedy::Wait,
         _ => Remedy::None,
+    }
+}
+
+/// Some of the slots.
+#[derive(Debug)]
+pub struct SlotSet(Box<[u64]>);
+
+impl Default for SlotSet {
+    fn default() -> Self {
+        Self(vec![0; usize::from(SLOTS) / 64].into())
+    }
+}
+
+impl SlotSet {
+    pub fn add(&mut self, slot: u16) {
+        if let Some(word) = self.0.get_mut(usize::from(slot) / 64) {
+            *word |= 1 << (slot % 64);
+        }
+    }
+
+    pub fn has(&self, slot: u16) -> bool {
+        self.0.get(usize::from(slot) / 64).is_some_and(|word| word >> (slot % 64) & 1 != 0)
     }
 }
 

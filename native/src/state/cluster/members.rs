@@ -28,6 +28,7 @@ impl Cluster {
             waiting: VecDeque::new(),
             written: VecDeque::new(),
             unmarked: false,
+            answered: SlotSet::default(),
         });
         self.by_address.insert(address.clone(), at);
         self.wake_at(now);
@@ -131,7 +132,8 @@ impl Cluster {
         }
         if !owners.iter().eq(self.owners.iter()) {
             self.epoch += 1;
-            self.news.all_stale(&self.tables);
+            let before = &self.owners;
+            self.news.slots_stale(&self.tables, |slot| owners.of(slot) != before.of(slot));
             self.counters.topology_changes += 1;
         }
         self.incomplete = owners.first_without().is_some();
@@ -214,7 +216,7 @@ impl Cluster {
                 link.rest();
                 self.orders.push(Order::Close(key, generation));
                 if lane == MAIN {
-                    self.news.all_stale(&self.tables);
+                    self.deaf(key / LANES);
                 }
             }
             _ => {

@@ -11,9 +11,15 @@ impl Cluster {
             return;
         };
         sending.sent = false;
-        if let Reply::Error(error) = reply {
-            return self.refused(key, number, &words(error), now);
+        if let (Target::Slot(slot), Some(node)) = (sending.piece.target, &mut self.nodes[key / LANES]) {
+            node.answered.add(slot);
         }
+        let reply = match reply {
+            // A list or a hash, say: no entry. `MGET` has nil for it, and a write replaces it.
+            Reply::Error(error) if error.starts_with(b"WRONGTYPE") && sending.piece.asked.is_values() => Reply::Nil,
+            Reply::Error(error) => return self.refused(key, number, &words(error), now),
+            reply => reply,
+        };
         let Some(UnderWay { operation, .. }) = self.operations.get_mut(&sending.operation) else { return };
         let masters = self.nodes.iter().flatten().filter(|node| node.serves).count();
         let pieces = operation.answered(&sending.piece, reply, sending.doubtful, &self.tables, masters, self.epoch);
@@ -50,6 +56,28 @@ impl Cluster {
         }
     }
 
+    /// What stands in front of the connection is not asked for again: it would end the next one as well.
+    pub(super) fn answer_too_long(&mut self, key: Key, generation: u32, now: Instant) {
+        let Some(link) = self.link(key, generation) else { return };
+        let Some(&Expected::Piece(number)) = link.expected.front() else { return };
+        link.expected.pop_front();
+        let Some(sending) = self.pieces.get_mut(&number) else { return };
+        let Some(UnderWay { operation, .. }) = self.operations.get(&sending.operation) else { return };
+        let singles = operation.one_by_one(&sending.piece, &self.tables);
+        let id = sending.operation;
+        if singles.is_empty() {
+            sending.doubtful |= sending.piece.writes;
+            let failure = match sending.piece.asked.is_values() {
+                // No table stores what is as long.
+                true => Failure::NoEntry,
+                false => Failure::Refused(format!("the answer is longer than {}", self.settings.longest_reply)),
+            };
+            return self.fail(number, failure);
+        }
+        self.add(id, singles, now);
+        self.forget(number);
+    }
+
     pub(super) fn refused(&mut self, key: Key, number: u64, error: &str, now: Instant) {
         let at = key / LANES;
         let sender = self.node_mut(at).address.clone();
@@ -72,7 +100,7 @@ impl Cluster {
                     Some(there) => {
                         if self.owners.set(slot, slot, there) {
                             self.epoch += 1;
-                            self.news.all_stale(&self.tables);
+                            self.news.slots_stale(&self.tables, |it| it == slot);
                         }
                         self.node_mut(there).serves = true;
                         self.give(there, number, false, now);

@@ -337,7 +337,7 @@ fn an_answer_to_another_question_is_an_error_of_that_operation() {
         let mut bed = Bed::up();
         bed.reads();
         bed.hears(0, wrong);
-        assert!(matches!(bed.failure(), Failure::Refused(_)), "{wrong}");
+        assert!(matches!(bed.failure(), Failure::Refused(_) | Failure::NoEntry), "{wrong}");
     }
     for wrong in
         [":1\r\n", "+OK\r\n", "*1\r\n:1\r\n", "*2\r\n:2\r\n_\r\n", "*2\r\n:0\r\n_\r\n", "*2\r\n:1\r\n$1\r\nx\r\n"]
@@ -345,7 +345,7 @@ fn an_answer_to_another_question_is_an_error_of_that_operation() {
         let mut bed = Bed::up();
         bed.updates(5, 0);
         bed.hears(0, wrong);
-        assert!(matches!(bed.failure(), Failure::Refused(_)), "{wrong}");
+        assert!(matches!(bed.failure(), Failure::Refused(_) | Failure::NoEntry), "{wrong}");
     }
 }
 
@@ -383,6 +383,59 @@ fn silence_ends_a_connection_and_an_idle_one_is_asked() {
     bed.after(1000);
     assert_eq!(bed.cluster.counters.silences, 1);
     assert!(matches!(bed.cluster.take_orders()[0], Order::Close(0, _)));
+}
+
+#[test]
+fn an_answer_that_is_too_long_is_an_error_of_its_key_alone() {
+    let mut bed = Bed::up();
+    let both = bed.asks(Request::Read { table: 0, keys: keys(&[b"k", b"l"]) });
+    let other = bed.reads();
+    assert_eq!(bed.said(0), [vec!["MGET", "{vnf:u:0}k", "{vnf:u:0}l"], vec!["GET", "{vnf:u:0}k"]]);
+    bed.hears(0, "*2\r\n_\r\n$999999999\r\n");
+    bed.after(40);
+    assert_eq!(bed.open(), [0]);
+    assert_eq!(bed.said(0), [["GET", "{vnf:u:0}k"], ["GET", "{vnf:u:0}k"], ["GET", "{vnf:u:0}l"]]);
+    bed.hears(0, "_\r\n_\r\n$999999999\r\n");
+    let answers = [(other, vec![Ok(None)]), (both, vec![Ok(None), Err(Failure::NoEntry)])];
+    assert_eq!(std::mem::take(&mut bed.cluster.done), answers.map(|(id, values)| (id, Answer::Values(values))));
+}
+
+#[test]
+fn a_key_of_another_kind_is_as_good_as_absent() {
+    let mut bed = Bed::up();
+    let read = bed.reads();
+    bed.hears(0, "-WRONGTYPE x\r\n");
+    assert_eq!(bed.answer(), Some((read, Answer::Values(vec![Ok(None)]))));
+    bed.updates(5, 0);
+    bed.hears(0, "-WRONGTYPE x\r\n");
+    assert_eq!(bed.failure(), Failure::Refused("WRONGTYPE x".into()));
+}
+
+#[test]
+fn who_may_not_tell_scripts_may_read() {
+    let mut bed = Bed::new(false);
+    let Some(&Order::Connect(0, generation, _)) = bed.cluster.take_orders().first() else { panic!() };
+    bed.cluster.opened(0, generation, bed.now);
+    for command in bed.said(0) {
+        bed.hears(0, if command[0] == "SCRIPT" { "-NOPERM x\r\n" } else { "+OK\r\n" });
+    }
+    bed.reads();
+    assert_eq!(bed.said(0), [["GET", "{vnf:u:0}k"]]);
+}
+
+#[test]
+fn a_lost_connection_makes_stale_what_it_has_answered_for() {
+    let mut bed = Bed::up();
+    bed.cluster.tables.add(Table::new("vnf", "other", 8, false).unwrap()).unwrap();
+    bed.reads();
+    bed.hears(0, "_\r\n");
+    bed.lost(0);
+    let stale = std::mem::take(&mut bed.cluster.news.stale);
+    assert_eq!(stale.into_iter().map(|(table, it)| (table, it.partitions.len())).collect::<Vec<_>>(), [(0, 1)]);
+    bed.after(40);
+    bed.open();
+    bed.lost(0);
+    assert!(bed.cluster.news.stale.is_empty(), "it has told nothing since");
 }
 
 #[test]
