@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -384,7 +385,7 @@ async def change(
     stands = stored.version if stored else 0
     if version is not None and version != stands:
         raise conflict(stands, version)
-    mine = Versions(shelf.store.writer).take()
+    mine = Versions(shelf.store.writer, random.random()).take()
     recent = stored.recent if stored else b""
     write = shelf.store.write
     outcome: Written = await shelf.ask(

@@ -184,7 +184,7 @@ class Tables:
                 delay_s = min(LAST_DELAY_S, 2 * delay_s)
             else:
                 break
-        self._versions = Versions(self.store.writer)
+        self._versions = Versions(self.store.writer, self.chance())
         self._told("up")
         await asyncio.gather(*map(self._join, self._shared()))
 

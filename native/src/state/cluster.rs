@@ -1,5 +1,5 @@
 //! The client's state machine: operations in, answers out, across nodes that fail, move slots and come back. Without I/O
-//! and clock: `client.rs` moves the bytes and tells the time.
+//! and clock: `client/thread.rs` moves the bytes and tells the time.
 //!
 //! Every operation is cut into pieces, each a command for one slot. A piece is at any moment in exactly one place: on a
 //! link (`Expected::Piece`), with a node whose link is not up (`waiting`), among those nobody serves (`orphans`), or put
