@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -403,7 +404,7 @@ async def change(
     stands = version_of(stored)
     if version is not None and version != stands:
         raise conflict(stands, version)
-    mine = Versions(await shelf.store.enlist()).take()
+    mine = Versions(await shelf.store.enlist(), random.random()).take()
     recent = stored.recent if isinstance(stored, Stored) else b""
     expected = None if isinstance(stored, Unreadable) else [stands]
     outcome: Written = await shelf.ask(

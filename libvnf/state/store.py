@@ -19,7 +19,6 @@ applied. A writer has one update of a key under way at a time: that is the table
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -45,6 +44,7 @@ RECENT = 8
 FULL = ("OOM ", "MISCONF ")
 """How the errors of a store begin that takes no changes for now: its memory is full, or its disk."""
 _SEQUENCES = 1 << SEQUENCE_BITS
+_STARTS = _SEQUENCES // 2  # half a year of 35,000/s is left before it begins again
 
 
 class Stored(NamedTuple):
@@ -202,14 +202,14 @@ class Store(Protocol):
 
 
 class Versions:
-    """The numbers of one client's writes, each given out once. ``start``: of the sequence; None: anywhere in its first
-    half, so that half a year of 35,000/s is left before it begins again."""
+    """The numbers of one client's writes, each given out once. ``chance``, from 0 to less than 1: where in the first
+    half of the sequence it begins."""
 
-    def __init__(self, writer: int, *, start: int | None = None) -> None:
+    def __init__(self, writer: int, chance: float = 0.0) -> None:
         if not 0 < writer < 1 << WRITER_BITS:
             raise ValueError(f"writer {writer}, expected 1…{(1 << WRITER_BITS) - 1}")
         self._base = writer << SEQUENCE_BITS
-        self._start = self._next = 1 + secrets.randbelow(_SEQUENCES // 2) if start is None else start
+        self._start = self._next = 1 + int(chance * _STARTS)
 
     def take(self, count: int = 1) -> int:
         """The first of ``count`` consecutive versions."""

@@ -191,7 +191,7 @@ class Tables:
                 delay_s = min(LAST_DELAY_S, 2 * delay_s)
             else:
                 break
-        self._versions = Versions(self.store.writer)
+        self._versions = Versions(self.store.writer, self.chance())
         self._told("up")
         joining = [self._joining(table) for table in self._shared]
         if joining:

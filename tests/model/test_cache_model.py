@@ -31,7 +31,7 @@ class CacheMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         # The same writer, as a store may give it to two that has lost its count of them.
-        self.ours, self.theirs = Versions(1, start=1), Versions(1, start=1 << 30)
+        self.ours, self.theirs = Versions(1), Versions(1, 0.5)
         self.cache: Cache[int, bytes] = Cache(MAX_ENTRIES, MAX_BYTES, self.ours.took)
         self.store: dict[int, Stored] = {}
         self.tracked: set[int] = set()  # keys whose next change by others we are told of

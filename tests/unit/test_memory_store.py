@@ -104,13 +104,13 @@ def world() -> World:
 
 
 def test_versions_are_given_out_once_and_carry_their_writer() -> None:
-    versions = Versions(5, start=1)
+    versions = Versions(5)
     first, second = versions.take(3), versions.take()
     assert (first, second) == ((5 << SEQUENCE_BITS) + 1, (5 << SEQUENCE_BITS) + 4)
 
 
 def test_clients_with_the_same_writer_have_versions_of_their_own() -> None:
-    one, other = Versions(5), Versions(5)
+    one, other = Versions(5, 0.25), Versions(5, 0.5)
     assert one.take() >> SEQUENCE_BITS == other.take() >> SEQUENCE_BITS == 5
     ours, theirs = [one.take() for _ in range(100)], [other.take() for _ in range(100)]
     assert all(one.took(version) and not other.took(version) for version in ours)
@@ -119,7 +119,8 @@ def test_clients_with_the_same_writer_have_versions_of_their_own() -> None:
 
 def test_what_was_taken_is_known_across_the_end_of_the_sequence() -> None:
     last = (1 << SEQUENCE_BITS) - 1
-    versions = Versions(5, start=last - 3)
+    versions = Versions(5)
+    versions._start = versions._next = last - 3
     taken = [versions.take() for _ in range(6)]
     assert all(map(versions.took, taken))
     others = [(5 << SEQUENCE_BITS) + sequence for sequence in (last - 4, 4, 1 << 20)]
@@ -127,7 +128,8 @@ def test_what_was_taken_is_known_across_the_end_of_the_sequence() -> None:
 
 
 def test_a_run_of_versions_is_never_cut_by_the_end_of_the_sequence() -> None:
-    versions = Versions(1, start=(1 << SEQUENCE_BITS) - 2)
+    versions = Versions(1)
+    versions._next = (1 << SEQUENCE_BITS) - 2
     assert versions.take(2) & ((1 << SEQUENCE_BITS) - 1) == (1 << SEQUENCE_BITS) - 2
     assert versions.take(1) == (1 << SEQUENCE_BITS) + 1
 

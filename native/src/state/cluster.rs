@@ -1,5 +1,5 @@
 //! The client's state machine: operations in, answers out, across nodes that fail, move slots and come back. Without I/O
-//! and clock: `client.rs` moves the bytes and tells the time.
+//! and clock: `client/thread.rs` moves the bytes and tells the time.
 //!
 //! Every operation is cut into pieces, each a command for one slot. A piece is at any moment in exactly one place: on a
 //! link (`Expected::Piece`), with a node whose link is not up (`waiting`), among those nobody serves (`orphans`), or put
@@ -48,8 +48,6 @@ const ASK_ANYWAY: Duration = Duration::from_secs(2);
 const ASK_SOON: Duration = Duration::from_millis(20);
 /// Another node is asked when one has not said in that time who serves what.
 const ASK_ANOTHER: Duration = Duration::from_millis(250);
-/// Less is what may lie between two readings of a clock.
-const SUSPENSION: Duration = Duration::from_millis(100);
 /// `WAIT`s of a node under way at once, and pieces that share one.
 const WAITS: usize = 2;
 const SHARE_A_WAIT: usize = 256;
@@ -519,91 +517,13 @@ impl Cluster {
             self.done.push((id, answer));
         }
     }
-
-    fn renewed(&mut self, lock: Lock, answer: &Answer, since: Instant) {
-        match answer {
-            Answer::Done => {
-                self.counters.leases_renewed += 1;
-                self.leases.renewed(&lock, since);
-            }
-            Answer::Failed(Failure::LockLost) if self.leases.gone(&lock) => {
-                self.counters.leases_lost += 1;
-                self.lapsed.push(lock);
-            }
-            // It is tried again while the lease lasts.
-            _ => {}
-        }
-    }
-
-    /// For how long the machine has been suspended since it was started. At the store leases have gone on meanwhile, and
-    /// `Instant` has not: for leases that time is added.
-    pub fn suspended(&mut self, total: Duration) {
-        if total > self.suspended + SUSPENSION {
-            self.suspended = total;
-        }
-    }
-
-    fn next_lease(&self) -> Option<Instant> {
-        self.leases.next()?.checked_sub(self.suspended)
-    }
-
-    /// When the loop has shown last that it lives.
-    pub fn beat(&mut self, at: Instant) {
-        self.beat = at;
-    }
-
-    fn renew_leases(&mut self, now: Instant) {
-        let lives = now.saturating_duration_since(self.beat) <= self.settings.stall_limit;
-        let (due, mut lapsed) = self.leases.due(lives, now + self.suspended);
-        self.counters.leases_lost += lapsed.len() as u64;
-        self.lapsed.append(&mut lapsed);
-        for (Lock { table, key, owner }, lease) in due {
-            let lease_ms = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);
-            // Numbers from the other end than the loop's.
-            self.renewals += 1;
-            self.submit(u64::MAX - self.renewals, Request::Renew { table, key, owner, lease_ms }, now);
-        }
-    }
-
-    fn expire(&mut self, now: Instant) {
-        while let Some(&(deadline, id)) = self.deadlines.front().filter(|(deadline, _)| *deadline <= now) {
-            self.deadlines.pop_front();
-            let Some(under_way) = self.operations.get_mut(&id) else { continue };
-            if under_way.operation.took_a_step() {
-                // A long one (a scan, a drop) has time for each step.
-                self.deadlines.push_back((deadline + self.settings.timeout, id));
-                continue;
-            }
-            self.counters.timeouts += 1;
-            for number in under_way.pieces.clone() {
-                let Some(sending) = self.pieces.get(&number) else { continue };
-                let why = if sending.why.is_empty() { self.reason(sending) } else { sending.why.clone() };
-                let why = format!("no answer within {:?}: {why}", self.settings.timeout);
-                let is_unknown = sending.piece.writes && (sending.sent || sending.doubtful);
-                self.fail(number, if is_unknown { Failure::Unknown(why) } else { Failure::Unavailable(why) });
-            }
-        }
-    }
-
-    fn reason(&self, sending: &Sending) -> String {
-        let node = match sending.piece.target {
-            Target::Slot(slot) => self.owners.of(slot),
-            Target::Node(node) => Some(node),
-        };
-        match node.and_then(|node| self.nodes.get(node)?.as_ref()) {
-            Some(node) => match node.links.iter().find(|link| !link.why.is_empty()) {
-                Some(link) => format!("{}: {}", node.address, link.why),
-                None => format!("{} is slow", node.address),
-            },
-            None => "no node is known for it".to_owned(),
-        }
-    }
 }
 
 mod members;
 mod replies;
 #[cfg(test)]
 mod tests;
+mod time;
 
 pub use members::Gauges;
 

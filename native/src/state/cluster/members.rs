@@ -1,4 +1,4 @@
-//! The nodes of a cluster: which are connected, who is asked for the topology, what follows from it; and time.
+//! The nodes of a cluster: which are connected, who is asked for the topology, and what follows from it.
 
 use super::*;
 
@@ -100,7 +100,7 @@ impl Cluster {
         }
     }
 
-    fn ask_now(&mut self, now: Instant) {
+    pub(super) fn ask_now(&mut self, now: Instant) {
         if self.asked.is_some_and(|(_, since)| now < since + ASK_ANOTHER) {
             self.ask_at = Some(now + ASK_AGAIN);
             return;
@@ -161,38 +161,10 @@ impl Cluster {
         }
     }
 
-    // --- time ---------------------------------------------------------------------------------------------------------
-
-    pub fn tick(&mut self, now: Instant) {
-        self.wake = None;
-        self.renew_leases(now);
-        self.expire(now);
-        while let Some(Reverse((_, number))) = self.later.peek().filter(|Reverse((at, _))| *at <= now).copied() {
-            self.later.pop();
-            self.route(number, now);
-        }
-        let is_healthy = self.tell_health();
-        if self.ask_at.is_none() {
-            self.ask(if is_healthy { ASK_ANYWAY } else { ASK_AGAIN }, now);
-        }
-        for key in 0..self.nodes.len() * LANES {
-            self.mind(key, is_healthy, now);
-        }
-        if self.ask_at.is_some_and(|at| at <= now) {
-            self.ask_now(now);
-        }
-        self.prune();
-        let timers = [
-            self.deadlines.front().map(|&(at, _)| at),
-            self.later.peek().map(|&Reverse((at, _))| at),
-            self.ask_at,
-            self.next_lease(),
-        ];
-        timers.into_iter().flatten().for_each(|at| self.wake_at(at));
-    }
+    // --- connections --------------------------------------------------------------------------------------------------
 
     /// Begins, watches and ends one connection.
-    fn mind(&mut self, key: Key, is_healthy: bool, now: Instant) {
+    pub(super) fn mind(&mut self, key: Key, is_healthy: bool, now: Instant) {
         let Some(node) = self.nodes[key / LANES].as_mut() else { return };
         let needed = node.serves || !node.waiting.is_empty() || node.is_seed && !is_healthy;
         let lane = key % LANES;
@@ -240,7 +212,7 @@ impl Cluster {
     }
 
     /// Forgets nodes that nobody needs, and numbers of pieces that are gone.
-    fn prune(&mut self) {
+    pub(super) fn prune(&mut self) {
         for at in 0..self.nodes.len() {
             let Some(node) = &mut self.nodes[at] else { continue };
             if node.waiting.len() > 1024 + 2 * self.pieces.len() {
@@ -257,7 +229,7 @@ impl Cluster {
         }
     }
 
-    fn tell_health(&mut self) -> bool {
+    pub(super) fn tell_health(&mut self) -> bool {
         let down = self.nodes.iter().flatten().find(|node| node.serves && !node.links[MAIN].is_up());
         // Before the topology is known, what the seeds say is the reason.
         let down = down
