@@ -33,7 +33,14 @@ SCHEMES = ("tcp", "udp", "sctp", "unix")
 # Known words of the file format whose time has not come: naming them beats "unknown key".
 LATER_VNF_KEYS = ("file", "replicas", "serves", "app", "plugins", "tables")
 LATER_TABLES = ("lb", "cluster")
-STORES = ("memory", "redis", "rediss", "redis-cluster", "rediss-cluster", "redis+embedded")
+STORES = {
+    "memory": "memory://",
+    "redis+embedded": "redis+embedded://DIR",
+    "redis": "redis://HOST:PORT",
+    "rediss": "rediss://HOST:PORT",
+    "redis-cluster": "redis-cluster://HOST:PORT,HOST:PORT",
+    "rediss-cluster": "rediss-cluster://HOST:PORT,HOST:PORT",
+}
 
 
 def closest(word: str, allowed: Iterable[str], form: str = "{}") -> str:
@@ -289,7 +296,7 @@ def store_url(text: object) -> str:
         raise ConfigError(f"{text!r} is not a text: expected such as redis://127.0.0.1:6379")
     scheme, found, _ = text.partition("://")
     if not found or scheme not in STORES:
-        listed = ", ".join(f"{kind}://" for kind in STORES)
+        listed = ", ".join(STORES.values())
         hint = closest(scheme, STORES, "{}://") if found else ""
         raise ConfigError(f"{without_password(text)!r} is not a store: expected one of {listed}{hint}")
     return text

@@ -13,7 +13,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from functools import wraps
 from typing import Any
 
@@ -22,179 +22,17 @@ import click
 from ..control import printable
 from ..errors import ConfigError, StateError, Unreadable, VNFError
 from ..runtime import INTERRUPTED, USAGE, complain, terminable
-from ..state.catalogue import CATALOGUE, KEYS, VALUES, Description
-from ..state.plain import Plain, to_json, written
+from ..state.inspection import Shelf
+from ..state.plain import Plain
 from ..state.record import MAX_KEY_BYTES
-from ..state.redis import RedisStore
 from ..state.store import Stored, Versions, Written
-from ..state.url import StoreURL
 from .ports import aligned
+from .state_text import LONGEST_TEXT, LONGEST_WHY, ends, key_of, lines, reason, told, version_of, why
 
 __all__ = ["state"]
 
 ABSENT = 1
-TIMEOUT_S = 5.0
-"""For each question to the store: somebody waits at a terminal."""
-STEP = 64
-"""Entries asked for at once: with the longest values they are well below what the client takes of an answer."""
-MOST_TABLES = 10_000
 LONGEST_INPUT = 16 << 20
-LONGEST_TEXT, LONGEST_WHY = 4000, 200
-
-
-def cut(text: str, longest: int = LONGEST_TEXT) -> str:
-    return text if len(text) <= longest else f"{text[:longest]}… ({len(text):,} letters; --json has all)"
-
-
-def why(error: BaseException) -> str:
-    return printable(str(error)[:LONGEST_WHY])
-
-
-def readable(stored: Stored | Unreadable) -> Stored:
-    if isinstance(stored, Unreadable):
-        raise stored
-    return stored
-
-
-class Shelf:
-    """The store, opened, and what its catalogue says."""
-
-    def __init__(self, url: str | None) -> None:
-        if not url:
-            raise ConfigError("which store? --store URL, or VNF_STORE in the environment")
-        place = StoreURL.parse(url)
-        if not place.shared:
-            raise ConfigError(f"{place}: is within one process, and nobody else can look into it")
-        if place.scheme == "redis+embedded" and not os.path.isdir(place.directory):
-            raise ConfigError(f"{place}: there is no such directory")  # opening it would make one
-        self.store = RedisStore(place, timeout_s=TIMEOUT_S)
-
-    async def __aenter__(self) -> Shelf:
-        try:
-            await self.store.open(writes=False)
-        except BaseException:
-            await self.store.close()
-            raise
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.store.close()
-
-    async def ask(self, call: Callable[..., None], *args: Any, **options: Any) -> Any:
-        """One call's answer; several values are a tuple."""
-        answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-
-        def done(*answer: Any) -> None:
-            if not answered.done():
-                answered.set_result(answer[0] if len(answer) == 1 else answer)
-
-        call(*args, done, **options)
-        return await answered
-
-    async def entries(self, handle: int) -> AsyncIterator[tuple[bytes, Stored | Unreadable]]:
-        cursor: object | None = None
-        while True:
-            cursor, found = await self.ask(self.store.scan, handle, cursor, STEP)
-            if isinstance(found, StateError):
-                raise found
-            for entry in found:
-                yield entry
-            if cursor is None:
-                return
-
-    async def entry(self, handle: int, key: bytes) -> Stored | Unreadable | None:
-        [answer] = await self.ask(self.store.read, handle, [key])
-        if isinstance(answer, StateError) and not isinstance(answer, Unreadable):
-            raise answer
-        return answer  # type: ignore[no-any-return]
-
-    async def tables(self) -> dict[str, Description | Unreadable]:
-        """By name."""
-        found: dict[str, Description | Unreadable] = {}
-        async for packed, stored in self.entries(self.store.table(CATALOGUE, partitions=1)):
-            if len(found) >= MOST_TABLES:
-                raise StateError(f"more than {MOST_TABLES:,} tables")
-            try:
-                name = KEYS.unpack(packed)
-            except Unreadable as error:
-                found[f"0x{packed.hex()}"] = error
-                continue
-            try:
-                found[name] = VALUES.unpack(readable(stored).payload)
-            except Unreadable as error:
-                found[name] = error
-        return dict(sorted(found.items()))
-
-    async def plain(self, name: str) -> tuple[Plain, int]:
-        """A table that there is, and its handle."""
-        handle = self.store.table(CATALOGUE, partitions=1)
-        stored = await self.entry(handle, KEYS.pack(name))
-        if stored is None:
-            there = ", ".join(list(await self.tables())[:20]) or "none"
-            raise ConfigError(f"no table {name!r} in {self.store.url}; there: {there}")
-        return self.opened(name, VALUES.unpack(readable(stored).payload))
-
-    def opened(self, name: str, description: Description) -> tuple[Plain, int]:
-        try:
-            handle = self.store.table(name, partitions=description.partitions, keeps_expired=description.keeps_expired)
-        except (ConfigError, OverflowError) as error:
-            raise StateError(f"table {name!r} is described as none can be: {error}") from None
-        return Plain(name, description), handle
-
-
-# --- what a person reads ------------------------------------------------------------------------------------------
-
-
-def key_of(plain: Plain, packed: bytes) -> dict[str, Any]:
-    """``key``, or ``packed`` and why it has none."""
-    try:
-        return {"key": plain.shown(packed)}
-    except Unreadable as error:
-        return {"packed": packed.hex(), "unreadable": f"its key: {error}"}
-
-
-def ends(stored: Stored | Unreadable) -> float | None:
-    """Seconds until the entry expires; of one whose handler is still to come below zero; None: never."""
-    if isinstance(stored, Unreadable) or not stored.deadline_ms:
-        return None
-    return (stored.deadline_ms - time.time_ns() // 1_000_000) / 1000
-
-
-def version_of(stored: Stored | Unreadable | None) -> int:
-    """0 of what is absent, and of what is no entry."""
-    return stored.version if isinstance(stored, Stored) else 0
-
-
-def told(plain: Plain, stored: Stored | Unreadable) -> dict[str, Any]:
-    """An entry, as JSON."""
-    if isinstance(stored, Unreadable):
-        return {"version": 0, "ttl_s": None, "unreadable": str(stored)}
-    found: dict[str, Any] = {"version": stored.version, "ttl_s": ends(stored)}
-    try:
-        schema, value, names = plain.read(stored.payload)
-    except Unreadable as error:
-        return {**found, "unreadable": str(error), "hex": stored.payload.hex()}
-    fields = dict(zip(names, value, strict=False)) if names else value
-    return {**found, "schema": schema, "value": to_json(fields)}
-
-
-def lines(plain: Plain, stored: Stored | Unreadable) -> list[str]:
-    """An entry, for people; its words are not yet fit for a terminal."""
-    if isinstance(stored, Unreadable):
-        return [f"  unreadable  {stored}"]
-    ttl_s = ends(stored)
-    expires = "never" if ttl_s is None else f"in {ttl_s:,.1f} s" if ttl_s > 0 else "has expired; its handler is to come"
-    rows = [("version", str(stored.version)), ("expires", expires)]
-    try:
-        schema, value, names = plain.read(stored.payload)
-    except Unreadable as error:
-        rows += [("unreadable", str(error)[:LONGEST_WHY]), ("hex", cut(stored.payload.hex()))]
-    else:
-        rows.append(("schema", str(schema)))
-        fields = zip(names, value, strict=False) if names else [("value", value)]
-        rows += [(f"{name[:LONGEST_WHY]} =" if names else name, cut(written(one))) for name, one in fields]
-    widest = min(32, max(len(name) for name, _ in rows))
-    return [f"  {name.ljust(widest)}  {text}" for name, text in rows]
 
 
 def say(line: str) -> None:
@@ -465,19 +303,6 @@ async def stats(shelf: Shelf, table: str | None, as_json: bool) -> int:
     if len(rows) > 1:
         click.echo("\n".join(aligned(rows, right=(1, 2, 3, 4, 5))))
     return 0
-
-
-def reason(plain: Plain, packed: bytes, stored: Stored | Unreadable) -> str | None:
-    """Why an entry cannot be read."""
-    if isinstance(stored, Unreadable):
-        return str(stored)
-    if bad := key_of(plain, packed).get("unreadable"):
-        return str(bad)
-    try:
-        plain.read(stored.payload)
-    except Unreadable as error:
-        return str(error)
-    return None
 
 
 @state.command()

@@ -23,7 +23,7 @@ out those in use. Only clean entries are in the ring; one that the hand dropped 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from ..errors import StateError, StateFull
@@ -106,7 +106,7 @@ class Cache(Generic[K, V]):
         self._line: deque[Entry[K, V]] = deque()  # those that wait, and some that no longer do
         self._ring: deque[Entry[K, V]] = deque()  # clean ones, and some that no longer are
         self._pins: set[K] = set()
-        self.hits = self.misses = self.evicted = self.invalidated = self.conflicts = self.full = 0
+        self.misses = self.evicted = self.invalidated = self.conflicts = self.full = 0
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -116,18 +116,9 @@ class Cache(Generic[K, V]):
         """How many changes the store does not have yet."""
         return self.dirty + self.flying
 
-    def get(self, key: K) -> Entry[K, V] | None:
-        """None: not here. An entry whose ``value`` is None: known to be absent, or deleted by us."""
-        entry = self.entries.get(key)
-        if entry is None:
-            self.misses += 1
-            return None
-        entry.visited = True
-        self.hits += 1
-        return entry
-
     def peek(self, key: K) -> Entry[K, V] | None:
-        """As ``get``, and leaves no trace."""
+        """None: not here. An entry whose ``value`` is None: known to be absent, or deleted by us. Whoever uses it says
+        so by its ``visited``."""
         return self.entries.get(key)
 
     # -- filling
@@ -316,9 +307,9 @@ class Cache(Generic[K, V]):
         entry.stale = entry.flying
         return entry
 
-    def drop_clean(self, keys: Iterable[K] | None = None) -> None:
-        """Any of these (None: of all) may be stale."""
-        for key in list(self.entries) if keys is None else keys:
+    def drop_clean(self) -> None:
+        """Any of all may be stale."""
+        for key in list(self.entries):
             self.invalidate(key)
 
     # -- pins
@@ -345,7 +336,6 @@ class Cache(Generic[K, V]):
             "dirty_now": self.dirty,
             "flying_now": self.flying,
             "pinned_now": len(self._pins),
-            "hits": self.hits,
             "misses": self.misses,
             "evicted": self.evicted,
             "invalidated": self.invalidated,

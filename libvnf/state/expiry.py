@@ -1,6 +1,6 @@
 """``on_expire``: the entries whose time is over, each handled by one of the replicas.
 
-Every replica claims due entries, now and then and at times of its own; nobody else is given them for ``claim_s``. The
+Every replica claims due entries, now and then and at times of its own; nobody else is given them for ``CLAIM_S``. The
 handler of one that was claimed runs, and then the entry is removed where it is still the one that was handled. So an
 entry is handled once in the ordinary case, and at least once always: whoever dies in between leaves it to the next.
 
@@ -16,7 +16,6 @@ from __future__ import annotations
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
     from .shared import SharedTable
 
-__all__ = ["EXPIRY_COUNTS", "Settings", "Sweeper"]
+__all__ = ["EXPIRY_COUNTS", "Sweeper"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -39,16 +38,13 @@ REMEMBERED = 4096
 """Keys whose handler failed; of more the oldest are forgotten, and come as if for the first time."""
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    interval_s: float = 1.0
-    """About how often a replica looks, when there was nothing to do."""
-    claim_s: float = 30.0
-    handler_s: float = 20.0
-    """Then a handler is cancelled; less than ``claim_s``: no other replica handles the entry at the same time."""
-    most: int = 64
-    """Entries that a replica has claimed and not removed: no more handlers run at once."""
-    last_delay_s: float = 3600.0
+INTERVAL_S = 1.0
+"""About how often a replica looks, when there was nothing to do."""
+CLAIM_S, HANDLER_S = 30.0, 20.0
+"""How long an entry is nobody else's, and when its handler is cancelled: before another replica has the entry."""
+MOST = 64
+"""Entries that a replica has claimed and not removed: no more handlers run at once."""
+LAST_DELAY_S = 3600.0
 
 
 class Claim(Generic[K]):
@@ -71,10 +67,8 @@ class Sweeper(Generic[K, V]):
         *,
         chance: Callable[[], float],
         report: Callable[[BaseException], object],
-        settings: Settings | None = None,
     ) -> None:
         self._table, self._handler, self._chance, self._report = table, handler, chance, report
-        self.settings = settings or Settings()
         self._claims: dict[bytes, Claim[K]] = {}  # being handled, or handled and not yet removed
         self._waiting: list[tuple[bytes, Stored, int]] = []  # claimed, and no room for them yet
         self._handled: list[Claim[K]] = []  # to be removed
@@ -87,7 +81,7 @@ class Sweeper(Generic[K, V]):
         self._delay_s = 0.0  # while claims fail
 
     def start(self) -> None:
-        self._arm(self.settings.interval_s * self._chance())
+        self._arm(INTERVAL_S * self._chance())
 
     def stop(self) -> None:
         """No more claims; handlers that run come to their end."""
@@ -148,7 +142,7 @@ class Sweeper(Generic[K, V]):
     def _hurry(self) -> None:
         """Where some were due there may be more: as soon as there is room for a good many."""
         busy = len(self._claims) + len(self._waiting)
-        if self._more and not self._hurried and not self._asking and busy <= self.settings.most // 2:
+        if self._more and not self._hurried and not self._asking and busy <= MOST // 2:
             self._hurried = True
             self._arm(0.0)
 
@@ -156,13 +150,13 @@ class Sweeper(Generic[K, V]):
         self._timer, self._hurried = None, False
         self._remove()
         self._begin_waiting()
-        room = self.settings.most - len(self._claims) - len(self._waiting)
+        room = MOST - len(self._claims) - len(self._waiting)
         if self._asking or self._stopped:
             return
         if not self._table.open or room <= 0:
             self._arm(self._interval_s())
             return
-        now_ms, claim_ms = self._table.clock_ms(), round(self.settings.claim_s * 1000)
+        now_ms, claim_ms = self._table.clock_ms(), round(CLAIM_S * 1000)
         self._asking = True
         done = partial(self._claimed, now_ms + claim_ms)
         try:
@@ -177,7 +171,7 @@ class Sweeper(Generic[K, V]):
             return
         if isinstance(answer, StateError):
             self._table.counts["claims_failed"] += 1
-            self._delay_s = min(self.settings.claim_s, 2 * self._delay_s) or self.settings.interval_s
+            self._delay_s = min(CLAIM_S, 2 * self._delay_s) or INTERVAL_S
             self._arm(self._delay_s * (0.5 + self._chance()))
             return
         self._delay_s = 0.0
@@ -188,16 +182,16 @@ class Sweeper(Generic[K, V]):
         self._hurry()
 
     def _interval_s(self) -> float:
-        return self.settings.interval_s * (0.5 + self._chance())
+        return INTERVAL_S * (0.5 + self._chance())
 
     # --- handling
 
     def _begin_waiting(self) -> None:
         self._beginning = False
         now_ms = self._table.clock_ms()
-        while self._waiting and len(self._claims) < self.settings.most and not self._stopped:
+        while self._waiting and len(self._claims) < MOST and not self._stopped:
             packed, stored, until_ms = self._waiting.pop(0)
-            spent_ms = round(self.settings.handler_s * 1000)
+            spent_ms = round(HANDLER_S * 1000)
             if until_ms - now_ms >= spent_ms:  # else somebody may be given it before the handler is done
                 self._begin(packed, stored, until_ms, now_ms)
 
@@ -232,7 +226,7 @@ class Sweeper(Generic[K, V]):
             return
         loop = self._table.loop
         claim.task = loop.create_task(result, name=f"{self._table.name}.on_expire")
-        claim.timer = loop.call_later(self.settings.handler_s, self._too_late, claim)
+        claim.timer = loop.call_later(HANDLER_S, self._too_late, claim)
         claim.task.add_done_callback(partial(self._done, claim))
 
     def _too_late(self, claim: Claim[K]) -> None:
@@ -246,7 +240,7 @@ class Sweeper(Generic[K, V]):
         if not task.cancelled():
             self._ended(claim, task.exception())
         elif claim.late:
-            why = f"on_expire of {claim.key!r} took longer than {self.settings.handler_s} seconds: cancelled"
+            why = f"on_expire of {claim.key!r} took longer than {HANDLER_S} seconds: cancelled"
             self._ended(claim, TimeoutError(f"table {self._table.name!r}: {why}"))
         elif self._stopped:
             self._forget(claim)
@@ -268,7 +262,7 @@ class Sweeper(Generic[K, V]):
         self._table.counts["expire_failures"] += 1
         failures = 1 + self._failures.pop(packed, (0, 0))[0]
         # It comes when the claim is over, then (with 2 failures) when the next one is, and so on.
-        delay_s = min(self.settings.last_delay_s, self.settings.claim_s * (2 ** min(failures - 1, 32) - 1))
+        delay_s = min(LAST_DELAY_S, CLAIM_S * (2 ** min(failures - 1, 32) - 1))
         self._failures[packed] = failures, until_ms + round(delay_s * 1000)
         if len(self._failures) > REMEMBERED:
             self._failures.popitem(last=False)

@@ -186,9 +186,6 @@ class Locks(Generic[K, V]):
         self._holding: dict[int, tuple[Guarded[K, V], asyncio.Future[None], asyncio.TimerHandle]] = {}
         self._beating: asyncio.TimerHandle | None = None
 
-    def lock(self, key: K, lease_s: float, max_hold_s: float, timeout_s: float | None) -> Lock[K, V]:
-        return Lock(self, key, lease_s, max_hold_s, timeout_s)
-
     def taken(self, owner: int, held: Guarded[K, V], turn: asyncio.Future[None], until_s: float) -> None:
         self.table.counts["locks"] += 1
         self.line.taken(held.packed, self.table.loop.time())

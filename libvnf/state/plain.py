@@ -18,8 +18,7 @@ from typing import Any
 from ..config import closest
 from ..errors import ConfigError, Unreadable
 from .catalogue import Description
-from .imported import msgspec
-from .record import KeyCodec, ValueCodec
+from .record import KeyCodec, ValueCodec, decode_plain, tupled
 
 __all__ = ["Plain", "from_json", "to_json", "written"]
 
@@ -78,8 +77,7 @@ def _object(pairs: list[tuple[str, Any]]) -> Any:
     if form == "$map":
         if not isinstance(inner, list) or any(not isinstance(pair, list) or len(pair) != 2 for pair in inner):
             raise ValueError("$map: expected [[key, value], …]")
-        # Within keys msgpack's lists are tuples, as only these can be keys.
-        mapping = {_tupled(key): value for key, value in inner}
+        mapping = {tupled(key): value for key, value in inner}
         if len(mapping) != len(inner):
             raise ValueError("$map: a key stands twice")
         return mapping
@@ -92,10 +90,6 @@ def _object(pairs: list[tuple[str, Any]]) -> Any:
 FORMS: dict[str, Callable[[str], Any]] = {"$hex": bytes.fromhex, "$float": float, "$time": datetime.fromisoformat}
 
 
-def _tupled(key: Any) -> Any:
-    return tuple(map(_tupled, key)) if isinstance(key, list) else key
-
-
 def _no_constant(text: str) -> Any:
     raise ValueError(f'{text}: expected {{"$float": "…"}}')
 
@@ -104,13 +98,6 @@ def written(value: Any) -> str:
     """A value's form as one line fit for a terminal, which :func:`from_json` reads."""
     text = json.dumps(to_json(value), ensure_ascii=False)
     return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
-
-
-def _no_extension(code: int, _data: memoryview) -> Any:
-    raise ValueError(f"extension type {code}")
-
-
-_decode: Callable[[bytes], Any] = msgspec.msgpack.Decoder(Any, ext_hook=_no_extension).decode
 
 
 class Plain:
@@ -138,7 +125,7 @@ class Plain:
                 case "int":
                     return self._keys.pack(int(text))
                 case _:
-                    return self._keys.pack(_tupled(from_json(text)))
+                    return self._keys.pack(tupled(from_json(text)))
         except ConfigError as error:
             raise ConfigError(f"key {text[:100]!r} of {kind} table {self.name!r}: {error}") from None
         except RecursionError:
@@ -180,7 +167,7 @@ class Plain:
             if schema not in self.description.schemas:
                 known = ", ".join(map(str, sorted(self.description.schemas)[:8]))
                 raise ValueError(f"schema {schema}, none of those that were ever used: {known}")
-            value = _decode(payload[2:])
+            value = decode_plain(payload[2:])
             to_json(value)
             names = self.description.schemas[schema]
             self._check(value, names, schema)

@@ -14,10 +14,12 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar, dataclass_transform, get_args, get_origin
 
-from ..errors import ConfigError, StateError, Unreadable
-from .imported import inspect, msgspec
+import msgspec
+from msgspec import inspect
 
-__all__ = ["MAX_KEY_BYTES", "MAX_VALUE_BYTES", "KeyCodec", "Record", "ValueCodec"]
+from ..errors import ConfigError, StateError, Unreadable
+
+__all__ = ["MAX_KEY_BYTES", "MAX_VALUE_BYTES", "KeyCodec", "Record", "ValueCodec", "decode_plain", "tupled"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -74,7 +76,7 @@ class KeyCodec(Generic[K]):
     def unpack(self, packed: bytes) -> K:
         """``Unreadable`` when these are no key of this type."""
         try:
-            key = _tupled(self._decode(packed))
+            key = tupled(self._decode(packed))
             fits = self._fits(key)
         except Exception as error:
             raise Unreadable(f"table {self._table!r}: {len(packed)} bytes that are no key: {error}") from error
@@ -111,8 +113,9 @@ def _any_key(key: Any) -> bool:
     return type(key) in (str, bytes, int) or (type(key) is tuple and all(map(_any_key, key)))
 
 
-def _tupled(key: Any) -> Any:
-    return tuple(map(_tupled, key)) if type(key) is list else key
+def tupled(key: Any) -> Any:
+    """Within keys msgpack's lists are tuples, as only these can be keys."""
+    return tuple(map(tupled, key)) if type(key) is list else key
 
 
 def _no_extension(code: int, _data: memoryview) -> Any:
@@ -141,13 +144,8 @@ class ValueCodec(Generic[V]):
         kind: Any,
         schema: int = 1,
         upgrades: Mapping[int, Callable[[Any], Any]] | None = None,
-        *,
-        max_bytes: int = MAX_VALUE_BYTES,
-        checked: bool = False,
     ) -> None:
-        """``checked``: what is packed is read back at once, so that a field of the wrong type is found where it was
-        put (for tests: it doubles the cost)."""
-        self._table, self._kind, self._schema, self._max_bytes, self._checked = table, kind, schema, max_bytes, checked
+        self._table, self._kind, self._schema = table, kind, schema
         if type(schema) is not int or not 1 <= schema <= 0xFFFF:
             raise ConfigError(f"table {table!r}: schema={schema!r}, expected 1…65535")
         self._upgrades = dict(upgrades or {})
@@ -204,13 +202,8 @@ class ValueCodec(Generic[V]):
             packed = self._head + _encode(value)
         except _UNWRITABLE as error:
             raise ConfigError(f"table {self._table!r}: value cannot be stored: {error}") from error
-        if len(packed) > self._max_bytes:
-            raise StateError(f"table {self._table!r}: value of {len(packed)} bytes, at most {self._max_bytes}")
-        if self._checked:
-            try:
-                self.unpack(packed)
-            except Unreadable as error:
-                raise ConfigError(f"table {self._table!r}: value could not be read again: {error.__cause__}") from error
+        if len(packed) > MAX_VALUE_BYTES:
+            raise StateError(f"table {self._table!r}: value of {len(packed)} bytes, at most {MAX_VALUE_BYTES}")
         return packed
 
     def unpack(self, payload: bytes) -> V:
@@ -226,17 +219,11 @@ class ValueCodec(Generic[V]):
             raise self._unreadable(payload, "None is no value")
         return value  # type: ignore[no-any-return]
 
-    def describe(self, payload: bytes) -> Any:
-        """For people: fields by name where they are known, else the plain value, of whatever schema it is."""
-        try:
-            return self._plain(payload)
-        except Exception as error:
-            raise self._unreadable(payload, error) from error
-
     def _plain(self, payload: bytes) -> Any:
+        """Fields by name where they are known, else the plain value, of whatever schema it is."""
         if len(payload) < 3:
             raise ValueError("too short")
-        value: Any = _plain_decode(payload[2:])
+        value: Any = decode_plain(payload[2:])
         names = self._names.get(int.from_bytes(payload[:2], "big"))
         return dict(zip(names, value, strict=False)) if names and type(value) is list else value
 
@@ -269,7 +256,8 @@ class ValueCodec(Generic[V]):
         return Unreadable(f"table {self._table!r}: {len(payload)} stored bytes are no {_named(self._kind)}: {why}")
 
 
-_plain_decode: Callable[[bytes], Any] = msgspec.msgpack.Decoder(Any, ext_hook=_no_extension).decode
+decode_plain: Callable[[bytes], Any] = msgspec.msgpack.Decoder(Any, ext_hook=_no_extension).decode
+"""MessagePack as what it says, of no type; raises whatever msgspec does."""
 
 
 def _class_of(kind: Any) -> type | None:

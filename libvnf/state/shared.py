@@ -268,7 +268,7 @@ class SharedTable(Table[K, V]):
     def lock(
         self, key: K, *, lease_s: float = 10.0, max_hold_s: float = 60.0, timeout_s: float | None = None
     ) -> Lock[K, V]:
-        return self.locks.lock(key, lease_s, max_hold_s, timeout_s)
+        return Lock(self.locks, key, lease_s, max_hold_s, timeout_s)
 
     async def ttl(self, key: K) -> float | None:
         entry = await self._read(key)
@@ -328,9 +328,7 @@ class SharedTable(Table[K, V]):
                 request.committed()
 
     def statistics(self) -> Mapping[str, int | float]:
-        found: dict[str, int | float] = {**self.cache.statistics(), **self.counts, "flush_s_now": self.flush_s}
-        found["hits"] += self._hits
-        return found
+        return {"hits": self._hits, **self.cache.statistics(), **self.counts, "flush_s_now": self.flush_s}
 
     def check_open(self) -> None:
         if self.refused is not None:

@@ -122,7 +122,7 @@ class Table(ABC, Generic[K, V]):
         what it has.
 
         The lease is renewed while the loop is alive: a replica that dies gives up the lock within ``lease_s``, one
-        that stands still ``stall_limit_s`` after that. ``max_hold_s`` after it was asked for the lock ends whatever
+        that stands still two minutes after that. ``max_hold_s`` after it was asked for the lock ends whatever
         its holder does, so that holders who wait for each other come free.
 
         Raises ``TimeoutError`` after ``timeout_s``, :class:`LockLost` at the end where it was lost in between.

@@ -13,20 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
-from ..config import closest, join_host
+from ..config import STORES, closest, join_host
 from ..errors import ConfigError
 
 __all__ = ["PORT", "StoreURL"]
 
 PORT = 6379
-FORMS = {
-    "memory": "memory://",
-    "redis+embedded": "redis+embedded://DIR",
-    "redis": "redis://HOST:PORT",
-    "rediss": "rediss://HOST:PORT",
-    "redis-cluster": "redis-cluster://HOST:PORT,HOST:PORT",
-    "rediss-cluster": "rediss-cluster://HOST:PORT,HOST:PORT",
-}
 KEYS = ("ns", "tls_ca", "tls_cert", "tls_key")
 NODE = r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?"
 EMBEDDED = "vnf-store"
@@ -67,10 +59,12 @@ class StoreURL:
     @classmethod
     def parse(cls, text: str) -> StoreURL:
         scheme, found, rest = text.partition("://")
-        if not found or scheme not in FORMS:
+        if not found or scheme not in STORES:
             # Whatever it is, a password may be in it.
             shown = f"{scheme}://…" if found else "what was given"
-            raise ConfigError(f"{shown!r} is not a store: expected one of {', '.join(FORMS.values())}{_hint(scheme)}")
+            raise ConfigError(
+                f"{shown!r} is not a store: expected one of {', '.join(STORES.values())}{closest(scheme, STORES, '{}://')}"
+            )
         rest, _, query = rest.partition("?")
         if "@" in query:
             raise ConfigError(f"{scheme}://…: write '?' in a password as %3F, '@' in an option as %40")
@@ -101,10 +95,6 @@ class StoreURL:
             return f"{self.scheme}://{self.directory}"
         login = f"{self.username or ''}:…@" if self.password is not None else ""
         return f"{self.scheme}://{login}{','.join(join_host(*node) for node in self.nodes)}"
-
-
-def _hint(scheme: str) -> str:
-    return closest(scheme, FORMS, "{}://")
 
 
 def _options(query: str, shown: str, *, tls: bool, scheme: str) -> dict[str, Any]:

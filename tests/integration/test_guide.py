@@ -18,6 +18,7 @@ import pytest
 
 import libvnf
 from libvnf import VNF, ConfigError, Limits, api, write_through
+from libvnf._native import StoreClient
 from libvnf.cli import main
 from libvnf.config import PORT_KEYS, Config, parse_transport
 from libvnf.testing import Network
@@ -91,6 +92,11 @@ def test_every_counter_is_in_the_guide_and_no_other(tmp_path: Path) -> None:
     assert names("statistics.md", "engine") == set(port["engine"])
     assert names("statistics.md", "flows") == set(found["flows"])
     assert names("statistics.md", "tables") == set(found["tables"]["shared"])
+    client = StoreClient([("127.0.0.1", 1)])
+    while "nodes_now" not in (counted := client.statistics()):
+        os.sched_yield()  # its thread has not begun yet
+    client.close()
+    assert names("statistics.md", "store") == set(counted)
     text = (ROOT / GUIDE / "statistics.md").read_text()
     others = {key for key in found if key not in ("core", "pool", "transports", "flows")}
     assert names("statistics.md", "servers, clients, tables, store, failures") == others

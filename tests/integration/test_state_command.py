@@ -19,10 +19,11 @@ from typing import Any
 import pytest
 import redis
 
-from libvnf.cli.state import Shelf, change
+from libvnf.cli.state import change
 from libvnf.errors import StateError
 from libvnf.state import Record, Tables, write_through
 from libvnf.state.catalogue import CATALOGUE, Description
+from libvnf.state.inspection import Shelf
 from tests.integration.pages import commands
 from tests.meta.tree import ROOT
 from tests.peers import DEADLINE_S, Process

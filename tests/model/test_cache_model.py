@@ -52,7 +52,9 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(key=keys)
     def read(self, key: int) -> None:
-        entry = self.cache.get(key)
+        entry = self.cache.peek(key)
+        if entry is not None:
+            entry.visited = True
         if key in self.mine:
             assert entry is not None
             assert entry.value == self.mine[key]

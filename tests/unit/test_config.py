@@ -118,8 +118,9 @@ def test_an_error_names_file_line_and_key(tmp_path: Path) -> None:
         ("[state]\nurk = 'x'", "vnf.toml:2: state.urk: unknown key: expected url (did you mean url?)"),
         (
             "[state]\nurl = 'redys://:secret@h'",
-            "vnf.toml:2: state.url: 'redys://…@h' is not a store: expected one of memory://, redis://, rediss://, "
-            "redis-cluster://, rediss-cluster://, redis+embedded:// (did you mean redis://?)",
+            "vnf.toml:2: state.url: 'redys://…@h' is not a store: expected one of memory://, redis+embedded://DIR, "
+            "redis://HOST:PORT, rediss://HOST:PORT, redis-cluster://HOST:PORT,HOST:PORT, "
+            "rediss-cluster://HOST:PORT,HOST:PORT (did you mean redis://?)",
         ),
         (
             "[vnf.b]\nsetings = {}",

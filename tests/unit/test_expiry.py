@@ -11,7 +11,7 @@ import pytest
 
 from libvnf.errors import ConfigError, DurabilityUnknown, StoreUnavailable, Unreadable
 from libvnf.state import local, write_through
-from libvnf.state.expiry import REMEMBERED, Settings
+from libvnf.state.expiry import MOST, REMEMBERED
 from libvnf.state.store import Stored
 from tests.tables import SOON, Replica, Rig, stored
 
@@ -141,7 +141,7 @@ async def test_many_are_handled_without_delay_and_only_so_many_at_once() -> None
             await table.put(f"k{n}", n, ttl_s=5)
         await asyncio.sleep(5 + 1.5 + 1000 / 64 * 0.1 + 1.5)
         assert len(gone) == len(set(gone)) == 1000
-        assert most == Settings().most
+        assert most == MOST
 
 
 async def test_more_claims_than_were_asked_for_wait() -> None:
@@ -168,7 +168,7 @@ async def test_more_claims_than_were_asked_for_wait() -> None:
             await table.put(f"k{n}", n, ttl_s=1)
         await asyncio.sleep(20)
         assert len(gone) == len(set(gone)) == 500
-        assert most == Settings().most
+        assert most == MOST
 
 
 async def test_a_claim_that_has_waited_too_long_is_left_to_others() -> None:
