@@ -307,9 +307,9 @@ class Cache(Generic[K, V]):
         entry.stale = entry.flying
         return entry
 
-    def drop_clean(self) -> None:
-        """Any of all may be stale."""
-        for key in list(self.entries):
+    def drop_clean(self, is_stale: Callable[[bytes], bool] = lambda packed: True) -> None:
+        """Those of these packed keys may be stale, whoever changed them."""
+        for key in [key for key, entry in self.entries.items() if is_stale(entry.packed)]:
             self.invalidate(key)
 
     # -- pins

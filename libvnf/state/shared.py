@@ -460,14 +460,12 @@ class SharedTable(Table[K, V]):
     # --- inside: what others do, and what goes wrong
 
     def invalidated(self, keys: Invalid) -> None:
-        if keys is None:
-            self.cache.drop_clean()
-            self.reads.all_overtaken()
-            self.updates.all_overtaken()
-            return
-        if callable(keys):
-            self.cache.drop_clean([key for key, entry in self._entries.items() if keys(entry.packed)])
-            self.reads.all_overtaken()  # more than need be: what is under way is not believed, that is all
+        if keys is None or callable(keys):
+            if keys is None:
+                self.cache.drop_clean()
+            else:
+                self.cache.drop_clean(keys)
+            self.reads.all_overtaken()  # perhaps more than need be: what is under way is not believed, that is all
             self.updates.all_overtaken()
             return
         for packed in keys:
