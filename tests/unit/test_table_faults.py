@@ -104,7 +104,7 @@ async def test_an_update_that_the_store_refuses_changes_nothing() -> None:
     async with Rig() as rig:
         table, replica = await rig.table()
         await table.incr("n")
-        replica.store.refuse(2, StoreUnavailable("not now"))  # the second call's write follows the first's
+        replica.store.refuse(1, StoreUnavailable("not now"))
         outcomes = await asyncio.gather(table.incr("n"), table.incr("n"), return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [StoreUnavailable, StoreUnavailable]
         assert (stored(table, "n"), await table.incr("n")) == (1, 2)
