@@ -61,6 +61,8 @@ class Memory:
 
     def __init__(self, clock: Callable[[], int], *, replicas: int = 0) -> None:
         self.clock, self.replicas = clock, replicas
+        # Changes that no write has waited for to reach a replica, and what stood there before. None: nobody asks.
+        self.unreplicated: deque[tuple[_Table, bytes, Stored | None]] | None = None
         self.tables: list[_Table] = []
         self.clients: set[MemoryStore] = set()
         self.writers = 0
@@ -103,6 +105,8 @@ class Memory:
         return table.entries.get(key)
 
     def set(self, table: _Table, key: bytes, stored: Stored | None, by: MemoryStore | None) -> None:
+        if self.unreplicated is not None:
+            self.unreplicated.append((table, key, table.entries.get(key)))
         table.claims.pop(key, None)
         if stored is None:
             table.entries.pop(key, None)
@@ -114,6 +118,19 @@ class Memory:
                 reader.told(table.handle, [key])
         if by is not None and len(self.clients) > 1:
             table.readers[key] = {by}
+
+    def replicated(self) -> None:
+        """A write was waited for: a replica has it, and what came before it."""
+        if self.unreplicated is not None:
+            self.unreplicated.clear()
+
+    def forget(self, changes: int) -> None:
+        """The last ``changes`` have not reached a replica, and it takes over. Who has read them is told."""
+        log, self.unreplicated = self.unreplicated or deque(), None
+        for _ in range(min(changes, len(log))):
+            self.set(*log.pop(), None)
+        log.clear()
+        self.unreplicated = log
 
     def due(self, table: _Table, key: bytes, at_ms: int) -> None:
         if not at_ms:
@@ -289,6 +306,8 @@ class MemoryStore:
                 why = f"{self._memory.replicas} replicas have it, {replicas} were asked for"
                 lost = {at for at, _ in conflicts}
                 failed = [(at, DurabilityUnknown(why)) for at in range(len(keys)) if at not in lost]
+            elif replicas:
+                self._memory.replicated()
             done(Written(conflicts, failed))
 
         self._call(len(keys), carry_out, all_failed)

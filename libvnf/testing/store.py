@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 
+from ..errors import ConfigError
 from ..state.memory import Memory, MemoryStore
 
 __all__ = ["SharedStore"]
@@ -15,6 +17,7 @@ class SharedStore:
 
     def __init__(self, clock_ms: Callable[[], int], *, replicas: int = 0) -> None:
         self._memory = Memory(clock_ms, replicas=replicas)
+        self._memory.unreplicated = deque(maxlen=4096)
         self._clients: list[MemoryStore] = []
         self._down = ""
         self._latency_s = 0.0
@@ -50,6 +53,14 @@ class SharedStore:
         self._down = ""
         for client in self._clients:
             client.recover()
+
+    def fail_over(self, seconds: float = 1.5, *, loses: int = 0) -> None:
+        """The master dies and its replica takes over: an outage of so long, and the last ``loses`` changes are
+        forgotten, as far as no ``replicated(n)`` has waited for them or for a later one (of the last 4,096)."""
+        if not self.replicas:
+            raise ConfigError("fail_over: there is no replica to take over: net.store.replicas is 0")
+        self.outage(seconds, "its master has died")
+        self._memory.forget(loses)
 
     def slow(self, latency_s: float) -> None:
         """Every call from now on takes that long."""

@@ -8,7 +8,10 @@ import socket
 import subprocess
 from pathlib import Path
 
-from libvnf import VNF, DurabilityUnknown, Fixed, Table, write_back
+import pytest
+
+from libvnf import VNF, ConfigError, DurabilityUnknown, Fixed, Table, replicated, write_back, write_through
+from libvnf.state.durability import Durability
 from libvnf.testing import Network
 from tests.integration.programs import ROOT, RUN, running
 
@@ -97,3 +100,31 @@ async def test_replicas_of_a_network_share_its_store() -> None:
         net.store.lose_answers(1)
         assert await one.ask(b"+") == b"999"
         assert await two.ask(b"?") == b"  5"
+
+
+@pytest.mark.parametrize("durability, left", [(write_through, b"  1"), (replicated(1), b"  3")])
+async def test_a_failover_of_the_network_forgets_what_no_replica_was_waited_for(
+    durability: Durability, left: bytes
+) -> None:
+    async with Network(seed=7) as net:
+        with pytest.raises(ConfigError, match="no replica to take over"):
+            net.store.fail_over()
+        net.store.replicas = 1
+        vnf = VNF("counter", program=False)
+        hits: Table[str, int] = vnf.table("hits", key=str, value=int, durability=durability)
+
+        @vnf.server("tcp://:5000", framing=Fixed(1))
+        async def count(conn, request, packet):  # type: ignore[no-untyped-def]
+            number = await hits.get("all") or 0
+            if bytes(packet) == b"+":
+                number += 1
+                await hits.put("all", number)
+            conn.send(b"%3d" % number)
+
+        await net.start(vnf, host="one")
+        peer = await net.connect("tcp://one:5000", framing=Fixed(3))
+        assert [await peer.ask(b"+") for _ in range(3)] == [b"  1", b"  2", b"  3"]
+        net.store.fail_over(seconds=2, loses=2)
+        before_s = net.clock.now
+        assert await peer.ask(b"?", timeout_s=9) == left
+        assert net.clock.now - before_s >= 2
