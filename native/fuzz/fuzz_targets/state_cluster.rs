@@ -7,16 +7,17 @@ use std::time::{Duration, Instant};
 
 use libfuzzer_sys::fuzz_target;
 use libvnf_native::state::cluster::{Cluster, Key, LANES, Order};
-use libvnf_native::state::operation::{Octets, Request, Writes};
+use libvnf_native::state::request::{Octets, Request, Writes};
 use libvnf_native::state::settings::Settings;
 use libvnf_native::state::slots::Table;
 use libvnf_native::state::topology::Address;
 
-const GREETINGS: [usize; LANES] = [10, 1];
 /// More than it takes to be told that nobody has answered, a step of a scan included.
 const PATIENCE: Duration = Duration::from_secs(11);
 
 struct World {
+    /// How many answers each of a node's connections begins with.
+    greetings: [usize; LANES],
     cluster: Cluster,
     now: Instant,
     open: Vec<(Key, u32)>,
@@ -76,7 +77,7 @@ impl World {
                     self.cluster.opened(key, generation, self.now);
                     self.open.push((key, generation));
                     let at = self.open.len() - 1;
-                    self.hear(at as u8, &b"+OK\r\n".repeat(GREETINGS[key % LANES]));
+                    self.hear(at as u8, &b"+OK\r\n".repeat(self.greetings[key % LANES]));
                 }
                 Order::Close(key, generation) => self.open.retain(|&it| it != (key, generation)),
             }
@@ -99,11 +100,12 @@ fuzz_target!(|input: &[u8]| {
     let now = Instant::now();
     let seeds = vec![Address::new("10.0.0.1", 1), Address::new("10.0.0.2", 2)];
     let settings = Settings { seeds, cluster: kind & 1 != 0, longest_reply: 1 << 16, ..Settings::default() };
+    let greetings = [true, false].map(|tables| settings.greetings(tables).len());
     let mut cluster = Cluster::new(settings, 1, now);
     for (name, keeps) in [("t", false), ("u", true)] {
         cluster.tables.add(Table::new("v", name, 2, keeps).expect("a table")).expect("a handle");
     }
-    let mut world = World { cluster, now, open: Vec::new(), asked: 0, answered: HashSet::new() };
+    let mut world = World { greetings, cluster, now, open: Vec::new(), asked: 0, answered: HashSet::new() };
     world.pass(Duration::ZERO);
     while let [what, argument, more @ ..] = rest {
         rest = more;
