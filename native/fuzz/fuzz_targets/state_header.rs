@@ -4,12 +4,12 @@
 
 use libfuzzer_sys::fuzz_target;
 use libvnf_native::state::header::{self, Applied, RECENT, Recent, Stored, VERSION_BYTES};
-use libvnf_native::state::slots::{self, Found, Table, Tables};
+use libvnf_native::state::slots::{self, Table, Tables};
 
 fuzz_target!(|input: &[u8]| {
     let mut tables = Tables::default();
     tables.add(Table::new("v", "t", 4, true).expect("a table")).expect("a handle");
-    if let Some(Found::Entry { table, key } | Found::Lock { table, key }) = tables.find(input) {
+    if let Some((table, key)) = tables.find(input) {
         assert!(table == 0 && input.ends_with(key));
         let table = tables.get(table).expect("a table");
         assert_eq!(slots::slot(input), table.partitions[table.partition(key)].slot);
