@@ -146,14 +146,6 @@ class Cache(Generic[K, V]):
             self._enqueue(entry)
         return entry
 
-    def uncached(self, key: K, packed: bytes, value: V | None, stored: Stored | None) -> Entry[K, V]:
-        """An entry as ``put_clean`` makes one, and not kept: for what may have changed by now."""
-        entry: Entry[K, V] = Entry(key, packed)
-        entry.cached = False
-        entry.value, entry.payload = value, None if stored is None else stored.payload
-        entry.version, entry.deadline_ms, entry.recent = (0, 0, b"") if stored is None else stored[:3]
-        return entry
-
     def put_dirty(
         self, key: K, packed: bytes, value: V | None, payload: bytes | None, deadline_ms: int = 0
     ) -> Entry[K, V]:

@@ -175,9 +175,7 @@ class SharedTable(Table[K, V]):
 
     async def get(self, key: K) -> V | None:
         entry = self._entries.get(key)
-        if entry is None:
-            return self.value_of(await self._missing(key))
-        if entry.deadline_ms or not self._values_are_shared:
+        if entry is None or entry.deadline_ms or not self._values_are_shared:
             return self.value_of(await self._read(key))
         entry.visited = True
         self._hits += 1
@@ -410,17 +408,17 @@ class SharedTable(Table[K, V]):
         if entry is not None:
             self._hits += 1
             return entry
-        return await self._missing(key)
-
-    def _missing(self, key: K) -> asyncio.Future[Entry[K, V]]:
         self.cache.misses += 1
         future: asyncio.Future[Entry[K, V]] = self._tables.future()
         self.reads.fetch(key, self.keys.pack(key), partial(settle_with, future))
-        return future
+        entry = await future
+        # Another who waited for the same may have put something since.
+        return self._entries.get(key, entry)
 
     def arrived(self, key: K, packed: bytes, stored: Stored | None, *, fresh: bool) -> Entry[K, V]:
         """What was read. What is cached by now came later than the read was begun, and stays. Here and below: what is
-        not ``fresh`` another has changed since, and is not cached."""
+        not ``fresh`` another has changed since. It is cached for a step of those who waited, so that what they put
+        replaces what they have read, and nothing else."""
         entry = self._entries.get(key)
         if entry is None:
             return self._cached(key, packed, stored, fresh=fresh)
@@ -435,7 +433,15 @@ class SharedTable(Table[K, V]):
         except Unreadable:
             self.counts["unreadable"] += 1
             raise
-        return (self.cache.put_clean if fresh else self.cache.uncached)(key, packed, value, stored)
+        entry = self.cache.put_clean(key, packed, value, stored)
+        if not fresh and entry.cached:
+            self.loop.call_soon(self.loop.call_soon, self._overtaken, entry)
+        return entry
+
+    def _overtaken(self, entry: Entry[K, V]) -> None:
+        """Those who waited for this have taken their step."""
+        if self._entries.get(entry.key) is entry and self.cache.invalidate(entry.key) is not None:
+            self.flusher.urgent(entry, 0, ignore)  # it meets its conflict now
 
     def overtaken(self, key: K, packed: bytes, stored: Stored | None, *, fresh: bool) -> Entry[K, V]:
         """An update met another version. What is dirty here meets it by itself."""

@@ -54,6 +54,23 @@ async def test_who_asks_after_a_change_was_told_has_a_read_of_its_own() -> None:
         assert (await later[0], await other.get("a")) == (2, 2)
 
 
+async def test_what_is_put_in_the_step_of_an_overtaken_read_replaces_only_what_was_read() -> None:
+    """By one of those who waited; the others see what that one has put."""
+    async with Rig() as rig:
+        one, other = await rig.two(write_through)
+        seen: list[Any] = []
+
+        async def claim(name: int) -> None:
+            seen.append(found := await other.get("a"))
+            if found is None:
+                await other.put("a", name)
+
+        claims = asyncio.gather(claim(2), claim(3), claim(4), return_exceptions=True)
+        results = await overtaken(rig, asyncio.wait_for(claims, 60), one.put("a", 1))
+        assert ([type(result) for result in results], seen) == ([StateConflict, type(None), type(None)], [None, 2, 2])
+        assert await other.get("a") == stored(one, "a") == 1
+
+
 @pytest.mark.parametrize("first", [None, 5])
 async def test_an_update_that_was_overtaken_is_not_cached(first: int | None) -> None:
     """Also one that meets a conflict, and then is."""
