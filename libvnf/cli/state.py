@@ -329,4 +329,6 @@ async def quarantine(shelf: Shelf, table: str, limit: int, as_json: bool) -> int
             click.echo(json.dumps({**found, "version": version_of(stored), "unreadable": because}))
         else:
             say(f"{found.get('key', '--packed ' + found.get('packed', ''))}: {because[:LONGEST_WHY]}")
+    if not seen:
+        click.echo("nothing: some code can read each of them", err=True)
     return 0
