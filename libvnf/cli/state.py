@@ -32,6 +32,7 @@ from .state_text import LONGEST_TEXT, LONGEST_WHY, ends, key_of, lines, reason, 
 __all__ = ["state"]
 
 ABSENT = 1
+NOTHING = "nothing: some code could read each entry"
 LONGEST_INPUT = 16 << 20
 
 
@@ -329,6 +330,6 @@ async def quarantine(shelf: Shelf, table: str, limit: int, as_json: bool) -> int
             click.echo(json.dumps({**found, "version": version_of(stored), "unreadable": because}))
         else:
             say(f"{found.get('key', '--packed ' + found.get('packed', ''))}: {because[:LONGEST_WHY]}")
-    if not seen:
-        click.echo("nothing: some code can read each of them", err=True)
+    if not seen and not as_json:
+        say(NOTHING)
     return 0

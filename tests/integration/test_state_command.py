@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import redis
 
-from libvnf.cli.state import change
+from libvnf.cli.state import NOTHING, change
 from libvnf.errors import StateError
 from libvnf.state import Record, Tables, write_through
 from libvnf.state.catalogue import CATALOGUE, Description
@@ -172,7 +172,7 @@ async def test_who_may_only_read_looks_and_changes_nothing(kind: str, request: p
         assert sorted(said(url, "ls", "sessions").split()) == ["0102", "03"]
         assert "alice" in said(url, "get", "sessions", "0102")
         assert json.loads(said(url, "stats", "--json"))["tables"]["sessions"]["entries"] == 2
-        assert said(url, "quarantine", "sessions") == ""
+        assert said(url, "quarantine", "sessions") == f"{NOTHING}\n"
         for words in (("del", "sessions", "03"), ("put", "sessions", "03", '{"user": "eve", "hits": 0}')):
             done = state(url, *words)
             assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
@@ -209,7 +209,7 @@ async def test_what_is_no_entry_is_listed_and_removed(redis_server: Callable[...
     assert json.loads(said(server.url, "stats", "--json"))["tables"]["sessions"]["unreadable"] == 1
     assert sorted(said(server.url, "ls", "sessions").split()) == ["0102", "03"]
     said(server.url, "put", "sessions", "03", '{"user": "bob", "hits": 1}')
-    assert said(server.url, "quarantine", "sessions") == ""
+    assert said(server.url, "quarantine", "sessions") == f"{NOTHING}\n"
     with server.client() as client:
         client.set(name, b"of somebody else")
         said(server.url, "del", "sessions", "03")
@@ -265,13 +265,13 @@ async def test_what_cannot_be_read_is_listed_shown_in_hex_and_can_be_removed(
     assert "value" not in told
     assert json.loads(said(url, "stats", "--json"))["tables"]["sessions"]["unreadable"] == 1
     said(url, "del", "sessions", "0102")
-    assert said(url, "quarantine", "sessions") == ""
+    assert said(url, "quarantine", "sessions") == f"{NOTHING}\n"
     # A key that is none of the table's: an int where bytes are expected.
     said(url, "put", "sessions", "07", '{"user": "eve", "hits": 0}', "--packed")
     assert said(url, "quarantine", "sessions").startswith("--packed 07: its key: ")
     assert "--packed 07" in said(url, "ls", "sessions").splitlines()
     said(url, "del", "sessions", "07", "--packed")
-    assert said(url, "quarantine", "sessions") == ""
+    assert said(url, "quarantine", "sessions") == f"{NOTHING}\n"
 
 
 def damage(url: str, old: bytes, new: bytes) -> None:
