@@ -11,6 +11,7 @@ A conflict that the cache does not call one is with ourselves: an unanswered wri
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -122,7 +123,8 @@ class Flusher:
         self._aside_delay_s = 0.0
         self._refused: set[Any] = set()  # keys of those, until they are stored
         self._refusing = False  # the store took none of the last ones
-        self._room: list[asyncio.Future[None]] = []
+        self._landing: list[asyncio.Future[None]] = []
+        self._room: deque[asyncio.Future[None]] = deque()
         self._at_end = self._soon  # the same object each time: a request calls it once
 
     # --- when
@@ -199,16 +201,40 @@ class Flusher:
                     barrier.count += 1
             if left <= 0 or not (taken or self._full):
                 break
-            await (self.room() if self._full else asyncio.sleep(0))
+            await (self.landing() if self._full else asyncio.sleep(0))
         barrier.one(None)
         await barrier.future
 
-    async def room(self) -> None:
-        """Returns when a flight has landed: the cache may have room then."""
+    async def landing(self) -> None:
+        """Returns when a flight has landed."""
         self._soon()
         future = self._table.future()
-        self._room.append(future)
+        self._landing.append(future)
         await future
+
+    async def room(self, *, again: bool = False) -> None:
+        """Returns when a flight has landed, or another who waited here had room: the cache may have some more. In turn;
+        who is here ``again`` goes before those who have not had theirs. Who has returned calls :meth:`pass_on`."""
+        self._soon()
+        future = self._table.future()
+        if again:
+            self._room.appendleft(future)
+        else:
+            self._room.append(future)
+        try:
+            await future
+        except asyncio.CancelledError:
+            if not future.cancelled():
+                self.pass_on()
+            raise
+
+    def pass_on(self) -> None:
+        """It is the next one's turn to see whether there is room."""
+        while self._room:
+            future = self._room.popleft()
+            if not future.done():
+                future.set_result(None)
+                return
 
     async def drain(self, until_s: float) -> None:
         """Stores everything, again and again until that time of the loop."""
@@ -523,7 +549,8 @@ class Flusher:
         self.urgent(entry, 0, barrier.one)
 
     def _wake(self) -> None:
-        room, self._room = self._room, []
-        for future in room:
+        landing, self._landing = self._landing, []
+        for future in landing:
             if not future.done():
                 future.set_result(None)
+        self.pass_on()

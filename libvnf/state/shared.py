@@ -318,6 +318,7 @@ class SharedTable(Table[K, V]):
         future: asyncio.Future[None] = self.future()
         request = self.awaiting()
         self.cache.clear()
+        self.flusher.pass_on()
         try:
             self.store.drop(self.handle, partial(settle, future))
             await future
@@ -360,12 +361,20 @@ class SharedTable(Table[K, V]):
         self, full: StateFull, key: K, value: V | None, payload: bytes | None, deadline_ms: int
     ) -> Entry[K, V]:
         """Waits for room, as long as there will be some."""
+        again = False
         while self.running and self.cache.unstored:
-            await self.flusher.room()
+            await self.flusher.room(again=again)
             try:
-                return self._change(key, value, payload, deadline_ms)
+                entry = self._change(key, value, payload, deadline_ms)
             except StateFull as error:
-                full = error
+                full, again = error, True
+            except BaseException:
+                self.flusher.pass_on()
+                raise
+            else:
+                self.flusher.pass_on()
+                return entry
+        self.flusher.pass_on()
         raise full
 
     async def _stored(self, entry: Entry[K, V], asked: Durability) -> None:

@@ -204,3 +204,36 @@ async def test_a_put_through_that_does_not_fit_the_client_waits() -> None:
         replica.store.write = sometimes  # type: ignore[method-assign]
         await table.put("a", 1)
         assert stored(table, "a") == 1
+
+
+async def test_puts_that_wait_for_room_have_it_in_turn() -> None:
+    """Each looks for it about once, however many wait; those who are cancelled keep nobody waiting."""
+    async with Rig() as rig:
+        table, replica = await rig.table(last_writer_wins=True, max_entries=100)
+        replica.store.outage()
+        puts = [asyncio.ensure_future(table.put(f"{number}", number)) for number in range(5000)]
+        await asyncio.sleep(0)
+        for put in puts[200::3]:
+            put.cancel()
+        replica.store.recover()
+        for put in puts[201::9]:  # some of them when it was their turn
+            await asyncio.sleep(0)
+            put.cancel()
+        done = await asyncio.gather(*puts, return_exceptions=True)
+        await table.flush()
+        kept = [number for number, outcome in enumerate(done) if outcome is None]
+        assert len(kept) > 2000 and {type(one) for one in done} <= {type(None), asyncio.CancelledError}
+        assert all(stored(table, f"{number}") == number for number in kept)
+        assert table.statistics()["full"] < 2 * 5000
+
+
+async def test_who_waits_for_room_has_it_when_all_is_dropped() -> None:
+    async with Rig() as rig:
+        table, replica = await rig.table(last_writer_wins=True, max_entries=2)
+        replica.store.refuse(1 << 30, StoreUnavailable("not now"))
+        puts = [asyncio.ensure_future(table.put(key, 1)) for key in "abcd"]
+        await asyncio.sleep(0.1)
+        replica.store.refuse(0, StoreUnavailable(""))
+        table.cache.clear()
+        await table.drop()
+        await asyncio.gather(*puts)
