@@ -84,6 +84,9 @@ class KeyCodec(Generic[K]):
             raise Unreadable(
                 f"table {self._table!r}: stored key of type {type(key).__name__}, expected {_named(self._kind)}"
             )
+        # The same key in another form would be a second entry, taken here for the first.
+        if _encode(key) != packed:
+            raise Unreadable(f"table {self._table!r}: {len(packed)} bytes that are no key as this code packs them")
         return key  # type: ignore[no-any-return]
 
     def _matcher(self, kind: Any) -> Callable[[Any], bool]:

@@ -115,6 +115,13 @@ def test_a_stored_key_of_another_type_is_unreadable() -> None:
         KeyCodec[str]("t", str).unpack(KeyCodec[int]("t", int).pack(5))
 
 
+def test_a_key_in_another_form_than_ours_is_none() -> None:
+    codec = KeyCodec[int]("t", int)
+    assert codec.unpack(b"\x01") == 1
+    with pytest.raises(Unreadable, match="as this code packs them"):
+        codec.unpack(b"\xd3" + (1).to_bytes(8, "big"))
+
+
 def test_a_key_type_that_cannot_be_is_refused_at_the_table() -> None:
     for kind in (float, list, Session, tuple[str, float], None, "str"):
         with pytest.raises(ConfigError, match="expected str, bytes, int, a tuple of these, or object"):
