@@ -205,7 +205,7 @@ async def talk(
     transport: str, file: str, scheme: str, tmp_path: Path, netns: NetNS, testpmd: Start
 ) -> list[list[bytes]]:
     """What A is answered by B on this transport."""
-    name, _, pool = file.partition(" pool=")
+    name, *settings = file.split()
     sets = [
         *QUICK,
         "--set",
@@ -213,7 +213,7 @@ async def talk(
         "--set",
         f"c={scheme}://10.0.0.1:6000?port=data0",
     ]
-    sets += ["--set", f"pool={pool}"] if pool else []
+    sets += [word for setting in settings for word in ("--set", setting)]
     c = ("10.0.0.1", 6000)
     if name == "b_papers.py":
         sets, c = QUICK, ("10.0.0.3", 5000)
