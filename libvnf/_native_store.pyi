@@ -27,9 +27,10 @@ class StoreClient:
     ``tls_identity``: a certificate and its key, PEM, for nodes that ask for one.
 
     ``silence_s``: a node that owes an answer that long has its connection closed; an idle one is asked every half of
-    it, so that a reader of cached entries misses no invalidation for longer than twice that. ``replica_timeout_s``: how
-    long replicas may take to acknowledge. ``stall_limit_s``: for how long after the last ``beat`` locks are renewed.
-    ``max_reply_bytes``: a longer answer of a node ends its connection. ``ConfigError`` for what cannot be.
+    it, so that a link that went dead is known after twice that; one on which something still trickles is not.
+    ``replica_timeout_s``: how long replicas may take to acknowledge. ``stall_limit_s``: for how long after the last
+    ``beat`` locks are renewed. ``max_reply_bytes``: a longer answer of a node ends its connection. ``ConfigError`` for
+    what cannot be.
     """
 
     def __new__(

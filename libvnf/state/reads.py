@@ -1,7 +1,8 @@
-"""Misses: those of one turn of the loop go to the store together, those of one key are one read.
+"""Misses: those of one key are one read; a few of one turn of the loop are asked for one by one, many together.
 
 What others change is told at once, and may overtake the answer to what was asked before: that answer is handed to who
-waits for it, and not cached, since the store tells of a change only once. Who asks from then on has a read of its own.
+waits for it, and cached for no longer than their next step, since the store tells of a change only once. Who asks after
+the change was told has a read of its own.
 """
 
 from __future__ import annotations

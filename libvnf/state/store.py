@@ -85,7 +85,8 @@ class Store(Protocol):
     on_invalid: Callable[[int, Invalid], object]
     """``(table handle, keys)``: another client changed or removed these, or they expired. Told once for each key that
     this client read or wrote since, absent ones too; its own writes are not told. Not a list: whatever this client has
-    read of these may be stale (a connection was lost, a slot moved)."""
+    read of these may be stale (a connection was lost, a slot moved). A server that remembers fewer readers than
+    there are (``tracking-table-max-keys``), or that evicts entries, forgets to tell."""
 
     on_state: Callable[[str], object]
     """``"up"``, or ``"down: why"``: once per change, for the log and the statistics."""

@@ -1,4 +1,4 @@
-"""Answers that are overtaken by the invalidation of what they tell: they are handed on, and not cached."""
+"""Answers that are overtaken by the invalidation of what they tell: they are handed on, and not kept."""
 
 from __future__ import annotations
 
